@@ -1,14 +1,15 @@
 """The two ways to choose what captions and images are compared with: `Groups` (the paper's) and `InBatch`.
 
 Each draws the candidates of a sample, and knows which rows of a batch form pairs and how their match is trained.
+`pairs` is a `papers.m3p.pairs.PairItems`.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -45,40 +46,21 @@ class PairGroup:
         return max(len(self.captions), len(self.images))
 
 
-class Pairs(Protocol):
-    """What candidates are drawn from, see `papers.m3p.pairs.PairItems`."""
-
-    listing: Any
-    skipped: Any
-    pool: Any
-
-    def regions(self, image: int) -> Regions: ...
-
-    def pieces(self, caption: int, rng: np.random.Generator) -> npt.NDArray[np.integer[Any]]: ...
-
-    def noise(self, pairs: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]: ...
-
-
 @dataclass(frozen=True)
 class Groups:
     """N images for every caption (`t2i`) and N captions for every image (`i2t`), drawn from the whole set.
 
-    Row g * N + n of a batch is pair n of group g; `positive` [G] is the true one.
-
-    Args:
-        count: N.
-        exclude_siblings: never use other captions of an image, or other images of its group, as negatives, because they
-            match too. The released pre-training code only excludes the caption itself.
+    Other captions of an image, and other images of its group, match too, so they are never negatives. The released
+    pre-training code only excludes the caption itself. Row g * N + n of a batch is pair n of group g; `positive` [G] is
+    the true one.
 
     Source: [6.2] and [9].
     """
 
     count: int = 4
-    exclude_siblings: bool = True
 
-    def check(self, pairs: Pairs, world_size: int) -> None:
-        siblings = int(np.bincount(pairs.pool.groups).max()) if self.exclude_siblings else 1
-        most = len(pairs.pool) + 1 - siblings
+    def check(self, pairs: Any, world_size: int) -> None:
+        most = len(pairs.pool) + 1 - int(np.bincount(pairs.pool.groups).max())
         if not 2 <= self.count <= most:
             listing = pairs.listing
             raise ValueError(
@@ -86,45 +68,32 @@ class Groups:
                 f"has {len(pairs.pool)} images; or set data.vlm_candidates to in_batch"
             )
 
-    def draw(self, pairs: Pairs, image: int, caption: int, rng: np.random.Generator) -> dict[str, PairGroup]:
+    def draw(self, pairs: Any, image: int, caption: int, rng: np.random.Generator) -> dict[str, PairGroup]:
         regions = pairs.regions(image)
         # Order of the random numbers: images for the caption, then captions for the image.
         positive = int(rng.integers(self.count))
-        images = self._other_regions(pairs, image, caption, rng)
+        images = list(islice(_readable(pairs, self.negatives(pairs, image, rng)), self.count - 1))
         images.insert(positive, regions)
         noise = pairs.noise(self.count, rng)
         t2i = PairGroup([pairs.pieces(caption, rng)], images, positive, noise)
         positive = int(rng.integers(self.count))
-        others = list(itertools.islice(self.negatives(pairs, image, caption, rng), self.count - 1))
+        others = [other for _, other in islice(self.negatives(pairs, image, rng), self.count - 1)]
         noise = pairs.noise(self.count, rng)
-        captions = [pairs.pieces(number, rng) for number in [*(number for _, number in others), caption]]
+        captions = [pairs.pieces(number, rng) for number in [*others, caption]]
         captions.insert(positive, captions.pop())
         return {"t2i": t2i, "i2t": PairGroup(captions, [regions], positive, noise)}
 
-    def negatives(self, pairs: Pairs, image: int, caption: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    def negatives(self, pairs: Any, image: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
         """Other images, each once and with one of its captions."""
         pool, drawn = pairs.pool, set[int]()
         for _ in range(ATTEMPTS * self.count):
             other = int(rng.integers(len(pool)))
             captions = pool.of(other)
             number = int(captions[int(rng.random() * len(captions))])
-            sibling = self.exclude_siblings and pool.groups[other] == pool.groups[image]
-            if other not in drawn and number != caption and not sibling:
+            if other not in drawn and pool.groups[other] != pool.groups[image]:
                 drawn.add(other)
                 yield other, number
         raise MediaError(f"{pairs.listing.name}: too few images that can be used to draw negatives from")
-
-    def _other_regions(self, pairs: Pairs, image: int, caption: int, rng: np.random.Generator) -> list[Regions]:
-        """Regions of negatives; replaces and counts unreadable ones."""
-        images: list[Regions] = []
-        negatives = self.negatives(pairs, image, caption, rng)
-        while len(images) < self.count - 1:
-            other, _ = next(negatives)
-            try:
-                images.append(pairs.regions(other))
-            except MediaError as error:
-                pairs.skipped.record(other, error)
-        return images
 
     # -- a batch -------------------------------------------------------------------------------------------------------
 
@@ -151,6 +120,15 @@ class Groups:
         return candidate_matching(logits, batch["positive"])
 
 
+def _readable(pairs: Any, negatives: Iterable[tuple[int, int]]) -> Iterator[Regions]:
+    """Regions of the images of negatives; unreadable ones are counted and left out."""
+    for image, _ in negatives:
+        try:
+            yield pairs.regions(image)
+        except MediaError as error:
+            pairs.skipped.record(image, error)
+
+
 @dataclass(frozen=True)
 class InBatch:
     """Compares all images and captions of a batch of B true pairs; the miniature's, not the paper's ([13.2]).
@@ -158,14 +136,14 @@ class InBatch:
     Pair i * B + j has image i and caption j. Pairs with the same number in `group` [B] aren't negatives of each other.
     """
 
-    def check(self, pairs: Pairs, world_size: int) -> None:
+    def check(self, pairs: Any, world_size: int) -> None:
         if world_size > 1:
             raise ValueError(
                 "trainer.devices: data.vlm_candidates in_batch compares all pairs of a batch, which must be on one "
                 "device; use one device, or groups"
             )
 
-    def draw(self, pairs: Pairs, image: int, caption: int, rng: np.random.Generator) -> dict[str, PairGroup]:
+    def draw(self, pairs: Any, image: int, caption: int, rng: np.random.Generator) -> dict[str, PairGroup]:
         regions = pairs.regions(image)
         pieces, noise = [pairs.pieces(caption, rng)], pairs.noise(1, rng)
         return {"in_batch": PairGroup(pieces, [regions], 0, noise, int(pairs.pool.groups[image]))}

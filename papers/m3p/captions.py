@@ -127,16 +127,16 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
 
     if identity is not None and len(texts) > CHUNK:
         digest = hashlib.sha256(f"tokens 1 {tokenizer.fingerprint} {identity}".encode()).hexdigest()
-        kept = cache_folder() / "tokens" / f"{digest[:32]}.int32"
+        cached = cache_folder() / "tokens" / f"{digest[:32]}.int32"
         # An unwritable cache only costs time and memory.
         with suppress(OSError):
-            if not kept.is_file():  # a cache of others may be read-only
-                make_folder(kept.parent)
+            if not cached.is_file():  # another user's cache may be read-only
+                make_folder(cached.parent)
                 # One process per node writes the file, the others read it; for Wikipedia it has tens of gigabytes.
-                with exclusive(kept.parent.with_suffix(".lock")):
-                    if not kept.is_file():
-                        write_whole(kept, write)
-            return np.memmap(kept, dtype=np.int32, mode="r")
+                with exclusive(cached.parent.with_suffix(".lock")):
+                    if not cached.is_file():
+                        write_whole(cached, write)
+            return np.memmap(cached, dtype=np.int32, mode="r")
     return np.concatenate([np.zeros(0, dtype=np.int32), *chunks()])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -56,10 +56,11 @@ class CodeSwitcher:
         self.lower_case = lower_case
         #: Translations of each word by language.
         self._words: dict[str, dict[str, list[str]]] = {}
-        #: Translations of a caption's word, with its punctuation, into each language that has any.
-        self._entries: dict[str, tuple[tuple[str, ...], ...]] = {}
+        #: The same of the captions' words, with their punctuation.
+        self._entries: dict[str, dict[str, list[str]]] = {}
 
     def prepare(self) -> None:
+        """Read the dictionaries."""
         if self._words:
             return
         if not self.targets:
@@ -93,49 +94,42 @@ class CodeSwitcher:
     def coverage(self, texts: Iterable[str]) -> dict[str, Any]:
         """Shares of the words of some captions with an entry, for the record; a word contains a letter or a digit."""
         counts = Counter(word for text in texts for word in text.split() if any(map(str.isalnum, word)))
-        known, by_language = 0, Counter[str]()
+        total, by_language = max(counts.total(), 1), Counter[str]()
         for word, count in counts.items():
-            languages = self._look_up(word)[1]
-            known += count if languages else 0
-            by_language.update(dict.fromkeys(languages, count))
-        total = max(counts.total(), 1)
+            by_language.update(dict.fromkeys(self._entry(word), count))
+        covered = sum(count for word, count in counts.items() if self._entry(word))
         return {
             "samples": counts.total(),
-            "covered": round(known / total, 4),
+            "covered": round(covered / total, 4),
             "covered_by_language": {target: round(by_language[target] / total, 4) for target in self.targets},
             "skipped": 0,
             "skipped_names": [],
         }
 
     def _replace(self, words: list[str], position: int, rng: np.random.Generator) -> bool:
-        word = words[position]
-        if word not in self._entries:
-            before, languages, after = self._look_up(word)
-            self._entries[word] = tuple(
-                tuple(f"{before}{text}{after}" for text in texts) for texts in languages.values()
-            )
-        entry = self._entries[word]
-        if not entry:
-            return False
-        # Choose the language first, so that languages with many translations aren't preferred.
-        translations = entry[int(rng.random() * len(entry))]
-        words[position] = translations[int(rng.random() * len(translations))]
-        return True
+        languages = list(self._entry(words[position]).values())
+        if languages:
+            # Choose the language first, so that languages with many translations aren't preferred.
+            translations = languages[int(rng.random() * len(languages))]
+            words[position] = translations[int(rng.random() * len(translations))]
+        return bool(languages)
 
-    def _look_up(self, word: str) -> tuple[str, Mapping[str, list[str]], str]:
-        """Leading punctuation, translations by language, and trailing punctuation of a word."""
-        self.prepare()
-        first, last = 0, len(word)
-        if self.strip_punctuation and word not in self._words:
-            while first < last and _is_mark(word[first]):
-                first += 1
-            while first < last and _is_mark(word[last - 1]):
-                last -= 1
-        core = word[first:last]
-        translations = self._words.get(core)
-        if translations is None and self.lower_case:
-            translations = self._words.get(core.lower())
-        return word[:first], translations or {}, word[last:]
+    def _entry(self, word: str) -> dict[str, list[str]]:
+        """Translations of a word by language, with the word's punctuation."""
+        if word not in self._entries:
+            first, last = 0, len(word)
+            if self.strip_punctuation and word not in self._words:
+                while first < last and _is_mark(word[first]):
+                    first += 1
+                while first < last and _is_mark(word[last - 1]):
+                    last -= 1
+            core = word[first:last]
+            languages = self._words.get(core) or (self._words.get(core.lower()) if self.lower_case else None) or {}
+            self._entries[word] = {
+                language: [f"{word[:first]}{text}{word[last:]}" for text in texts]
+                for language, texts in languages.items()
+            }
+        return self._entries[word]
 
 
 def _is_mark(sign: str) -> bool:

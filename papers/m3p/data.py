@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader, Subset
@@ -16,20 +16,21 @@ from common.data.worlds.base import World
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Draw, Example
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
-from papers.m3p import examples
 from papers.m3p.candidates import Candidates, Groups, InBatch
 from papers.m3p.captions import CaptionPool, CaptionTokens, file_identity, stream_tokens
 from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.encoder import M3PEncoder
+from papers.m3p.examples import example_step
 from papers.m3p.masking import DEFAULT_MASKING, Masking
-from papers.m3p.pairs import CaptionSet, PairCollator, PairItems, PairSettings, RegionItems, find_pictures
+from papers.m3p.pairs import LanguageSet, PairCollator, PairItems, RegionItems, find_images
 from papers.m3p.regions import prepare_regions
 from papers.m3p.search import EvaluationSet
 from papers.m3p.streams import LanguageStream, MultitaskSteps, Schedule, language_probabilities
 
+TRAIN, TEST = "train", "test"
 #: Captions of a set used to measure dictionary coverage.
 COUNTED_CAPTIONS = 20_000
-#: Largest fraction of test images without regions: a smaller gallery raises recall.
+#: Largest fraction of test images without regions: missing images raise recall.
 MOST_UNSEARCHED = 0.01
 
 
@@ -41,7 +42,8 @@ class RegionTextData(ShardedDataModule):
         sets: captioned sets by name, for search and fine-tuning; null leaves one out.
         languages: languages with numbers, which are positions in sorted order; None for those of the sets.
         region_network: checkpoint of a `RegionNetwork` that makes the regions; None reads feature files.
-        candidates, exclude_siblings: see `Groups`, which `vlm_candidates` chooses, or `InBatch`.
+        candidates: see `Groups`, which `vlm_candidates` chooses, or `InBatch`.
+        exclude_siblings: always true; the released code may draw a caption of the same image as a negative.
         max_regions: use the first so many regions. Text always starts after this many positions, even if an image has
             fewer. A smaller number saves time, but the model depends on it.
         validation_split: of the training sets, to compare weights on; None for none.
@@ -56,12 +58,15 @@ class RegionTextData(ShardedDataModule):
 
     #: Captions of an image in an epoch of fine-tuning, and when weights are compared.
     captions_per_image = 1
+    #: Of pre-training.
+    masking: Masking | None = None
+    schedule: Any = None
 
     def __init__(
         self,
         tokenizer: XLMRTokenizer,
-        sets: Mapping[str, CaptionSet | None] | None = None,
-        training_sets: Sequence[CaptionSet] = (),
+        sets: Mapping[str, LanguageSet | None] | None = None,
+        training_sets: Sequence[LanguageSet] = (),
         test_sets: Sequence[str] = (),
         languages: Sequence[str] | None = None,
         world: World | None = None,
@@ -69,11 +74,9 @@ class RegionTextData(ShardedDataModule):
         code_switching: CodeSwitcher | None = None,
         candidates: PositiveInt = 4,
         vlm_candidates: Literal["groups", "in_batch"] = "groups",
-        exclude_siblings: bool = True,
+        exclude_siblings: Literal[True] = True,
         max_regions: PositiveInt = 100,
         distributions: bool = False,
-        train_split: str = "train",
-        test_split: str = "test",
         validation_split: str | None = None,
         validation_items: PositiveInt | None = None,
         test_images: PositiveInt | None = None,
@@ -87,25 +90,27 @@ class RegionTextData(ShardedDataModule):
         self.tokenizer = tokenizer
         self.sets = {name: captioned for name, captioned in (sets or {}).items() if captioned is not None}
         self.training_sets = list(training_sets)
-        self.test_sets = dict(zip(test_sets, chosen_sets(self.sets, test_sets, "test_sets")))
+        self.test_sets = dict(zip(test_sets, self.chosen_sets(test_sets, "test_sets")))
         self.stated_languages = None if languages is None else sorted(languages)
         self.region_network = region_network
         self.code_switching = code_switching
-        self.candidates: Candidates = Groups(candidates, exclude_siblings) if vlm_candidates == "groups" else InBatch()
+        self.candidates: Candidates = Groups(candidates) if vlm_candidates == "groups" else InBatch()
         self.max_regions = max_regions
         self.distributions = distributions
-        self.train_split, self.test_split, self.validation_split = train_split, test_split, validation_split
+        self.validation_split = validation_split
         self.validation_items = validation_items
         self.test_batch_size = test_batch_size
         self.test_images, self.test_captions = test_images, test_captions
         self.cut_test_captions = cut_test_captions
+        self.collator = PairCollator(tokenizer, None, max_regions)
         #: Tokens of a data set's captions, by its split and language.
         self.captions_of: Callable[[Any, str, str], CaptionTokens] = cache(
             lambda dataset, split, language: CaptionTokens(dataset.captions(split, language), tokenizer)
         )
-        #: Pairs to compare weights on, and sets to search; made in setup.
+        #: Pairs to train and to compare weights on, and sets to search; made in setup.
+        self.training_pairs: list[PairItems] = []
         self.validation: PairItems | None = None
-        self.searched: list[EvaluationSet] = []
+        self.evaluation_sets: list[EvaluationSet] = []
         #: Shares of the training captions' words that the dictionaries hold; measured in setup for training.
         self.coverage: dict[str, Any] = {}
         if world is not None:
@@ -115,13 +120,20 @@ class RegionTextData(ShardedDataModule):
             if code_switching is not None:
                 code_switching.dictionaries = world.root_of("dictionaries")
 
+    def chosen_sets(self, names: Sequence[str], field: str) -> list[LanguageSet]:
+        unknown = [name for name in names if name not in self.sets]
+        if unknown:
+            available = ", ".join(self.sets) or "none"
+            raise ValueError(f"data.{field}: no set {', '.join(unknown)}; data.sets has {available}")
+        return [self.sets[name] for name in names]
+
     # -- files ---------------------------------------------------------------------------------------------------------
 
     @property
     def used_splits(self) -> list[tuple[Any, str]]:
-        splits = [split for split in (self.train_split, self.validation_split) if split is not None]
+        splits = [split for split in (TRAIN, self.validation_split) if split is not None]
         used = [(captioned.dataset, split) for captioned in self.training_sets for split in splits]
-        used += [(captioned.dataset, self.test_split) for captioned in self.test_sets.values()]
+        used += [(captioned.dataset, TEST) for captioned in self.test_sets.values()]
         return list({(id(dataset), split): (dataset, split) for dataset, split in used}.values())
 
     def world_parts(self, world: World) -> list[str]:
@@ -147,23 +159,18 @@ class RegionTextData(ShardedDataModule):
             self.code_switching.prepare()
         #: Widths of a region's feature in the data sets.
         self.feature_dims: set[int] = {dataset.regions(split).feature_size for dataset, split in self.used_splits}
-        if not self.searched:  # also before training, so that missing test data fail early
-            self.searched = self.sets_to_search()
-        if stage != "fit":
-            return
-        self.read_training()
-        if self.validation_split is not None and self.validation is None:
-            self.validation = self.pairs_of(
-                self.training_sets, self.captions_per_image, masked=False, split=self.validation_split
-            )
-        if self.code_switching is not None:
-            self.coverage = self.code_switching.coverage(self._switched_texts(self.code_switching.source))
+        if not self.evaluation_sets:  # also before training, so that missing test data fail early
+            self.evaluation_sets = self.sets_to_search()
+        if stage == "fit" and not self.training_pairs:
+            self.read_training()
+            if self.validation_split is not None:
+                self.validation = self.pairs_of(self.training_sets, self.captions_per_image, self.validation_split)
+            if self.code_switching is not None:
+                self.coverage = self.code_switching.coverage(self._switched_texts(self.code_switching.source))
 
     @abstractmethod
     def read_training(self) -> None:
         """Read what training needs, so that errors occur before it starts."""
-
-    # -- sizes ---------------------------------------------------------------------------------------------------------
 
     @property
     def vocabulary_size(self) -> int:
@@ -176,24 +183,19 @@ class RegionTextData(ShardedDataModule):
 
     # -- pairs ---------------------------------------------------------------------------------------------------------
 
-    def pairs_of(
-        self, sets: Sequence[CaptionSet], captions_per_image: int, masked: bool, split: str | None = None
-    ) -> PairItems:
-        """Pairs of some sets, pooled by image; `split` defaults to the training split."""
-        settings = PairSettings(
+    def pairs_of(self, sets: Sequence[LanguageSet], captions_per_image: int, split: str = TRAIN) -> PairItems:
+        """Pairs of some sets, pooled by image; those of the training split are masked and switched."""
+        training = split == TRAIN
+        captions = [self.captions_of(captioned.dataset, split, captioned.language) for captioned in sets]
+        images = find_images(sets, captions, split, self.max_skipped_fraction)
+        pairs = PairItems(
+            images,
+            CaptionPool(captions, images.keys),
             self.candidates,
             max_pieces=self.tokenizer.max_tokens - 2,
             captions_per_image=captions_per_image,
-            masked=masked,
-            switcher=self.code_switching if split is None else None,
-        )
-        split = split or self.train_split
-        captions = [self.captions_of(captioned.dataset, split, captioned.language) for captioned in sets]
-        pictures = find_pictures(sets, captions, split, self.max_skipped_fraction)
-        pairs = PairItems(
-            pictures,
-            CaptionPool(captions, pictures.keys),
-            settings,
+            masked=training and self.masking is not None,
+            switcher=self.code_switching if training else None,
             max_regions=self.max_regions,
             distributions=self.distributions,
             **self.item_options,
@@ -201,13 +203,10 @@ class RegionTextData(ShardedDataModule):
         self.candidates.check(pairs, self.trainer.world_size)
         return pairs
 
-    @property
-    def collator(self) -> PairCollator:
-        return PairCollator(self.tokenizer, None, self.max_regions)
-
     def validation_loader(self) -> DataLoader[Any]:
         """Validation pairs as training steps, each once over all processes."""
-        assert self.validation is not None
+        if self.validation is None:
+            raise ValueError("model.selection is best: data.validation_split must name the split to select by")
         count = min(len(self.validation), self.validation_items or len(self.validation))
         size = max(self.batch_size // self.trainer.world_size, 1)
         return self.evaluation_loader(Subset(self.validation, range(count)), size, "validation", self.collator.step)
@@ -216,28 +215,28 @@ class RegionTextData(ShardedDataModule):
 
     def sets_to_search(self) -> list[EvaluationSet]:
         """The test sets; sets with the same images share them."""
-        searched: list[EvaluationSet] = []
-        images_of: dict[tuple[Any, ...], RegionItems] = {}
-        split, limit = self.test_split, min(self.max_skipped_fraction, MOST_UNSEARCHED)
+        evaluation_sets: list[EvaluationSet] = []
+        shared: dict[tuple[Any, ...], RegionItems] = {}
+        limit = min(self.max_skipped_fraction, MOST_UNSEARCHED)
+        options = {**self.item_options, "max_skipped_fraction": limit, "max_regions": self.max_regions}
         longest = self.tokenizer.max_tokens if self.cut_test_captions else None
         for name, captioned in self.test_sets.items():
             dataset = captioned.dataset
-            captions = self.captions_of(dataset, split, captioned.language)
-            pictures = find_pictures([captioned], [captions], split, limit, self.test_images)
-            key = (type(dataset), dataset.root, dataset.regions(split).paths, tuple(pictures.keys))
-            if key not in images_of:
-                options = {**self.item_options, "max_skipped_fraction": limit}
-                images_of[key] = RegionItems(pictures, max_regions=self.max_regions, **options)
-            searched.append(
-                EvaluationSet(name, captioned, split, images_of[key], captions, self.test_captions, longest)
+            captions = self.captions_of(dataset, TEST, captioned.language)
+            images = find_images([captioned], [captions], TEST, limit, self.test_images)
+            key = (type(dataset), dataset.root, dataset.regions(TEST).paths, tuple(images.keys))
+            if key not in shared:
+                shared[key] = RegionItems(images, **options)
+            evaluation_sets.append(
+                EvaluationSet(name, captioned, TEST, shared[key], captions, self.test_captions, longest)
             )
-        return searched
+        return evaluation_sets
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Loaders of the images; sets that share them are read once."""
         roles: dict[RegionItems, str] = {}
-        for searched in self.searched:
-            roles.setdefault(searched.images, f"test {searched.name}")
+        for test_set in self.evaluation_sets:
+            roles.setdefault(test_set.images, f"test {test_set.name}")
         return [
             self.evaluation_loader(images, self.test_batch_size, role, images.collate) for images, role in roles.items()
         ]
@@ -247,7 +246,7 @@ class RegionTextData(ShardedDataModule):
     def _switched_texts(self, language: str) -> list[str]:
         """Training captions in the language that is switched, sampled from large sets."""
         sets = [captioned for captioned in self.training_sets if captioned.language == language]
-        columns = [self.captions_of(captioned.dataset, self.train_split, language).texts for captioned in sets]
+        columns = [self.captions_of(captioned.dataset, TRAIN, language).texts for captioned in sets]
         return [texts[number] for texts in columns for number in spread(len(texts), COUNTED_CAPTIONS)]
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -256,6 +255,9 @@ class RegionTextData(ShardedDataModule):
             version = f"{self.code_switching.source} to {','.join(self.code_switching.targets)}"
             described["code-switching (dictionaries)"] = {"version": version, **self.coverage}
         return described
+
+    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+        return example_step(self, module.model, size, draw)
 
 
 class PretrainingData(RegionTextData):
@@ -268,28 +270,24 @@ class PretrainingData(RegionTextData):
             released code writes as -1.
         xmlm_steps, relation_steps: draws of languages and caption sets per step; 0 disables text.
         text_batch_size, text_groups: rows of a text block over all devices, and groups with independent languages.
-        predicted_multiple: always 1; the released code cuts the masked words of a block to a multiple of 8 in half
-            precision.
-        kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all it has;
-            `train_split` is also that of the text.
+        kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all it has.
 
     Source: [6].
     """
 
     def __init__(
         self,
-        captions: Sequence[CaptionSet],
+        captions: Sequence[LanguageSet],
         tokenizer: XLMRTokenizer,
         text: WikipediaText | None = None,
         language_alpha: NonNegativeFloat = 0.3,
         xmlm_steps: NonNegativeInt = 3,
-        relation_steps: NonNegativeInt = 3,
+        relation_steps: PositiveInt = 3,
         text_batch_size: PositiveInt = 192,
         text_groups: PositiveInt = 8,
         bptt: PositiveInt = 128,
         steps_per_epoch: PositiveInt = 1000,
         masking: Masking | None = DEFAULT_MASKING,
-        predicted_multiple: Literal[1] = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, training_sets=captions, **kwargs)
@@ -310,10 +308,9 @@ class PretrainingData(RegionTextData):
             steps_per_epoch, self.batch_size, xmlm_steps, relation_steps, text_groups=text_groups, seed=self.seed
         )
         self.masking = masking
-        #: Text, number of sentences and probability of each language; set in setup for training.
+        #: Text and number of sentences of each language; set in setup for training.
         self.streams: list[LanguageStream] = []
         self.sentences: dict[str, int] = {}
-        self.probabilities: dict[str, float] = {}
 
     def world_parts(self, world: World) -> list[str]:
         return [*super().world_parts(world), *([] if self.text is None else [self.text.name])]
@@ -324,29 +321,23 @@ class PretrainingData(RegionTextData):
             self.stated_languages = sorted(self.text.languages)
         return super().languages
 
-    @cached_property
-    def training_pairs(self) -> list[PairItems]:
-        if not self.schedule.relation_steps:
-            return []
-        masked = self.masking is not None
-        return [self.pairs_of([captioned], captioned.captions_per_image, masked) for captioned in self.training_sets]
-
     def read_training(self) -> None:
+        self.training_pairs = [
+            self.pairs_of([captioned], captioned.captions_per_image) for captioned in self.training_sets
+        ]
         for pairs in self.training_pairs:
             if len(pairs) < self.batch_size:
                 raise ValueError(
                     f"data.batch_size ({self.batch_size}) is larger than the {len(pairs)} captions of "
                     f"{pairs.listing.name} that an epoch shows; lower it, or raise captions_per_image"
                 )
-        if self.text is not None and not self.streams:
+        if self.text is not None:
             # Find a missing language before hours of tokenizing the others.
-            texts = {language: self.text.sentences(self.train_split, language) for language in self.languages}
-            for language, lines in texts.items():
-                tokens = stream_tokens(lines, self.tokenizer, file_identity(lines.path))
-                self.sentences[language] = len(lines)
-                rows = self.text_batch_size // self.schedule.text_groups
-                self.streams.append(LanguageStream(tokens, rows, self.bptt, self.tokenizer.end_id))
-            self.probabilities = language_probabilities(self.sentences, self.language_alpha)
+            texts = {language: self.text.sentences(TRAIN, language) for language in self.languages}
+            self.sentences = {language: len(lines) for language, lines in texts.items()}
+            rows = self.text_batch_size // self.schedule.text_groups
+            tokens = [stream_tokens(lines, self.tokenizer, file_identity(lines.path)) for lines in texts.values()]
+            self.streams = [LanguageStream(stream, rows, self.bptt, self.tokenizer.end_id) for stream in tokens]
 
     def train_dataloader(self) -> DataLoader[Any]:
         trainer = self.trainer
@@ -356,9 +347,10 @@ class PretrainingData(RegionTextData):
                     f"data.{name} ({getattr(self, name)}) must be divisible by the number of processes "
                     f"({trainer.world_size})"
                 )
+        probabilities = language_probabilities(self.sentences, self.language_alpha) if self.streams else {}
         steps = MultitaskSteps(
             self.streams,
-            list(self.probabilities.values()),
+            list(probabilities.values()),
             self.training_pairs,
             PairCollator(self.tokenizer, self.masking, self.max_regions),
             self.schedule,
@@ -375,16 +367,13 @@ class PretrainingData(RegionTextData):
         described = super().describe()
         if self.streams:
             described["training text (wikipedia)"] = {
-                "version": f"{self.train_split}; {','.join(self.sentences)}",
+                "version": f"{TRAIN}; {','.join(self.sentences)}",
                 "samples": sum(self.sentences.values()),
                 "tokens": sum(len(stream.tokens) for stream in self.streams),
                 "skipped": 0,
                 "skipped_names": [],
             }
         return described
-
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        return examples.pretraining_step(self, module.model, size, draw)
 
 
 class RetrievalData(RegionTextData):
@@ -402,35 +391,27 @@ class RetrievalData(RegionTextData):
     def __init__(
         self,
         tokenizer: XLMRTokenizer,
-        sets: Mapping[str, CaptionSet | None],
+        sets: Mapping[str, LanguageSet | None],
         train_sets: Sequence[str] = (),
         captions_per_image: PositiveInt = 5,
         **kwargs: Any,
     ) -> None:
         super().__init__(tokenizer, sets, **kwargs)
-        self.training_sets = chosen_sets(self.sets, train_sets, "train_sets")
+        self.training_sets = self.chosen_sets(train_sets, "train_sets")
         self.captions_per_image = captions_per_image
 
-    @cached_property
-    def training_pairs(self) -> list[PairItems]:
-        if not self.training_sets:
-            return []
-        return [self.pairs_of(self.training_sets, self.captions_per_image, masked=False)]
-
     def read_training(self) -> None:
-        if not self.training_pairs:
+        if not self.training_sets:
             raise ValueError("data.train_sets: name at least one set to fine-tune on")
+        self.training_pairs = [self.pairs_of(self.training_sets, self.captions_per_image)]
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.training_pairs[0], collate_fn=self.collator.step)
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
-        return examples.fine_tuning_step(self, module.model, size, draw)
-
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
     """Refuse an encoder that can't read the data; call after setup."""
-    longest = max([data.tokenizer.max_tokens, *(searched.tokens.shape[1] for searched in data.searched)])
+    longest = max([data.tokenizer.max_tokens, *(test_set.tokens.shape[1] for test_set in data.evaluation_sets)])
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
         ("languages", encoder.languages, len(data.languages)),
@@ -444,10 +425,3 @@ def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
             f"region features have {dims} dimensions, model.model.encoder.feature_dim is "
             f"{encoder.feature_dim}: give it that number"
         )
-
-
-def chosen_sets(sets: Mapping[str, CaptionSet], names: Sequence[str], field: str) -> list[CaptionSet]:
-    unknown = [name for name in names if name not in sets]
-    if unknown:
-        raise ValueError(f"data.{field}: no set {', '.join(unknown)}; data.sets has {', '.join(sets) or 'none'}")
-    return [sets[name] for name in names]

@@ -65,19 +65,19 @@ class Block(nn.Module):
 
         `first_only` computes only the first output position, [B, 1, D], which is much cheaper and still attends to all.
         """
-        asking, wanted = (hidden[:, :1], mask[:, :1]) if first_only else (hidden, mask)
+        queries, query_mask = (hidden[:, :1], mask[:, :1]) if first_only else (hidden, mask)
         # torch scales the queries and computes the softmax in float32 even for half precision.
         attended = F.scaled_dot_product_attention(
-            self._split(self.query(asking)),
+            self._split(self.query(queries)),
             self._split(self.key(hidden)),
             self._split(self.value(hidden)),
             attn_mask=mask[:, None, None, :],
             dropout_p=self.attention_dropout if self.training else 0.0,
         )
         attended = attended.transpose(1, 2).flatten(2)
-        hidden = self.attention_norm(asking + self.dropout(self.output(attended)))
+        hidden = self.attention_norm(queries + self.dropout(self.output(attended)))
         hidden = self.output_norm(hidden + self.dropout(self.contract(F.gelu(self.expand(hidden)))))
-        return hidden * wanted[..., None]
+        return hidden * query_mask[..., None]
 
     def _split(self, rows: Tensor) -> Tensor:
         return rows.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -174,27 +174,9 @@ class M3PEncoder(nn.Module):
             hidden = block(hidden, mask)
         return hidden, mask
 
-    def forward(
-        self,
-        token_ids: Tensor,
-        token_mask: Tensor,
-        regions: Tensor | None = None,
-        boxes: Tensor | None = None,
-        region_mask: Tensor | None = None,
-        languages: Tensor | None = None,
-    ) -> Tensor:
-        """Hidden states [B, R + L, D] of text, or of regions followed by text; zero at invalid positions.
-
-        `languages` are added to text alone; `region_mask` is None for all regions. Shapes as in `start_text` and
-        `start_regions`.
-        """
-        if regions is None or boxes is None:
-            return self.encode(self.start_text(token_ids, token_mask, 0, languages), token_mask)
-        if region_mask is None:
-            region_mask = torch.ones(regions.shape[:2], dtype=torch.bool, device=regions.device)
-        image = self.start_regions(regions, boxes, region_mask)
-        text = self.start_text(token_ids, token_mask, regions.shape[1])
-        return self.encode(torch.cat([image, text], dim=1), torch.cat([region_mask, token_mask], dim=1))
+    def forward(self, token_ids: Tensor, token_mask: Tensor, languages: Tensor | None = None) -> Tensor:
+        """Hidden states [B, L, D] of text alone; zero at invalid positions. Shapes as in `start_text`."""
+        return self.encode(self.start_text(token_ids, token_mask, 0, languages), token_mask)
 
     # -- means without any block, for a warm start ---------------------------------------------------------------------
 
@@ -301,7 +283,7 @@ class M3P(nn.Module):
         text = self.encoder.start_text(tokens, mask, regions)
         images = max(1, tokens_per_batch // (len(tokens) * (regions + longest)))
         scores = [
-            self.match_head(self.encoder.encode(all_pairs(start, text), all_pairs(known, mask), True)[:, 0])
-            for start, known in zip(image.split(images), image_mask.split(images))
+            self.match_head(self.encoder.encode(all_pairs(start, text), all_pairs(present, mask), True)[:, 0])
+            for start, present in zip(image.split(images), image_mask.split(images))
         ]
         return torch.cat(scores).float().unflatten(0, (len(image), len(tokens)))

@@ -1,7 +1,4 @@
-"""Synthetic steps of maximum size, for estimates without data; see `common.training.examples`.
-
-`data` is a data module of `papers.m3p.data`.
-"""
+"""Synthetic steps of maximum size, for estimates without data; see `common.training.examples`."""
 
 from __future__ import annotations
 
@@ -13,63 +10,48 @@ from torch import Tensor
 from common.training.examples import Draw, Example, batches_of_epoch
 from papers.m3p.candidates import Groups
 from papers.m3p.encoder import M3P
-from papers.m3p.masking import DEFAULT_MASKING, Masking
-from papers.m3p.pairs import shown_images
+from papers.m3p.masking import DEFAULT_MASKING
 
 #: Ids of made-up words, which exist in every vocabulary.
 WORDS = (5, 900)
 
 
-def pretraining_step(data: Any, model: M3P, size: int, draw: Draw) -> Example:
-    """A step with `size` pairs of each caption set on this device."""
-    schedule, masking = data.schedule, data.masking
-    pairs = _pairs(data, model, size, draw, masking)
-    rows = max(data.text_batch_size * size // schedule.batch_size, 1)
-    masked = round(rows * data.bptt * (masking or DEFAULT_MASKING).words)
-    block = {
+def example_step(data: Any, model: M3P, size: int, draw: Draw) -> Example:
+    """A step of a data module of `papers.m3p.data` with `size` pairs of each caption set on this device."""
+    facts = {"feature_dims": {model.encoder.feature_dim}, "vocabulary_size": model.encoder.vocabulary_size}
+    schedule = data.schedule
+    if schedule is None:
+        # Sets that are pooled show the same images.
+        counts = [captioned.dataset.published_count("train") for captioned in data.training_sets]
+        shown = None if None in counts else max(counts) * data.captions_per_image
+        batches, blocks, relations = batches_of_epoch(shown, data.batch_size), 0, 1
+    else:
+        batches, blocks = schedule.steps, min(schedule.xmlm_steps, len(data.languages))
+        relations = min(schedule.relation_steps, len(data.training_sets))
+    pairs = _pairs(data, model, size, draw)
+    step = {
+        "xmlm": [_text(data, size, draw)] * blocks if blocks else [],
+        "relations": [pairs] * relations,
+        "index": torch.arange(size),
+    }
+    return Example(step, batches, facts)
+
+
+def _text(data: Any, size: int, draw: Draw) -> dict[str, Tensor]:
+    rows = max(data.text_batch_size * size // data.batch_size, 1)
+    masked = round(rows * data.bptt * (data.masking or DEFAULT_MASKING).words)
+    return {
         "tokens": draw.integers(*WORDS, rows, data.bptt),
         "token_mask": torch.ones(rows, data.bptt, dtype=torch.bool),
         "languages": torch.zeros(rows, dtype=torch.int64),
         "word_places": draw.integers(0, rows * data.bptt, masked),
         "word_targets": draw.integers(*WORDS, masked),
     }
-    step = {
-        "xmlm": [block] * min(schedule.xmlm_steps, len(data.languages)),
-        "relations": [pairs] * min(schedule.relation_steps, len(data.training_sets)),
-        "index": torch.arange(size),
-    }
-    return Example(step, schedule.steps, _facts(model))
 
 
-def fine_tuning_step(data: Any, model: M3P, size: int, draw: Draw) -> Example:
-    """A step with `size` pairs on this device."""
-    images = images_of_an_epoch(data)
-    shown = None if images is None else images * data.captions_per_image
-    step = {"xmlm": [], "relations": [_pairs(data, model, size, draw)], "index": torch.arange(size)}
-    return Example(step, batches_of_epoch(shown, data.batch_size), _facts(model))
-
-
-def images_of_an_epoch(data: Any) -> int | None:
-    """Published images per fine-tuning epoch, pooled as in `find_pictures`; None if unknown for a set."""
-    counts: dict[str, int] = {}
-    for captioned in data.training_sets:
-        count = captioned.dataset.published_count(data.train_split)
-        if count is None:
-            return None
-        images = shown_images(captioned.dataset)
-        counts[images] = max(counts.get(images, 0), count)
-    return sum(counts.values())
-
-
-def _facts(model: M3P) -> dict[str, Any]:
-    return {"feature_dims": {model.encoder.feature_dim}, "vocabulary_size": model.encoder.vocabulary_size}
-
-
-def _pairs(
-    data: Any, model: M3P, size: int, draw: Draw, masking: Masking | None = None
-) -> dict[str, dict[str, Tensor]]:
+def _pairs(data: Any, model: M3P, size: int, draw: Draw) -> dict[str, dict[str, Tensor]]:
     """A batch of pairs of maximum length, as `PairCollator` makes it."""
-    length, count = data.tokenizer.max_tokens, data.max_regions
+    length, count, masking = data.tokenizer.max_tokens, data.max_regions, data.masking
     width, classes = model.encoder.feature_dim, model.region_heads.classifier.out_features
     rows = size * data.candidates.count if isinstance(data.candidates, Groups) else size
     batch = {

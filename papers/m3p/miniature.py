@@ -111,6 +111,17 @@ class RegionPictures(ShardedDataModule):
         return self.evaluation_loader(self.items("validation", training=False), self.test_batch_size)
 
 
+class MeansTest(RetrievalTest):
+    """Search by mean word and region embeddings, without the encoder's blocks."""
+
+    def start(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
+        return self.module.model.encoder.mean_of_regions(regions, boxes, region_mask)[:, None]
+
+    def scores(self, image: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, *_: Any) -> Tensor:
+        text = self.module.model.encoder.mean_of_words(tokens.to(image.device), token_mask.to(image.device))
+        return (F.normalize(image[:, 0], dim=1) @ F.normalize(text, dim=1).T).cpu()
+
+
 class WarmStart(pl.LightningModule):
     """Aligns word and region embeddings before pre-training, in place of XLM-R's weights.
 
@@ -136,7 +147,7 @@ class WarmStart(pl.LightningModule):
         self.model = model.requires_grad_(False)
         model.encoder.token.requires_grad_(True)
         model.encoder.region.requires_grad_(True)
-        self.test = RetrievalTest(1, captions_per_image, by_means=True)
+        self.test = MeansTest(1, captions_per_image)
 
     def setup(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]

@@ -6,13 +6,13 @@ captions by images and images by captions in every language.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.memory.collective import OverlappedAverage, average_in_place
 from common.training.optimizers import clip_by_norm, fused, warm_up_then_inverse_sqrt
@@ -26,7 +26,6 @@ from papers.m3p.loss import MATCH_ALONE, PairTasks, pair_terms, text_terms
 from papers.m3p.search import RetrievalTest
 from papers.m3p.weights import load_into_model
 
-Batch = dict[str, Any]
 #: Losses of matching images and captions.
 MATCH = ("vlm_ce", "vlm_bce")
 
@@ -129,7 +128,7 @@ class M3PModule(pl.LightningModule):
 
     # -- training ------------------------------------------------------------------------------------------------------
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         h: Any = self.hparams
         iteration = self.trainer.fit_loop.total_batch_idx
         weights = self.weights
@@ -141,9 +140,11 @@ class M3PModule(pl.LightningModule):
             for name, value in terms.items():
                 logs.setdefault(f"train/{name}", []).append(value.detach())
             # The match losses are weighted within their direction.
-            own = {name: weights[name] * (weights[kind] if name in MATCH else 1.0) for name in terms if name in weights}
-            weighted = [weight * terms[name] for name, weight in own.items()]
-            if h.updates == "per_group" and any(own.values()):
+            factors = {
+                name: weights[name] * (weights[kind] if name in MATCH else 1.0) for name in terms if name in weights
+            }
+            weighted = [factor * terms[name] for name, factor in factors.items()]
+            if h.updates == "per_group" and any(factors.values()):
                 self.learn(torch.stack(weighted).sum(), kind, updates=iteration % h.accumulate == 0)
             losses += weighted if h.updates == "per_cycle" else [value.detach() for value in weighted]
         loss = torch.stack(losses).sum()
@@ -153,7 +154,7 @@ class M3PModule(pl.LightningModule):
         self.log_dict({"train/loss": loss.detach(), **means}, batch_size=self.data.batch_size)
         return loss.detach()
 
-    def terms_of(self, batch: Batch) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    def terms_of(self, batch: dict[str, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Kind and losses of each group of an iteration: text blocks first, then groups of pairs."""
         for block in batch["xmlm"] if "xmlm" in self.on else []:
             yield "xmlm", text_terms(self.model, block)
@@ -197,14 +198,15 @@ class M3PModule(pl.LightningModule):
         h: Any = self.hparams
         return h.accumulate / (self.groups if h.updates == "per_group" else 1)
 
-    def on_save_checkpoint(self, checkpoint: Batch) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the gradients since the last update; the processes share them equally."""
-        average_in_place(gradients(self.parameters()))
-        checkpoint["gathered"] = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        gathered = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+        average_in_place(list(gathered.values()))
+        checkpoint["gathered"] = gathered
         if self.best is not None:
             checkpoint["selection"] = self.best.state()
 
-    def on_load_checkpoint(self, checkpoint: Batch) -> None:
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.held = checkpoint.get("gathered", {})
         if self.best is not None and "selection" in checkpoint:
             self.best.load(checkpoint["selection"])
@@ -217,7 +219,7 @@ class M3PModule(pl.LightningModule):
 
     # -- validation ----------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         iteration = self.trainer.fit_loop.total_batch_idx
         if self.best is not None and iteration % self.hparams["select_every"] == 0:
             self.best.compare(self, self.validate, iteration, iteration)
@@ -262,8 +264,6 @@ class M3PModule(pl.LightningModule):
             raise ValueError(
                 "trainer.precision 16 needs scaled losses, which several updates of one step do not have: bf16-mixed"
             )
-        if stage == "fit" and self.best is not None and self.data.validation is None:
-            raise ValueError("model.selection is best: data.validation_split must name the split to select by")
         if stage == "fit" and self.tasks.soft_classes and not self.data.distributions:
             raise ValueError("model.soft_classes needs the detector's distributions: data.distributions true")
         if stage == "fit" and self.weights["contrast"] > 0 and not isinstance(self.data.candidates, InBatch):
@@ -273,14 +273,14 @@ class M3PModule(pl.LightningModule):
         if self.hparams["pretrained"] is not None and self.trainer.ckpt_path is None:
             start_from(self.hparams["pretrained"], self.model, self.hparams["position_offset"])
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Refuse a region class that the model lacks; on an accelerator, the lookup would abort without a message."""
-        known = self.model.region_heads.classifier.out_features
+        count = self.model.region_heads.classifier.out_features
         for group in (group for relation in batch.get("relations", []) for group in relation.values()):
-            if self.tasks.regions and "region_classes" in group and (group["region_classes"] >= known).any():
+            if self.tasks.regions and "region_classes" in group and (group["region_classes"] >= count).any():
                 raise ValueError(
                     f"a region is of class {int(group['region_classes'].max())} and model.model.region_classes is "
-                    f"{known}: give it the number of the detector's classes, with one more for the background"
+                    f"{count}: give it the number of the detector's classes, with one more for the background"
                 )
         return batch
 
@@ -289,7 +289,7 @@ class M3PModule(pl.LightningModule):
     def on_test_start(self) -> None:
         self.test.reset(self)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> None:
         self.test.update(batch, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
@@ -297,10 +297,6 @@ class M3PModule(pl.LightningModule):
         metrics: dict[str, Any] = {**self.test.compute(), **selected}
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
         monitoring.draw(self, self.test)
-
-
-def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
-    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) -> Any:

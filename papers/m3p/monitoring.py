@@ -21,25 +21,25 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
 
     Into the `media` folder of a tested stage, on the main process only.
     """
-    if not module.trainer.is_global_zero or not test.found:
+    if not module.trainer.is_global_zero or not test.results:
         return
     folder = media_folder(module)
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
     rows: list[list[Any]] = []
     lines: list[Row] = []
-    for one in test.found:
-        count = one.scores.shape[1]
+    for result in test.results:
+        name, count = result.set.name, result.scores.shape[1]
         for column in range(0, count, max(count // CAPTIONS_SHOWN, 1))[:CAPTIONS_SHOWN]:
-            scores, own = one.scores[:, column], int(one.caption_image[column])
+            scores, true = result.scores[:, column], int(result.caption_image[column])
             best = scores.topk(min(PICTURES_SHOWN, len(scores))).indices.tolist()
             # As in the recalls, ties and NaN rank ahead of the caption's picture.
-            rank = int((~(scores < scores[own])).sum())
-            text = one.set.texts[int(one.caption[column])]
-            numbers = [int(one.image[row]) for row in best]
-            rows.append([one.set.name, text, rank, " ".join(map(str, numbers))])
-            colors = [RIGHT if row == own else None for row in best]
-            cells = [Cell(one.set.picture(n), color=color) for n, color in zip(numbers, colors)]
-            lines.append(Row(f"{one.set.name}, own picture at {rank}: {text}", cells))
+            rank = int((~(scores < scores[true])).sum())
+            text = result.set.texts[int(result.caption[column])]
+            numbers = [int(result.image[row]) for row in best]
+            rows.append([name, text, rank, " ".join(map(str, numbers))])
+            colors = [RIGHT if row == true else None for row in best]
+            cells = [Cell(result.set.picture(number), color=color) for number, color in zip(numbers, colors)]
+            lines.append(Row(f"{name}, own picture at {rank}: {text}", cells))
     write_table(module, folder / "retrieved.csv", ["set", "caption", "rank of its picture", "found pictures"], rows)
     # Some sets have regions but no images.
     if any(cell.image is not None for line in lines for cell in line.cells):

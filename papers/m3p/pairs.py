@@ -1,4 +1,4 @@
-"""Pictures as regions, pairs of image and caption, groups of candidates, and batches of all.
+"""Images as regions, pairs of image and caption, groups of candidates, and batches of all.
 
 A sample holds its random numbers; masking, padding and normalizing act on a whole batch ([6.2] and [9]).
 """
@@ -29,7 +29,7 @@ from papers.m3p.masking import NO_LABEL, REGION_NOISE, WORD_NOISE, Ints, Masking
 
 
 @dataclass
-class CaptionSet:
+class LanguageSet:
     """Captioned images in one language; a pre-training epoch shows `captions_per_image` captions of each."""
 
     dataset: LanguageCaptioned
@@ -37,51 +37,45 @@ class CaptionSet:
     captions_per_image: int = 1
 
 
-# -- pictures ----------------------------------------------------------------------------------------------------------
+# -- images ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures that have regions, which `features` holds by key."""
+class RegionImages:
+    """Images that have regions, which `features` holds by key."""
 
     listing: Listing
     keys: Sequence[str]
     features: RegionFeatures
 
 
-def shown_images(dataset: Any) -> str:
-    """Name of the data set whose images a set shows."""
-    return getattr(dataset, "coco", dataset).name
-
-
-def find_pictures(
-    sets: Sequence[CaptionSet],
+def find_images(
+    sets: Sequence[LanguageSet],
     captions: Sequence[CaptionTokens],
     split: str,
     max_missing: float,
     first: int | None = None,
-) -> Pictures:
+) -> RegionImages:
     """The `first` images of some sets that have captions and regions; images with the same key are the same.
 
     A set with its own splits (COCO-CN) only adds captions to sets that show the same data set's images, because some of
     its training images are test images of the others. The released code also pools the 113,287 images of COCO [9].
     `max_missing` is the largest fraction of images without regions.
     """
-    datasets: list[Any] = [one.dataset for one in sets]
-    if len({dataset.region_keys for dataset in datasets}) > 1:
-        raise ValueError("data.train_sets: sets with numbered and with named pictures cannot be pooled")
+    datasets: list[Any] = [captioned.dataset for captioned in sets]
     paths = tuple(dict.fromkeys(path for dataset in datasets for path in dataset.region_paths(split)))
     features = datasets[0].regions(split)
     if paths != features.paths:
         features = RegionFeatures(paths, datasets[0].region_keys)
-    shown = {shown_images(dataset) for dataset in datasets if not dataset.own_splits}
+    sources = [getattr(dataset, "coco", dataset).name for dataset in datasets]
+    whole = {source for source, dataset in zip(sources, datasets) if not dataset.own_splits}
     adding = [
         tokens.captions.keys
-        for dataset, tokens in zip(datasets, captions)
-        if not (dataset.own_splits and shown_images(dataset) in shown)
+        for source, dataset, tokens in zip(sources, datasets, captions)
+        if not (dataset.own_splits and source in whole)
     ]
     # A single set keeps its `keys` object, which makes later comparisons fast.
-    keys: Sequence[str] = adding[0] if len(adding) == 1 else list(dict.fromkeys(key for some in adding for key in some))
+    keys: Sequence[str] = adding[0] if len(adding) == 1 else list(dict.fromkeys(key for keys in adding for key in keys))
     keys = keys[:first] if first is not None and first < len(keys) else keys
     total, missing = len(keys), features.missing(keys)
     if missing:
@@ -94,38 +88,38 @@ def find_pictures(
             f"{', '.join(map(str, paths))}, more than {100 * max_missing:g} %; first {', '.join(missing[:5])}. Extract "
             "them (for training, data.max_skipped_fraction may allow more)"
         )
-    languages = ",".join(dict.fromkeys(one.language for one in sets))
+    languages = ",".join(dict.fromkeys(captioned.language for captioned in sets))
     listing = Listing(
         name, f"{split}; {languages}", datasets[0].root, (), file_names(keys), np.full(len(keys), UNLABELED),
         missing=len(missing), missing_names=tuple(missing[:20]),
     )  # fmt: skip
-    return Pictures(listing, keys, features)
+    return RegionImages(listing, keys, features)
 
 
 class RegionItems(ItemDataset):
-    """Pictures as regions for evaluation: `regions` and `index`; cached if `cache_bytes` suffice for all."""
+    """Images as regions for evaluation: `regions` and `index`; cached if `cache_bytes` suffice for all."""
 
     def __init__(
         self,
-        pictures: Pictures,
+        images: RegionImages,
         max_regions: int = 100,
         cache_bytes: int = 0,
         distributions: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(pictures.listing, **options)
-        self.pictures = pictures
+        super().__init__(images.listing, **options)
+        self.images = images
         self.max_regions = max_regions
         self.distributions = distributions
-        numbers = len(pictures.keys) * max_regions * (pictures.features.feature_size + 7)
+        numbers = len(images.keys) * max_regions * (images.features.feature_size + 7)
         self._cache: dict[int, Regions] | None = {} if numbers * 4 <= cache_bytes else None
 
     def regions(self, image: int) -> Regions:
         if self._cache is not None and image in self._cache:
             return self._cache[image]
-        key = self.pictures.keys[image]
+        key = self.images.keys[image]
         try:
-            stored = self.pictures.features[key]
+            stored = self.images.features[key]
         except RegionError as error:
             raise MediaError(f"{self.listing.name}, picture {key}: {error}") from error
         if self.distributions and stored.distribution is None:
@@ -142,7 +136,7 @@ class RegionItems(ItemDataset):
         return {"regions": self.regions(item.file)}
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Batch of pictures: that of `region_batch`, and `index` [B]."""
+        """Batch of images: that of `region_batch`, and `index` [B]."""
         index = torch.stack([sample["index"] for sample in samples])
         return region_batch([sample["regions"] for sample in samples], self.max_regions) | {"index": index}
 
@@ -157,14 +151,14 @@ class RegionItems(ItemDataset):
 
 
 def pad_regions(images: Sequence[Regions], rows: int) -> dict[str, npt.NDArray[Any]]:
-    """Regions of several pictures in one array, padded with zeros to `rows` of each.
+    """Regions of several images in one array, padded with zeros to `rows` of each.
 
     Text starts after the last region row. Its position affects the encoder's output, so it must not depend on the other
-    pictures of a batch, process or data set.
+    images of a batch, process or data set.
 
     Returns:
         `features` float32 [P, R, F], `boxes` float32 [P, R, 5], `classes` int64 [P, R], `mask` bool [P, R], and
-        `distribution` float32 [P, R, C] if the pictures have one.
+        `distribution` float32 [P, R, C] if the images have one.
     """
     mask = np.arange(rows) < np.array([len(image) for image in images])[:, None]
     columns: dict[str, npt.NDArray[Any]] = {"mask": mask}
@@ -185,7 +179,7 @@ def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def region_batch(images: Sequence[Regions], rows: int) -> dict[str, Tensor]:
-    """Encoder inputs of some pictures: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
+    """Encoder inputs of some images: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
     columns = pad_regions(images, rows)
     return {
         "regions": torch.from_numpy(unit_length(columns["features"])),
@@ -197,37 +191,37 @@ def region_batch(images: Sequence[Regions], rows: int) -> dict[str, Tensor]:
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PairSettings:
-    """How images and captions become samples.
+class PairItems(RegionItems):
+    """One caption of each image per pass, with its candidates: a sample has a `PairGroup` of each kind.
 
     Args:
+        pool: the captions, in the order of `images`.
         max_pieces: longest caption, without boundary tokens.
         captions_per_image: per epoch; repeats captions of an image with fewer.
         masked: draw the random numbers that masking takes.
         switcher: translates words of captions.
     """
 
-    candidates: Candidates
-    max_pieces: int
-    captions_per_image: int = 1
-    masked: bool = True
-    switcher: CodeSwitcher | None = None
-
-
-class PairItems(RegionItems):
-    """One caption of each image per pass, with its candidates: a sample has a `PairGroup` of each kind.
-
-    `pool` holds the captions in the order of `pictures`.
-    """
-
-    def __init__(self, pictures: Pictures, pool: CaptionPool, settings: PairSettings, **options: Any) -> None:
-        super().__init__(pictures, passes=settings.captions_per_image, **options)
+    def __init__(
+        self,
+        images: RegionImages,
+        pool: CaptionPool,
+        candidates: Candidates,
+        max_pieces: int,
+        captions_per_image: int,
+        masked: bool,
+        switcher: CodeSwitcher | None,
+        **options: Any,
+    ) -> None:
+        super().__init__(images, passes=captions_per_image, **options)
         self.pool = pool
-        self.settings = settings
+        self.candidates = candidates
+        self.max_pieces = max_pieces
+        self.masked = masked
+        self.switcher = switcher
 
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
-        return self.settings.candidates.draw(self, item.file, self._caption(item), rng)
+        return self.candidates.draw(self, item.file, self._caption(item), rng)
 
     def _caption(self, item: Item) -> int:
         """Number of the caption that an epoch shows in a slot, one of `captions_per_image`."""
@@ -241,18 +235,18 @@ class PairItems(RegionItems):
     def pieces(self, caption: int, rng: np.random.Generator) -> Tokens:
         """Tokens of a caption, which may be code-switched."""
         tokens, row = self.pool.caption(caption)
-        switcher, most = self.settings.switcher, self.settings.max_pieces
+        switcher = self.switcher
         if switcher is not None and tokens.captions.language == switcher.source:
-            return tokens.pieces_of(switcher.switch(tokens.texts[row], rng))[:most]
-        return tokens.pieces(row)[:most]
+            return tokens.pieces_of(switcher.switch(tokens.texts[row], rng))[: self.max_pieces]
+        return tokens.pieces(row)[: self.max_pieces]
 
     def noise(self, pairs: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
         """Random numbers to mask some pairs with."""
-        if not self.settings.masked:
+        if not self.masked:
             return {}
         return {
             "text": rng.random(pairs),
-            "words": rng.random((pairs, self.settings.max_pieces + 2, WORD_NOISE)),
+            "words": rng.random((pairs, self.max_pieces + 2, WORD_NOISE)),
             "regions": rng.random((pairs, self.max_regions, REGION_NOISE)),
         }
 
@@ -325,23 +319,22 @@ class PairCollator:
             self.tokenizer.vocabulary_size,
             masking,
         )
-        features = regions["features"]
         zeroed, classes = mask_regions(regions["classes"], regions["mask"], noise["regions"], masking)
         # A pair has masked words or masked regions, never both; only true pairs are predicted.
         masks_words = noise["text"] < masking.text_fraction
         true = np.arange(len(groups)) * len(groups[0]) + [group.positive for group in groups]
-        row, word = np.nonzero((words[true] != NO_LABEL) & masks_words[true, None])
-        other, region = np.nonzero((classes[true] != NO_LABEL) & ~masks_words[true, None])
+        word_row, word = np.nonzero((words[true] != NO_LABEL) & masks_words[true, None])
+        region_row, region = np.nonzero((classes[true] != NO_LABEL) & ~masks_words[true, None])
         length = self.max_regions + tokens.shape[1]
         columns = {
             "tokens": np.where(masks_words[:, None], masked_tokens, tokens),
-            "regions": np.where((zeroed & ~masks_words[:, None])[:, :, None], np.float32(0), features),
-            "word_places": row * length + self.max_regions + word,
-            "word_targets": words[true[row], word],
-            "region_places": other * length + region,
-            "region_classes": classes[true[other], region],
-            "region_features": features[true[other], region],
+            "regions": np.where((zeroed & ~masks_words[:, None])[:, :, None], np.float32(0), regions["features"]),
+            "word_places": word_row * length + self.max_regions + word,
+            "word_targets": words[true[word_row], word],
+            "region_places": region_row * length + region,
+            "region_classes": classes[true[region_row], region],
+            "region_features": regions["features"][true[region_row], region],
         }
         if "distribution" in regions:
-            columns["region_distributions"] = regions["distribution"][true[other], region]
+            columns["region_distributions"] = regions["distribution"][true[region_row], region]
         return columns

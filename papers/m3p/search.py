@@ -20,7 +20,6 @@ import numpy.typing as npt
 import torch
 from rich.progress import track
 from torch import Tensor
-from torch.nn import functional as F
 
 from common.data.media import MediaError, read_image
 from common.encoders.checkpoint_files import read_checkpoint, write_torch
@@ -30,7 +29,10 @@ from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
 from papers.m3p.captions import CaptionTokens, pad_captions
 from papers.m3p.encoder import M3P, similar_lengths
-from papers.m3p.pairs import CaptionSet, RegionItems
+from papers.m3p.pairs import LanguageSet, RegionItems
+
+#: Seconds between two saves of partial scores.
+SAVE_EVERY = 60.0
 
 
 class EvaluationSet:
@@ -48,7 +50,7 @@ class EvaluationSet:
     def __init__(
         self,
         name: str,
-        source: CaptionSet,
+        source: LanguageSet,
         split: str,
         images: RegionItems,
         captions: CaptionTokens,
@@ -60,7 +62,7 @@ class EvaluationSet:
         self.split = split
         self.images = images
         self.texts = captions.texts
-        image_of = {key: image for image, key in enumerate(images.pictures.keys)}
+        image_of = {key: image for image, key in enumerate(images.images.keys)}
         starts = captions.captions.captions.starts.tolist()
         chosen = [
             (number, image_of[key])
@@ -78,60 +80,50 @@ class EvaluationSet:
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
         """An image by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
         try:
-            return np.asarray(read_image(self.source.dataset.image_path(self.images.pictures.keys[image], self.split)))
+            return np.asarray(read_image(self.source.dataset.image_path(self.images.images.keys[image], self.split)))
         except MediaError:
             return None
 
 
-# -- scores of all pairs -----------------------------------------------------------------------------------------------
-
-#: Seconds between two saves of partial scores.
-SAVE_EVERY = 60.0
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """N images and M captions to search, as inputs of the encoder's first block; the captions are on the host.
-
-    Shapes:
-        image [N, R, D]; image_mask bool [N, R]; tokens int64 [M, W]; token_mask bool [M, W]
-    """
-
-    image: Tensor
-    image_mask: Tensor
-    tokens: Tensor
-    token_mask: Tensor
-
-
 def score_pairs(
-    model: M3P, gallery: Gallery, tokens_per_batch: int, partial: Path | None = None, title: str = ""
+    model: M3P,
+    image: Tensor,
+    image_mask: Tensor,
+    tokens: Tensor,
+    token_mask: Tensor,
+    tokens_per_batch: int,
+    partial: Path | None = None,
+    title: str = "",
 ) -> Tensor:
-    """Scores [N, M] float32 of all pairs, on the host of every process; all need the same gallery.
+    """Scores [N, M] float32 of all pairs of N images and M captions, on the host of every process.
 
     Args:
         tokens_per_batch: regions and tokens per batch, over all its pairs.
         partial: file of this process for partial scores, to resume an interrupted run.
+
+    Shapes:
+        image [N, R, D] of `start_regions`; image_mask bool [N, R]
+        tokens int64 [M, W]; token_mask bool [M, W]; on the host
     """
-    tiles = similar_lengths(gallery.token_mask)[rank() :: world_size()]
+    tiles = similar_lengths(token_mask)[rank() :: world_size()]
     # What the scores depend on.
-    sums = [value.detach().double().sum().cpu() for value in (*model.parameters(), gallery.image)]
-    parts = [torch.stack(sums), gallery.tokens, gallery.token_mask, *tiles]
+    sums = [value.detach().double().sum().cpu() for value in (*model.parameters(), image)]
+    parts = [torch.stack(sums), tokens, token_mask, *tiles]
     digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
-    known = read_checkpoint(partial) if partial is not None and partial.is_file() else {}
-    done = [tile.clone() for tile in known["tiles"]] if known.get("digest") == digest else []
+    stored = read_checkpoint(partial) if partial is not None and partial.is_file() else {}
+    done = [tile.clone() for tile in stored["tiles"]] if stored.get("digest") == digest else []
     saved = time.monotonic()
     shown = bool(title) and rank() == 0
     for number in track(range(len(done), len(tiles)), title, transient=True, disable=not shown):
-        captions = gallery.tokens[tiles[number]], gallery.token_mask[tiles[number]]
-        done.append(model.score_tile(gallery.image, gallery.image_mask, *captions, tokens_per_batch).cpu())
-        stopped = STOP.received is not None
-        due = stopped or time.monotonic() - saved > SAVE_EVERY or len(done) == len(tiles)
+        captions = tokens[tiles[number]], token_mask[tiles[number]]
+        done.append(model.score_tile(image, image_mask, *captions, tokens_per_batch).cpu())
+        due = STOP.received is not None or time.monotonic() - saved > SAVE_EVERY or len(done) == len(tiles)
         if partial is not None and due:
             write_torch(partial, {"digest": digest, "tiles": done})
             saved = time.monotonic()
         STOP.check()
     # Captions are rows, because processes may have different numbers of them.
-    rows = torch.cat([torch.zeros(0, len(gallery.image)), *(tile.T for tile in done)])
+    rows = torch.cat([torch.zeros(0, len(image)), *(tile.T for tile in done)])
     columns = torch.cat([torch.zeros(0, dtype=torch.int64), *tiles])
     rows, columns = gather_rows(rows), gather_rows(columns)
     return torch.empty_like(rows).index_copy_(0, columns, rows).T
@@ -154,7 +146,7 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
 
 
 @dataclass
-class Searched:
+class SearchResult:
     """Scores [N, M]; `caption_image` [M] is the row of each caption's image, `caption` and `image` are numbers."""
 
     set: EvaluationSet
@@ -168,59 +160,63 @@ class RetrievalTest:
     """Collects the images of all test sets, scores them with the captions and computes the recalls.
 
     Args:
+        tokens_per_batch: see `score_pairs`.
         captions_per_image: captions counted per image, see `exactly`; None uses them unchanged.
-        by_means: compare mean word and region embeddings, for a model that is only warm-started.
 
     Source: [10].
     """
 
-    def __init__(self, tokens_per_batch: int, captions_per_image: int | None, by_means: bool = False) -> None:
+    def __init__(self, tokens_per_batch: int, captions_per_image: int | None) -> None:
         self.tokens_per_batch = tokens_per_batch
         self.captions_per_image = captions_per_image
-        self.by_means = by_means
 
     def reset(self, module: Any) -> None:
         """Begin a test of `module.model` on the sets of its data module."""
         self.module = module
-        self.sets: list[EvaluationSet] = module.trainer.datamodule.searched
-        self.rows = {one.images: RowsOncePerSample("start", "region_mask") for one in self.sets}
-        self.found: list[Searched] = []
+        self.sets: list[EvaluationSet] = module.trainer.datamodule.evaluation_sets
+        self.rows = {test_set.images: RowsOncePerSample("start", "region_mask") for test_set in self.sets}
+        self.results: list[SearchResult] = []
 
     def update(self, batch: Mapping[str, Tensor], loader: int) -> None:
-        encoder, inputs = self.module.model.encoder, (batch["regions"], batch["boxes"], batch["region_mask"])
-        start = encoder.mean_of_regions(*inputs)[:, None] if self.by_means else encoder.start_regions(*inputs)
+        start = self.start(batch["regions"], batch["boxes"], batch["region_mask"])
         list(self.rows.values())[loader].update(batch["index"], start=start, region_mask=batch["region_mask"])
 
     def compute(self) -> dict[str, Tensor]:
         """Recalls in percent, `<set>_mr`, `<set>_t2i_r1` etc., and `non_english_mr`; all processes must call this."""
         device = self.module.device
-        rows = {items: one.compute(device) for items, one in self.rows.items()}
+        images = {items: rows.compute(device) for items, rows in self.rows.items()}
         folder = Path(self.module.trainer.default_root_dir) / "partial_scores"
-        results: dict[str, Tensor] = {}
-        for one in self.sets:
-            image, inputs = rows[one.images]
-            image = image.cpu()
-            owner, known = owner_rows(image, one.owner)  # the features of an image may be broken
-            gallery = Gallery(inputs["start"], inputs["region_mask"], one.tokens[known], one.token_mask[known])
-            scores = self._scores(gallery, one.name, folder / f"{one.name}.{rank()}.pt")
-            self.found.append(Searched(one, scores, owner, one.numbers[known], image))
+        recalls: dict[str, Tensor] = {}
+        for test_set in self.sets:
+            index, rows = images[test_set.images]
+            index = index.cpu()
+            owner, readable = owner_rows(index, test_set.owner)  # the features of an image may be broken
+            captions = test_set.tokens[readable], test_set.token_mask[readable]
+            partial = folder / f"{test_set.name}.{rank()}.pt"
+            scores = self.scores(rows["start"], rows["region_mask"], *captions, test_set.name, partial)
+            self.results.append(SearchResult(test_set, scores, owner, test_set.numbers[readable], index))
             if self.captions_per_image is not None:
                 columns = exactly(owner, self.captions_per_image)
                 scores, owner = scores[:, columns], owner[columns]
-            recalls = score_retrieval(scores, owner)
-            results |= {f"{one.name}_{key}": value for key, value in recalls.items() if "mean" not in key}
+            measured = score_retrieval(scores, owner)
+            recalls |= {f"{test_set.name}_{name}": value for name, value in measured.items() if "mean" not in name}
         for path in folder.glob(f"*.{rank()}.pt"):
             path.unlink()
-        others = [results[f"{one.name}_mr"] for one in self.sets if one.source.language != "en"]
+        others = [recalls[f"{test_set.name}_mr"] for test_set in self.sets if test_set.source.language != "en"]
         if others:
-            results["non_english_mr"] = torch.stack(others).mean()
-        return {name: value.float().to(device) for name, value in results.items()}
+            recalls["non_english_mr"] = torch.stack(others).mean()
+        return {name: value.float().to(device) for name, value in recalls.items()}
 
-    def _scores(self, gallery: Gallery, name: str, partial: Path) -> Tensor:
-        model, trainer, device = self.module.model, self.module.trainer, self.module.device
-        if self.by_means:
-            text = model.encoder.mean_of_words(gallery.tokens.to(device), gallery.token_mask.to(device))
-            return (F.normalize(gallery.image[:, 0], dim=1) @ F.normalize(text, dim=1).T).cpu()
+    def start(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
+        """What to keep of some images, [B, R, D]."""
+        return self.module.model.encoder.start_regions(regions, boxes, region_mask)
+
+    def scores(
+        self, image: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, name: str, partial: Path
+    ) -> Tensor:
+        """Scores [N, M] of images from `start` and captions."""
+        trainer = self.module.trainer
         title = f"  scoring {name}" if trainer.progress_bar_callback is not None else ""
+        inputs = self.module.model, image, image_mask, tokens, token_mask, self.tokens_per_batch
         with trainer.strategy.precision_plugin.forward_context():
-            return score_pairs(model, gallery, self.tokens_per_batch, partial, title)
+            return score_pairs(*inputs, partial, title)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from common.data.item_dataset import Sample
 from papers.m3p.masking import DEFAULT_MASKING, NO_LABEL, WORD_NOISE, Ints, mask_stream
 from papers.m3p.pairs import PairCollator, PairItems
 
@@ -62,15 +61,12 @@ Step = dict[str, Any]
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
 
 
-class Draws(NamedTuple):
-    """Sources drawn in each step of an epoch, and how often each was drawn before; int64 [steps, draws]."""
+def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Ints:
+    """Sample sources with replacement; draws per step are limited to the number of sources.
 
-    chosen: Ints
-    turn: Ints
-
-
-def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Draws:
-    """Sample with replacement; draws per step are limited to the number of sources."""
+    Returns:
+        The number of each source, and how often it was drawn before in the epoch: int64 [steps, draws, 2]
+    """
     draws = min(draws, len(probabilities))
     chosen = np.zeros(0, dtype=np.int64)
     if draws:
@@ -79,7 +75,7 @@ def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np
     for number in range(len(probabilities)):
         drawn = np.flatnonzero(chosen == number)
         turn[drawn] = np.arange(len(drawn))
-    return Draws(chosen.reshape(steps, draws), turn.reshape(steps, draws))
+    return np.stack([chosen, turn], axis=-1).reshape(steps, draws, 2)
 
 
 @dataclass(frozen=True)
@@ -127,8 +123,8 @@ class MultitaskSteps(Dataset[Step]):
     schedule: Schedule
     rank: int = 0
     world_size: int = 1
-    _epoch: tuple[int, list[Draws], Draws] | None = None
-    _orders: dict[tuple[int, int, tuple[int, ...]], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
+    _epoch: tuple[int, list[Ints], Ints] | None = None
+    _orders: dict[tuple[int, ...], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.schedule.steps
@@ -136,22 +132,18 @@ class MultitaskSteps(Dataset[Step]):
     def __getitem__(self, key: tuple[int, int]) -> Step:
         epoch, step = key
         languages, relations = self.draws(epoch)
-        samples = [
-            self._pairs(epoch, int(number), int(turn))
-            for number, turn in zip(relations.chosen[step], relations.turn[step])
+        blocks = [
+            [self._block((epoch, step, draw), group, *source) for draw, source in enumerate(sources[step].tolist())]
+            for group, sources in enumerate(languages)
         ]
-        # Group 0's seed leaves out the group number, to match recorded runs.
-        groups = [((number,) if number else (), draws) for number, draws in enumerate(languages)]
+        samples = [self._pairs(epoch, number, turn) for number, turn in relations[step].tolist()]
         return {
-            "xmlm": [
-                self._rows([self._block(epoch, step, draw, group, draws) for group, draws in groups])
-                for draw in range(languages[0].chosen.shape[1])
-            ],
+            "xmlm": [self._rows(groups) for groups in zip(*blocks)],
             "relations": [self.collator(batch) for batch in samples],
             "index": torch.tensor([int(sample["index"]) for batch in samples for sample in batch]),
         }
 
-    def draws(self, epoch: int) -> tuple[list[Draws], Draws]:
+    def draws(self, epoch: int) -> tuple[list[Ints], Ints]:
         """Languages drawn by each group of rows, and caption sets, in an epoch; caches the last result."""
         if self._epoch is None or self._epoch[0] != epoch:
             plan = self.schedule
@@ -165,21 +157,22 @@ class MultitaskSteps(Dataset[Step]):
             self._epoch = (epoch, languages, relations)
         return self._epoch[1:]
 
-    def _order(self, kind: int, number: int, count: int, epoch: int, again: int, group: tuple[int, ...] = ()) -> Ints:
-        """Order of the blocks or pairs of a source in its n-th pass of an epoch; caches the last result."""
-        last = self._orders.get((kind, number, group))
+    def _order(self, count: int, epoch: int, again: int, *source: int) -> Ints:
+        """Order of a source's `count` blocks or pairs in its n-th pass of an epoch; caches the last one."""
+        last = self._orders.get(source)
         if last is None or last[0] != (epoch, again):
-            rng = np.random.default_rng((self.schedule.seed, epoch, again, number, kind, *group))
-            last = self._orders[kind, number, group] = ((epoch, again), rng.permutation(count))
+            rng = np.random.default_rng((self.schedule.seed, epoch, again, *source))
+            last = self._orders[source] = ((epoch, again), rng.permutation(count))
         return last[1]
 
-    def _block(self, epoch: int, step: int, draw: int, group: tuple[int, ...], draws: Draws) -> dict[str, Any]:
-        number, turn = int(draws.chosen[step, draw]), int(draws.turn[step, draw])
+    def _block(self, place: tuple[int, int, int], group: int, number: int, turn: int) -> dict[str, Any]:
+        """The rows of a group in a text block at `place`: epoch, step and draw."""
+        groups = (group,) if group else ()  # group 0's seed leaves out the group number, to match recorded runs
         stream, tokenizer = self.streams[number], self.collator.tokenizer
         again, block = divmod(turn, len(stream))
-        tokens = stream.block(int(self._order(_TEXT_ORDER, number, len(stream), epoch, again, group)[block]))
+        tokens = stream.block(int(self._order(len(stream), place[0], again, number, _TEXT_ORDER, *groups)[block]))
         # Drawn for the rows of all ranks, so masking doesn't depend on their number.
-        rng = np.random.default_rng((self.schedule.seed, epoch, step, draw, _TEXT_NOISE, *group))
+        rng = np.random.default_rng((self.schedule.seed, *place, _TEXT_NOISE, *groups))
         masked, labels = mask_stream(
             tokens,
             rng.random((*tokens.shape, WORD_NOISE)),
@@ -188,12 +181,8 @@ class MultitaskSteps(Dataset[Step]):
             tokenizer.vocabulary_size,
             self.collator.masking or DEFAULT_MASKING,
         )
-        return {
-            "tokens": masked,
-            "token_mask": tokens != tokenizer.pad_id,
-            "labels": labels,
-            "languages": np.full(len(tokens), number),
-        }
+        languages = np.full(len(tokens), number)
+        return {"tokens": masked, "token_mask": tokens != tokenizer.pad_id, "labels": labels, "languages": languages}
 
     def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """This rank's rows of a text block, in which the rows of the groups alternate."""
@@ -205,11 +194,10 @@ class MultitaskSteps(Dataset[Step]):
         block |= {"word_places": places, "word_targets": labels[places]}
         return {name: torch.from_numpy(rows) for name, rows in block.items()}
 
-    def _pairs(self, epoch: int, number: int, turn: int) -> list[Sample]:
+    def _pairs(self, epoch: int, number: int, turn: int) -> list[dict[str, Any]]:
         pairs, batch_size = self.pairs[number], self.schedule.batch_size
         again, batch = divmod(turn, len(pairs) // batch_size)
-        order = self._order(_PAIR_ORDER, number, len(pairs), epoch, again)
-        first = batch * batch_size
-        rows = order[first + self.rank : first + batch_size : self.world_size]
+        order = self._order(len(pairs), epoch, again, number, _PAIR_ORDER)
+        rows = order[batch * batch_size : (batch + 1) * batch_size][self.rank :: self.world_size]
         # Random numbers of an item also depend on the pass: an epoch passes a small set many times.
         return [pairs[(epoch << 16) + again, int(row)] for row in rows]

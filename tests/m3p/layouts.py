@@ -21,7 +21,7 @@ from common.data.text import XLMRTokenizer
 from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.data import PretrainingData, RetrievalData
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.pairs import CaptionSet
+from papers.m3p.pairs import LanguageSet
 from tests.m3p.tiny import tiny_sizes
 from tests.protocols.parts import attached, trainer
 
@@ -102,8 +102,8 @@ class Layouts:
         """A tokenizer of all words, not prepared yet."""
         return XLMRTokenizer(str(self.root / "vocabulary"), max_tokens=20)
 
-    def sets(self) -> dict[str, CaptionSet]:
-        return {f"multi30k_{one}": CaptionSet(Multi30K(self.root / "multi30k"), one) for one in WORDS}
+    def sets(self) -> dict[str, LanguageSet]:
+        return {f"multi30k_{one}": LanguageSet(Multi30K(self.root / "multi30k"), one) for one in WORDS}
 
     def switcher(self, **options: Any) -> CodeSwitcher:
         return CodeSwitcher(str(self.root / "dictionaries"), ["de", "fr"], **options)
@@ -123,7 +123,7 @@ class Layouts:
     def pretraining(self, stage: str = "fit", rank: int = 0, world_size: int = 1, **options: Any) -> PretrainingData:
         """A data module as a trainer uses it."""
         chosen: dict[str, Any] = {
-            "captions": [CaptionSet(ConceptualCaptions(self.root / "conceptual_captions"))],
+            "captions": [LanguageSet(ConceptualCaptions(self.root / "conceptual_captions"))],
             "text": WikipediaText(self.root / "wikipedia"),
             "text_batch_size": 4,
             "text_groups": 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def switcher(folder: Path, **options: Any) -> CodeSwitcher:
-    return CodeSwitcher(str(folder), TARGETS, **options)
+def switcher(folder: Path, targets: Sequence[str] = TARGETS, **options: Any) -> CodeSwitcher:
+    switcher = CodeSwitcher(str(folder), targets, **options)
+    switcher.prepare()
+    return switcher
 
 
 @pytest.mark.parametrize("name", ["clag_sent0.8_word0.8", "clag_sent1.0_word1.0", "clag_sent0.5_word0.3"])
@@ -78,10 +81,10 @@ def test_one_word_has_the_rates_of_the_released_code(folder: Path) -> None:
 
 def test_marks_and_capitals(folder: Path) -> None:
     options: dict[str, Any] = {"sentence_ratio": 1.0, "word_ratio": 1.0}
-    cat = CodeSwitcher(str(folder), ["de"], **options)
+    cat = switcher(folder, ["de"], **options)
     rng = np.random.default_rng(0)
     assert cat.switch('The cat, a "CAT" (cat)! concat', rng) == 'The Katze, a "Katze" (Katze)! concat'
-    exact = CodeSwitcher(str(folder), ["de"], **options, strip_punctuation=False, lower_case=False)
+    exact = switcher(folder, ["de"], **options, strip_punctuation=False, lower_case=False)
     assert exact.switch("cat, Cat cat", rng) == "cat, Cat Katze"
     assert cat.switch("", rng) == ""
     assert cat.switch("cat  cat ", rng) == "Katze  Katze "
@@ -129,15 +132,12 @@ def test_forms_of_a_dictionary(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 
 
 def test_without_names_all_dictionaries_that_are_there_are_taken(folder: Path, tmp_path: Path) -> None:
-    everything = CodeSwitcher(str(folder))
-    everything.prepare()
+    everything = switcher(folder, ())
     assert everything.targets == tuple(sorted(TARGETS))
     for part in ("en-de.0-5000.txt", "en-de.5000-6500.txt"):  # MUSE's splits of one dictionary are no languages
         (folder / part).write_text("dog\tHund\n", encoding="utf-8")
-    parted = CodeSwitcher(str(folder))
-    parted.prepare()
-    assert parted.targets == everything.targets
-    named = CodeSwitcher(str(folder), sorted(TARGETS))
+    assert switcher(folder, ()).targets == everything.targets
+    named = switcher(folder, sorted(TARGETS))
     texts = [everything.switch("a dog and a cat", np.random.default_rng(n)) for n in range(20)]
     assert texts == [named.switch("a dog and a cat", np.random.default_rng(n)) for n in range(20)]
     with pytest.raises(FileNotFoundError, match=r"holds no dictionary en-<language>\.txt.*code_switching to null"):

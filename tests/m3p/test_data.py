@@ -65,9 +65,8 @@ def test_blocks_of_text_are_of_one_language(layouts: Layouts) -> None:
             assert whole <= set(WORDS[LANGUAGES[number]])
 
 
-@pytest.mark.parametrize("exclude", [True, False])
-def test_groups_hold_the_true_pair_once(layouts: Layouts, exclude: bool) -> None:
-    data = layouts.pretraining(**PLAIN, exclude_siblings=exclude)
+def test_groups_hold_the_true_pair_once(layouts: Layouts) -> None:
+    data = layouts.pretraining(**PLAIN)
     positions = []
     for step in steps(data, 5):
         for side, group in step["relations"][0].items():
@@ -258,16 +257,13 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
             assert same.sum() == 4
 
 
-@pytest.mark.parametrize("exclude", [True, False])
-def test_negatives_are_uniform_and_siblings_among_them_where_they_may_be(layouts: Layouts, exclude: bool) -> None:
-    pairs = layouts.retrieval(exclude_siblings=exclude).training_pairs[0]
+def test_negatives_are_uniform_without_siblings(layouts: Layouts) -> None:
+    pairs: Any = layouts.retrieval().training_pairs[0]
     rng = np.random.default_rng(0)
-    candidates = pairs.settings.candidates
-    drawn = [dict(islice(candidates.negatives(pairs, 3, 15, rng), 3)) for _ in range(1000)]
+    drawn = [dict(islice(pairs.candidates.negatives(pairs, 3, rng), 3)) for _ in range(1000)]
     counts = np.bincount([image for negatives in drawn for image in negatives], minlength=12)
-    assert (counts[3] == 0) == exclude
+    assert counts[3] == 0
     assert chisquare(np.delete(counts, 3)).pvalue > 1e-3
-    assert exclude or 15 not in [caption for negatives in drawn for caption in negatives.values()]
 
 
 def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Path) -> None:
@@ -286,10 +282,10 @@ def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Pa
     pooled = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[]).training_pairs[0]
     assert pooled.pool.counts.tolist() == [6] * 12
     alone = layouts.retrieval(sets=sets, train_sets=["other"], test_sets=[]).training_pairs[0]
-    assert len(alone.pictures.keys) == 15
+    assert len(alone.images.keys) == 15
     sets["other"].dataset.coco = SimpleNamespace(name="another source")
     apart = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[]).training_pairs[0]
-    assert len(apart.pictures.keys) == 15
+    assert len(apart.images.keys) == 15
 
 
 def test_groups_of_several_sets_do_not_mix() -> None:
@@ -311,26 +307,26 @@ def test_groups_of_several_sets_do_not_mix() -> None:
 def test_sets_to_search_in(layouts: Layouts) -> None:
     data = layouts.retrieval("test")
     loaders = data.test_dataloader()
-    assert [one.name for one in data.searched] == list(data.sets)
-    assert len({one.images for one in data.searched}) == 1
+    assert [one.name for one in data.evaluation_sets] == list(data.sets)
+    assert len({one.images for one in data.evaluation_sets}) == 1
     images = list(loaders[0])
     assert [len(batch["index"]) for batch in images] == [3, 2]
     assert all(batch["regions"].shape[1:] == (4, WIDTH) for batch in images)
     assert [n for batch in images for n in pictures_of(batch)] == list(range(5))
-    for one in data.searched:
+    for one in data.evaluation_sets:
         repeats = 5 if one.source.language in ("en", "de") else 1
         assert one.numbers.tolist() == list(range(5 * repeats))
         assert one.owner.tolist() == np.repeat(range(5), repeats).tolist()
         expected = [sentence(one.source.language, 8 * image + place) for image in range(5) for place in range(repeats)]
         assert texts_of({"tokens": one.tokens}, data) == list(one.texts) == expected
-    assert data.searched[0].picture(0) is None
+    assert data.evaluation_sets[0].picture(0) is None
 
 
 def test_fewer_images_and_captions(layouts: Layouts) -> None:
     data = layouts.retrieval("test", test_images=3, test_captions=2)
     (images,) = data.test_dataloader()
-    assert [len(images.dataset), *(len(one.tokens) for one in data.searched)] == [3, 6, 6, 3, 3]
-    texts = texts_of({"tokens": data.searched[0].tokens}, data)
+    assert [len(images.dataset), *(len(one.tokens) for one in data.evaluation_sets)] == [3, 6, 6, 3, 3]
+    texts = texts_of({"tokens": data.evaluation_sets[0].tokens}, data)
     assert texts == [sentence("en", 8 * image + place) for image in range(3) for place in range(2)]
 
 
@@ -342,7 +338,7 @@ def test_captions_of_the_test_are_as_long_as_they_are(layouts: Layouts) -> None:
         layouts.retrieval(tokenizer=tokenizer, test_sets=["multi30k_en"], cut_test_captions=own)
         for own in (False, True)
     )
-    (one,), (other,) = cut.searched, whole.searched
+    (one,), (other,) = cut.evaluation_sets, whole.evaluation_sets
     assert one.token_mask.sum(1).max() == 4 == one.tokens.shape[1]
     assert other.token_mask.sum(1).max() == other.tokens.shape[1] > 4
     encoder = M3PEncoder(**tiny_sizes(vocabulary_size=160, feature_dim=WIDTH, positions=8, languages=4))

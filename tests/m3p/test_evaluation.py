@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from common.metrics.retrieval import score_retrieval
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.search import Gallery, RetrievalTest, exactly, score_pairs
+from papers.m3p.miniature import MeansTest
+from papers.m3p.search import RetrievalTest, exactly, score_pairs
 from tests.m3p.tiny import arrays, tiny_sizes, valid, values
 
 IMAGES, CAPTIONS, REGIONS, WIDTH = 7, 13, 3, 9
@@ -48,6 +49,13 @@ def test_every_image_gets_as_many_captions_as_are_asked_for(counts: list[int], e
         assert chosen.max() <= -(-each // count)  # no caption again before all have been taken
 
 
+class Gallery(NamedTuple):
+    image: torch.Tensor
+    image_mask: torch.Tensor
+    tokens: torch.Tensor
+    token_mask: torch.Tensor
+
+
 def model_and_gallery() -> tuple[M3P, Gallery]:
     torch.manual_seed(0)
     model = M3P(M3PEncoder(**tiny_sizes(feature_dim=8)), 4).eval()
@@ -75,7 +83,7 @@ def one_by_one(model: M3P, gallery: Gallery) -> torch.Tensor:
 def test_tiles_of_any_size_score_each_pair_alone(budget: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("papers.m3p.encoder.CAPTIONS_TOGETHER", together)
     model, gallery = model_and_gallery()
-    scores = score_pairs(model, gallery, budget)
+    scores = score_pairs(model, *gallery, budget)
     torch.testing.assert_close(scores, one_by_one(model, gallery), rtol=1e-4, atol=1e-5)
 
 
@@ -84,16 +92,16 @@ def test_half_precision_makes_no_ties() -> None:
     model, gallery = model_and_gallery()
     with torch.no_grad():
         model.match_head.score.weight.mul_(20.0)
-    expected = score_pairs(model, gallery, 10**6)
+    expected = score_pairs(model, *gallery, 10**6)
     with torch.autocast("cpu", torch.bfloat16):
-        scores = score_pairs(model, gallery, 10**6)
+        scores = score_pairs(model, *gallery, 10**6)
     assert scores.dtype == torch.float32
     assert not torch.equal(scores, scores.bfloat16().float())
     assert len(scores.unique()) == len(expected.unique())
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.2)
     # The same where the weights themselves are of half precision, as with bf16-true.
-    half = Gallery(**{**gallery.__dict__, "image": gallery.image.bfloat16()})
-    scores = score_pairs(model.bfloat16(), half, 10**6)
+    half = gallery._replace(image=gallery.image.bfloat16())
+    scores = score_pairs(model.bfloat16(), *half, 10**6)
     assert not torch.equal(scores, scores.bfloat16().float())
     assert len(scores.unique()) == len(expected.unique())
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.4)
@@ -106,7 +114,7 @@ class Stopped(Exception):
 def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("papers.m3p.encoder.CAPTIONS_TOGETHER", 3)
     model, gallery = model_and_gallery()
-    whole = score_pairs(model, gallery, 10**6)
+    whole = score_pairs(model, *gallery, 10**6)
     tile = M3P.score_tile
     scored: list[int] = []
 
@@ -120,22 +128,22 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeyp
     monkeypatch.setattr(M3P, "score_tile", stopping)
     partial = tmp_path / "scores" / "en.0.pt"
     with pytest.raises(Stopped):
-        score_pairs(model, gallery, 10**6, partial)
+        score_pairs(model, *gallery, 10**6, partial)
     scored[:] = [1, 1]  # room for one more only: of five tiles three are done
     monkeypatch.setattr(M3P, "score_tile", lambda *args: (scored.append(1), tile(*args))[1])
-    assert torch.equal(score_pairs(model, gallery, 10**6, partial), whole)
+    assert torch.equal(score_pairs(model, *gallery, 10**6, partial), whole)
     assert len(scored) == 4
     # Other weights or captions: all is scored anew.
     with torch.no_grad():
         model.match_head.score.bias.add_(1.0)
-    torch.testing.assert_close(score_pairs(model, gallery, 10**6, partial), whole + 1)
-    other = Gallery(gallery.image, gallery.image_mask, gallery.tokens.flip(0), gallery.token_mask.flip(0))
-    found = score_pairs(model, other, 10**6, partial)
+    torch.testing.assert_close(score_pairs(model, *gallery, 10**6, partial), whole + 1)
+    other = gallery._replace(tokens=gallery.tokens.flip(0), token_mask=gallery.token_mask.flip(0))
+    found = score_pairs(model, *other, 10**6, partial)
     torch.testing.assert_close(found, whole.flip(1) + 1, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("by_means", [False, True])
-def test_a_test_joins_images_captions_and_sets(by_means: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [RetrievalTest, MeansTest])
+def test_a_test_joins_images_captions_and_sets(kind: type[RetrievalTest], tmp_path: Path) -> None:
     model, gallery = model_and_gallery()
     features, boxes = torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5)
     owners = torch.arange(CAPTIONS) % IMAGES * 10
@@ -149,10 +157,10 @@ def test_a_test_joins_images_captions_and_sets(by_means: bool, tmp_path: Path) -
         for one in ("en", "de")
     ]  # fmt: skip
     trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(searched=sets), default_root_dir=str(tmp_path), progress_bar_callback=None,
+        datamodule=SimpleNamespace(evaluation_sets=sets), default_root_dir=str(tmp_path), progress_bar_callback=None,
         strategy=SimpleNamespace(precision_plugin=SimpleNamespace(forward_context=nullcontext)),
     )  # fmt: skip
-    test = RetrievalTest(500, None, by_means)
+    test = kind(500, None)
     test.reset(SimpleNamespace(trainer=trainer, device=torch.device("cpu"), model=model))
     with torch.inference_mode():
         for rows in torch.arange(IMAGES).flip(0).split(3):  # in any order, under numbers with gaps
@@ -161,9 +169,9 @@ def test_a_test_joins_images_captions_and_sets(by_means: bool, tmp_path: Path) -
         found = test.compute()
     assert found["multi30k_en_mr"] == found["multi30k_de_mr"] == found["non_english_mr"]
     assert {"multi30k_en_t2i_r1", "multi30k_de_i2t_r10", "multi30k_de_t2i_medr"} <= found.keys()
-    assert [one.scores.shape for one in test.found] == [(IMAGES, CAPTIONS - 1)] * 2
+    assert [result.scores.shape for result in test.results] == [(IMAGES, CAPTIONS - 1)] * 2
     assert not list(tmp_path.rglob("*.pt"))
     kept = torch.tensor([row for row in range(CAPTIONS) if row != 5])
     owner = owners[kept] // 10
-    recalls = score_retrieval(test.found[0].scores, owner)
+    recalls = score_retrieval(test.results[0].scores, owner)
     assert found["multi30k_en_t2i_r5"].item() == pytest.approx(recalls["t2i_r5"].item(), rel=1e-6)

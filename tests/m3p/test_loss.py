@@ -16,7 +16,7 @@ from papers.m3p.candidates import InBatch
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.loss import PairTasks, pair_terms, text_terms
 from papers.m3p.weights import RELEASED
-from tests.m3p.tiny import arrays, placed, tiny_model, tiny_sizes, valid, values
+from tests.m3p.tiny import arrays, joint, placed, tiny_model, tiny_sizes, valid, values
 
 
 def golden_group() -> dict[str, torch.Tensor]:
@@ -68,7 +68,7 @@ def test_losses_and_gradients_are_those_of_the_released_code() -> None:
 
 def test_logits_of_all_pairs_are_those_of_the_released_code() -> None:
     golden, model, group = arrays("pretrain_losses"), tiny_model(), golden_group()
-    hidden = model.encoder(group["tokens"], group["token_mask"], group["regions"], group["boxes"])
+    hidden = joint(model, group["tokens"], group["token_mask"], group["regions"], group["boxes"])
     torch.testing.assert_close(model.match_head(hidden[:, 0]), golden["relation_logits"], rtol=0, atol=1e-6)
 
 
@@ -120,7 +120,7 @@ def test_alignment_and_matching_are_of_a_true_and_the_next_pair_of_each_group(ki
     matched = torch.arange(len(images)) < len(images) // 2
     image_mask, text_mask = group["region_mask"][images], group["token_mask"][texts]
     inputs = group["tokens"][texts], text_mask, group["regions"][images], group["boxes"][images], image_mask
-    hidden = model.encoder(*inputs)
+    hidden = joint(model, *inputs)
     terms = terms_of(model, group, alignment=True)
     expected = word_region_alignment(hidden[:, 5:], hidden[:, :5], text_mask, image_mask, matched)
     torch.testing.assert_close(terms["alignment"], expected, rtol=1e-4, atol=1e-5)
@@ -141,7 +141,7 @@ def test_a_false_pair_never_shows_the_same_where_another_does_not() -> None:
 
 def test_accuracy_is_the_share_of_groups_whose_true_pair_scores_highest() -> None:
     model, group = tiny_model(), golden_group()
-    hidden = model.encoder(group["tokens"], group["token_mask"], group["regions"], group["boxes"])
+    hidden = joint(model, group["tokens"], group["token_mask"], group["regions"], group["boxes"])
     best = model.match_head(hidden[:, 0]).view(2, 4).argmax(1)
     for others, accuracy in (([0, 0], 1.0), ([1, 0], 0.5), ([2, 3], 0.0)):
         group["positive"] = (best + torch.tensor(others)) % 4
@@ -153,9 +153,8 @@ def test_pairs_are_scored_as_each_alone_without_those_that_show_the_same_and_the
     found = terms_of(model, group, contrast_temperature=0.3)
     alone = {name: value for name, value in group.items() if name != "group"}
     images, texts = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
-    hidden = model.encoder(
-        group["tokens"][texts], group["token_mask"][texts], group["regions"][images], group["boxes"][images]
-    )
+    inputs = group["tokens"][texts], group["token_mask"][texts], group["regions"][images], group["boxes"][images]
+    hidden = joint(model, *inputs)
     for name, expected in zip(
         ("vlm_ce", "vlm_bce"), in_batch_matching(model.match_head(hidden[:, 0]).view(3, 3), group["group"])
     ):

@@ -68,9 +68,9 @@ def test_languages_are_drawn_as_by_the_released_code(alpha: str) -> None:
 @settings(max_examples=60)
 def test_turns_count_what_was_drawn_before(sources: int, steps: int, draws: int, seed: int) -> None:
     found = draw_sources([1 / sources] * sources if sources else [], steps, draws, np.random.default_rng(seed))
-    assert found.chosen.shape == found.turn.shape == (steps, min(draws, sources))
+    assert found.shape == (steps, min(draws, sources), 2)
     seen: dict[int, int] = {}
-    for number, turn in zip(found.chosen.ravel().tolist(), found.turn.ravel().tolist()):
+    for number, turn in found.reshape(-1, 2).tolist():
         assert turn == seen.get(number, 0)
         seen[number] = turn + 1
 
@@ -86,30 +86,30 @@ def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
     for epoch in (0, 1, 0):
         (first,), pairs = one.draws(epoch)
         (second,), same_pairs = other.draws(epoch)
-        np.testing.assert_array_equal(first.chosen, second.chosen)
-        np.testing.assert_array_equal(pairs.chosen, same_pairs.chosen)
+        np.testing.assert_array_equal(first, second)
+        np.testing.assert_array_equal(pairs, same_pairs)
     (languages,), relations = one.draws(0)
-    assert languages.chosen.shape == (4000, 3)
-    assert relations.chosen.shape == (4000, 2)  # never more draws than there are sets
-    counts = np.bincount(languages.chosen.ravel(), minlength=4)
+    assert languages.shape == (4000, 3, 2)
+    assert relations.shape == (4000, 2, 2)  # never more draws than there are sets
+    counts = np.bincount(languages[..., 0].ravel(), minlength=4)
     assert counts[3] == 0
     assert chisquare(counts[:3], np.array([0.5, 0.3, 0.2]) * 12000).pvalue > 1e-3
     # With replacement: a step may read a language twice.
-    assert (np.sort(languages.chosen, axis=1)[:, 1:] == np.sort(languages.chosen, axis=1)[:, :-1]).any()
-    assert (languages.chosen != one.draws(1)[0][0].chosen).any()
-    assert (languages.chosen != schedule(1).draws(0)[0][0].chosen).any()
+    assert (np.diff(np.sort(languages[..., 0], axis=1), axis=1) == 0).any()
+    assert (languages != one.draws(1)[0][0]).any()
+    assert (languages != schedule(1).draws(0)[0][0]).any()
 
     # Every group of rows draws for itself, and the first as one alone would.
     several, same_pairs = schedule(groups=3).draws(0)
-    np.testing.assert_array_equal(several[0].chosen, languages.chosen)
-    np.testing.assert_array_equal(same_pairs.chosen, relations.chosen)
+    np.testing.assert_array_equal(several[0], languages)
+    np.testing.assert_array_equal(same_pairs, relations)
     for group, own in enumerate(several):
-        counts = np.bincount(own.chosen.ravel(), minlength=4)
+        counts = np.bincount(own[..., 0].ravel(), minlength=4)
         assert chisquare(counts[:3], np.array([0.5, 0.3, 0.2]) * 12000).pvalue > 1e-3
         for other_group in several[:group]:
-            agreement = (own.chosen == other_group.chosen).mean()
+            agreement = (own[..., 0] == other_group[..., 0]).mean()
             assert agreement == pytest.approx(0.5**2 + 0.3**2 + 0.2**2, abs=0.03)
-    assert (several[1].chosen != schedule(groups=3).draws(1)[0][1].chosen).any()
+    assert (several[1] != schedule(groups=3).draws(1)[0][1]).any()
 
 
 def test_tokens_of_many_texts_are_kept(

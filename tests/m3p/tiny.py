@@ -48,6 +48,16 @@ def tiny_model(**changes: Any) -> M3P:
     return model.eval()
 
 
+def joint(
+    model: M3P, tokens: Tensor, token_mask: Tensor, regions: Tensor, boxes: Tensor, region_mask: Tensor | None = None
+) -> Tensor:
+    """Hidden states [B, R + L, D] of regions followed by text; None for all regions."""
+    region_mask = torch.ones(regions.shape[:2], dtype=torch.bool) if region_mask is None else region_mask
+    image = model.encoder.start_regions(regions, boxes, region_mask)
+    text = model.encoder.start_text(tokens, token_mask, image.shape[1])
+    return model.encoder.encode(torch.cat([image, text], 1), torch.cat([region_mask, token_mask], 1))
+
+
 def placed(group: dict[str, Tensor]) -> dict[str, Tensor]:
     """A group of pairs as `PairCollator` gives it, from the released code's labels of all words and regions."""
     rows = torch.arange(len(group["tokens"]))
