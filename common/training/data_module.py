@@ -141,7 +141,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         if self.dataset is not None and self.world is not None:
-            self.world.prepare(self.world.needed_for(self.dataset))
+            self.world.prepare((self.dataset.name,))
 
     @property
     def credit(self) -> str:

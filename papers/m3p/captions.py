@@ -39,10 +39,6 @@ class CaptionTokens:
         first = self._ends[number - 1] + 1 if number else 0
         return self._tokens[first : self._ends[number]]
 
-    def pieces_of(self, text: str) -> Tokens:
-        """Pieces of another text."""
-        return np.array(self.tokenizer.pieces([text])[0], dtype=np.int64)
-
     def longest(self) -> int:
         """Largest number of pieces."""
         return int(np.diff(self._ends, prepend=-1).max(initial=1)) - 1

@@ -24,10 +24,10 @@ from papers.m3p.examples import example_step
 from papers.m3p.masking import DEFAULT_MASKING, Masking
 from papers.m3p.pairs import LanguageSet, PairCollator, PairItems, RegionItems, find_images
 from papers.m3p.regions import prepare_regions
-from papers.m3p.search import EvaluationSet
+from papers.m3p.search import TEST, EvaluationSet
 from papers.m3p.streams import LanguageStream, MultitaskSteps, Schedule, language_probabilities
 
-TRAIN, TEST = "train", "test"
+TRAIN = "train"
 #: Captions of a set used to measure dictionary coverage.
 COUNTED_CAPTIONS = 20_000
 #: Largest fraction of test images without regions: missing images raise recall.
@@ -59,6 +59,7 @@ class RegionTextData(ShardedDataModule):
     #: Captions of an image in an epoch of fine-tuning, and when weights are compared.
     captions_per_image = 1
     #: Of pre-training.
+    text: WikipediaText | None = None
     masking: Masking | None = None
     schedule: Any = None
 
@@ -136,25 +137,15 @@ class RegionTextData(ShardedDataModule):
         used += [(captioned.dataset, TEST) for captioned in self.test_sets.values()]
         return list({(id(dataset), split): (dataset, split) for dataset, split in used}.values())
 
-    def world_parts(self, world: World) -> list[str]:
-        switched = ["dictionaries"] if self.code_switching is not None else []
-        names = [name for dataset, _ in self.used_splits for name in world.needed_for(dataset)]
-        return ["sentencepiece", *switched, *dict.fromkeys(names)]
-
     def prepare_data(self) -> None:
         if self.world is not None:
-            self.world.prepare(self.world_parts(self.world))
-
-    def prepare_tokenizer(self) -> None:
-        if self.world is not None:
-            self.world.prepare(["sentencepiece"])
-        self.tokenizer.prepare()
+            self.world.prepare()
 
     def setup(self, stage: str) -> None:
         if self.region_network is not None:
             for dataset, split in self.used_splits:
                 dataset.regions_root = prepare_regions(dataset, split, self.region_network)
-        self.prepare_tokenizer()
+        self.tokenizer.prepare()
         if self.code_switching is not None:
             self.code_switching.prepare()
         #: Widths of a region's feature in the data sets.
@@ -179,7 +170,8 @@ class RegionTextData(ShardedDataModule):
     @property
     def languages(self) -> list[str]:
         """Languages with numbers, sorted; the number is the position."""
-        return self.stated_languages or sorted({captioned.language for captioned in self.sets.values()})
+        of_sets = {captioned.language for captioned in self.sets.values()}
+        return self.stated_languages or sorted(of_sets if self.text is None else self.text.languages)
 
     # -- pairs ---------------------------------------------------------------------------------------------------------
 
@@ -187,15 +179,17 @@ class RegionTextData(ShardedDataModule):
         """Pairs of some sets, pooled by image; those of the training split are masked and switched."""
         training = split == TRAIN
         captions = [self.captions_of(captioned.dataset, split, captioned.language) for captioned in sets]
-        images = find_images(sets, captions, split, self.max_skipped_fraction)
+        listing, keys, features = find_images(sets, captions, split, self.max_skipped_fraction)
         pairs = PairItems(
-            images,
-            CaptionPool(captions, images.keys),
+            CaptionPool(captions, keys),
             self.candidates,
             max_pieces=self.tokenizer.max_tokens - 2,
             captions_per_image=captions_per_image,
             masked=training and self.masking is not None,
             switcher=self.code_switching if training else None,
+            listing=listing,
+            keys=keys,
+            features=features,
             max_regions=self.max_regions,
             distributions=self.distributions,
             **self.item_options,
@@ -223,13 +217,11 @@ class RegionTextData(ShardedDataModule):
         for name, captioned in self.test_sets.items():
             dataset = captioned.dataset
             captions = self.captions_of(dataset, TEST, captioned.language)
-            images = find_images([captioned], [captions], TEST, limit, self.test_images)
-            key = (type(dataset), dataset.root, dataset.regions(TEST).paths, tuple(images.keys))
+            listing, keys, features = find_images([captioned], [captions], TEST, limit, self.test_images)
+            key = (type(dataset), dataset.root, features.paths, tuple(keys))
             if key not in shared:
-                shared[key] = RegionItems(images, **options)
-            evaluation_sets.append(
-                EvaluationSet(name, captioned, TEST, shared[key], captions, self.test_captions, longest)
-            )
+                shared[key] = RegionItems(listing, keys, features, **options)
+            evaluation_sets.append(EvaluationSet(name, captioned, shared[key], captions, self.test_captions, longest))
         return evaluation_sets
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
@@ -311,15 +303,6 @@ class PretrainingData(RegionTextData):
         #: Text and number of sentences of each language; set in setup for training.
         self.streams: list[LanguageStream] = []
         self.sentences: dict[str, int] = {}
-
-    def world_parts(self, world: World) -> list[str]:
-        return [*super().world_parts(world), *([] if self.text is None else [self.text.name])]
-
-    @property
-    def languages(self) -> list[str]:
-        if self.stated_languages is None and self.text is not None:
-            self.stated_languages = sorted(self.text.languages)
-        return super().languages
 
     def read_training(self) -> None:
         self.training_pairs = [

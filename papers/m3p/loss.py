@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -24,28 +24,6 @@ from papers.m3p.encoder import M3P
 Batch = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class PairTasks:
-    """Tasks on pairs besides matching.
-
-    Args:
-        words, regions: those that are masked.
-        soft_classes: compare the class of a region with the detector's whole distribution by KL.
-        alignment: optimal transport between words and regions of a true and a false pair per group, and two-way
-            matching of these pairs.
-        contrast_temperature: contrast mean embeddings in the batch, for in-batch pairs; not in the paper.
-    """
-
-    words: bool = True
-    regions: bool = True
-    soft_classes: bool = False
-    alignment: bool = False
-    contrast_temperature: float | None = None
-
-
-MATCH_ALONE = PairTasks(words=False, regions=False)
-
-
 def text_terms(model: M3P, block: Batch) -> Batch:
     """`xmlm`, masked language modeling of a block of text.
 
@@ -55,34 +33,47 @@ def text_terms(model: M3P, block: Batch) -> Batch:
     return {"xmlm": _word_loss(model, hidden.flatten(0, 1), block)}
 
 
-def pair_terms(model: M3P, batch: Batch, tasks: PairTasks) -> Batch:
-    """Losses of a batch of pairs (`vlm_ce`, `vlm_bce`, `mlm`, `mrm_class`, ...), and the `accuracy` of the match.
+def pair_terms(
+    model: M3P, batch: Batch, weights: Mapping[str, float], soft_classes: bool = False, temperature: float = 0.1
+) -> Batch:
+    """Losses of a batch of pairs from one forward pass, and the `accuracy` of the match.
 
-    Accuracy is the share of groups whose true pair scores highest. All losses come from one forward pass.
+    Accuracy is the share of groups whose true pair scores highest. `vlm_ce` and `vlm_bce` train the match. These are
+    computed if `weights` has a positive one: `mlm`, masked words; `mrm_class` and `mrm_regression`, masked regions;
+    `alignment` and `itm`, optimal transport between words and regions of a true and a false pair per group, and two-way
+    matching of these pairs; `contrast`, see `embedding_contrast`, for in-batch pairs.
+
+    Args:
+        soft_classes: compare the class of a region with the detector's whole distribution by KL.
 
     Source: [6.2] and [14].
     """
+
+    def trains(*names: str) -> bool:
+        return any(weights.get(name, 0.0) > 0 for name in names)
+
     encoder, candidates = model.encoder, candidates_of(batch)
     image = encoder.start_regions(batch["regions"], batch["boxes"], batch["region_mask"])
     text = encoder.start_text(batch["tokens"], batch["token_mask"], image.shape[1])
     start = candidates.joined(image, text)
     mask = candidates.joined(batch["region_mask"], batch["token_mask"])
     true, false = candidates.true_and_false(batch)
-    whole = torch.cat([true, false]) if tasks.alignment else true
+    aligned = trains("alignment", "itm")
+    whole = torch.cat([true, false]) if aligned else true
     first, hidden = encoder.encode_pairs(start, mask, whole)
 
     logits = model.match_head(first).float()
     scores = logits.unflatten(0, (len(true), -1))
     ce, bce = candidates.match(scores, batch)
     terms = {"vlm_ce": ce, "vlm_bce": bce, "accuracy": _accuracy(scores.detach(), true % scores.shape[1])}
-    if tasks.contrast_temperature is not None:
-        terms["contrast"], _ = embedding_contrast(model, batch, tasks.contrast_temperature)
+    if trains("contrast"):
+        terms["contrast"], _ = embedding_contrast(model, batch, temperature)
     positions = hidden[: len(true)].flatten(0, 1)
-    if tasks.words and "word_places" in batch:
+    if trains("mlm") and "word_places" in batch:
         terms["mlm"] = _word_loss(model, positions, batch)
-    if tasks.regions and "region_places" in batch:
-        terms |= _region_terms(model, positions[batch["region_places"]], batch, tasks.soft_classes)
-    if tasks.alignment:
+    if trains("mrm_class", "mrm_regression") and "region_places" in batch:
+        terms |= _region_terms(model, positions[batch["region_places"]], batch, soft_classes)
+    if aligned:
         count = image.shape[1]
         matched = torch.arange(len(whole), device=whole.device) < len(true)
         terms["alignment"] = word_region_alignment(

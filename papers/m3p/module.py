@@ -22,7 +22,7 @@ from papers.m3p import monitoring
 from papers.m3p.candidates import InBatch
 from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.encoder import M3P
-from papers.m3p.loss import MATCH_ALONE, PairTasks, pair_terms, text_terms
+from papers.m3p.loss import pair_terms, text_terms
 from papers.m3p.search import RetrievalTest
 from papers.m3p.weights import load_into_model
 
@@ -46,7 +46,7 @@ class M3PModule(pl.LightningModule):
         weight_mrm_class, weight_mrm_regression: classes and features of masked regions.
         weight_t2i, weight_i2t: the match, searching images by a caption and captions by an image.
         vlm_ce_weight, vlm_bce_weight: within the match, softmax over the candidates and binary loss for each.
-        soft_classes, alignment_weight, itm_weight, contrast_weight, contrast_temperature: see `PairTasks`; not in the
+        soft_classes, alignment_weight, itm_weight, contrast_weight, contrast_temperature: see `pair_terms`; not in the
             paper.
         pretrained, position_offset: see `load_into_model`; None starts from random weights.
         learning_rate, warmup_steps: see `adam`; counted in updates.
@@ -109,22 +109,13 @@ class M3PModule(pl.LightningModule):
             "itm": itm_weight,
             "contrast": contrast_weight,
         }
-        tasks = ("xmlm", "mlm", "mrm_class", "mrm_regression", "t2i", "i2t")
-        self.on = {name for name in tasks if self.weights[name] > 0}
-        if not self.on:
+        if weight_xmlm + weight_mlm + weight_mrm_class + weight_mrm_regression + weight_t2i + weight_i2t == 0:
             raise ValueError("model: every task has weight 0; give at least one a positive weight")
-        self.tasks = PairTasks(
-            words="mlm" in self.on,
-            regions=bool(self.on & {"mrm_class", "mrm_regression"}),
-            soft_classes=soft_classes,
-            alignment=alignment_weight > 0 or itm_weight > 0,
-            contrast_temperature=contrast_temperature if contrast_weight > 0 else None,
-        )
         # Parameters that no task trains must not wait for gradients of other processes.
-        model.encoder.language.requires_grad_("xmlm" in self.on)
-        model.vocabulary_head.requires_grad_(bool(self.on & {"xmlm", "mlm"}))
-        model.region_heads.requires_grad_(self.tasks.regions)
-        model.match_head.requires_grad_(bool(self.on & {"t2i", "i2t"}) or itm_weight > 0)
+        model.encoder.language.requires_grad_(weight_xmlm > 0)
+        model.vocabulary_head.requires_grad_(weight_xmlm + weight_mlm > 0)
+        model.region_heads.requires_grad_(weight_mrm_class + weight_mrm_regression > 0)
+        model.match_head.requires_grad_(weight_t2i + weight_i2t + itm_weight > 0)
 
     # -- training ------------------------------------------------------------------------------------------------------
 
@@ -156,11 +147,12 @@ class M3PModule(pl.LightningModule):
 
     def terms_of(self, batch: dict[str, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Kind and losses of each group of an iteration: text blocks first, then groups of pairs."""
-        for block in batch["xmlm"] if "xmlm" in self.on else []:
+        for block in batch["xmlm"] if self.weights["xmlm"] > 0 else []:
             yield "xmlm", text_terms(self.model, block)
+        h: Any = self.hparams
         for relation in batch["relations"]:
             for kind, group in relation.items():
-                yield kind, pair_terms(self.model, group, self.tasks)
+                yield kind, pair_terms(self.model, group, self.weights, h.soft_classes, h.contrast_temperature)
 
     def configure_optimizers(self) -> Any:
         return adam(self, self.hparams["learning_rate"], self.hparams["warmup_steps"])
@@ -243,7 +235,7 @@ class M3PModule(pl.LightningModule):
                 (relation,) = strategy.batch_to_device(precision.convert_input(batch))["relations"]
                 groups = len(batch["index"])
                 for group in relation.values():
-                    hits += float(pair_terms(self.model, group, MATCH_ALONE)["accuracy"]) * groups
+                    hits += float(pair_terms(self.model, group, {})["accuracy"]) * groups
                     count += groups
         hits, count = strategy.reduce(torch.tensor([hits, count], device=self.device), reduce_op="sum").tolist()
         return {"accuracy": 100 * hits / count}
@@ -264,7 +256,7 @@ class M3PModule(pl.LightningModule):
             raise ValueError(
                 "trainer.precision 16 needs scaled losses, which several updates of one step do not have: bf16-mixed"
             )
-        if stage == "fit" and self.tasks.soft_classes and not self.data.distributions:
+        if stage == "fit" and self.hparams["soft_classes"] and not self.data.distributions:
             raise ValueError("model.soft_classes needs the detector's distributions: data.distributions true")
         if stage == "fit" and self.weights["contrast"] > 0 and not isinstance(self.data.candidates, InBatch):
             raise ValueError("model.contrast_weight compares the pairs of a batch: set data.vlm_candidates to in_batch")
@@ -277,7 +269,7 @@ class M3PModule(pl.LightningModule):
         """Refuse a region class that the model lacks; on an accelerator, the lookup would abort without a message."""
         count = self.model.region_heads.classifier.out_features
         for group in (group for relation in batch.get("relations", []) for group in relation.values()):
-            if self.tasks.regions and "region_classes" in group and (group["region_classes"] >= count).any():
+            if "region_classes" in group and (group["region_classes"] >= count).any():
                 raise ValueError(
                     f"a region is of class {int(group['region_classes'].max())} and model.model.region_classes is "
                     f"{count}: give it the number of the detector's classes, with one more for the background"

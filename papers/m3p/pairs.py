@@ -40,27 +40,18 @@ class LanguageSet:
 # -- images ------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, eq=False)
-class RegionImages:
-    """Images that have regions, which `features` holds by key."""
-
-    listing: Listing
-    keys: Sequence[str]
-    features: RegionFeatures
-
-
 def find_images(
     sets: Sequence[LanguageSet],
     captions: Sequence[CaptionTokens],
     split: str,
     max_missing: float,
     first: int | None = None,
-) -> RegionImages:
-    """The `first` images of some sets that have captions and regions; images with the same key are the same.
+) -> tuple[Listing, Sequence[str], RegionFeatures]:
+    """The `first` images of some sets that have captions and regions: their listing, keys, and features by key.
 
-    A set with its own splits (COCO-CN) only adds captions to sets that show the same data set's images, because some of
-    its training images are test images of the others. The released code also pools the 113,287 images of COCO [9].
-    `max_missing` is the largest fraction of images without regions.
+    Images with the same key are the same. A set with its own splits (COCO-CN) only adds captions to sets that show the
+    same data set's images, because some of its training images are test images of the others. The released code also
+    pools the 113,287 images of COCO [9]. `max_missing` is the largest fraction of images without regions.
     """
     datasets: list[Any] = [captioned.dataset for captioned in sets]
     paths = tuple(dict.fromkeys(path for dataset in datasets for path in dataset.region_paths(split)))
@@ -93,7 +84,7 @@ def find_images(
         name, f"{split}; {languages}", datasets[0].root, (), file_names(keys), np.full(len(keys), UNLABELED),
         missing=len(missing), missing_names=tuple(missing[:20]),
     )  # fmt: skip
-    return RegionImages(listing, keys, features)
+    return listing, keys, features
 
 
 class RegionItems(ItemDataset):
@@ -101,25 +92,28 @@ class RegionItems(ItemDataset):
 
     def __init__(
         self,
-        images: RegionImages,
-        max_regions: int = 100,
+        listing: Listing,
+        keys: Sequence[str],
+        features: RegionFeatures,
+        max_regions: int,
         cache_bytes: int = 0,
         distributions: bool = False,
         **options: Any,
     ) -> None:
-        super().__init__(images.listing, **options)
-        self.images = images
+        super().__init__(listing, **options)
+        self.keys = keys
+        self.features = features
         self.max_regions = max_regions
         self.distributions = distributions
-        numbers = len(images.keys) * max_regions * (images.features.feature_size + 7)
+        numbers = len(keys) * max_regions * (features.feature_size + 7)
         self._cache: dict[int, Regions] | None = {} if numbers * 4 <= cache_bytes else None
 
     def regions(self, image: int) -> Regions:
         if self._cache is not None and image in self._cache:
             return self._cache[image]
-        key = self.images.keys[image]
+        key = self.keys[image]
         try:
-            stored = self.images.features[key]
+            stored = self.features[key]
         except RegionError as error:
             raise MediaError(f"{self.listing.name}, picture {key}: {error}") from error
         if self.distributions and stored.distribution is None:
@@ -195,16 +189,16 @@ class PairItems(RegionItems):
     """One caption of each image per pass, with its candidates: a sample has a `PairGroup` of each kind.
 
     Args:
-        pool: the captions, in the order of `images`.
+        pool: the captions, in the order of the images.
         max_pieces: longest caption, without boundary tokens.
         captions_per_image: per epoch; repeats captions of an image with fewer.
         masked: draw the random numbers that masking takes.
         switcher: translates words of captions.
+        options: see `RegionItems`.
     """
 
     def __init__(
         self,
-        images: RegionImages,
         pool: CaptionPool,
         candidates: Candidates,
         max_pieces: int,
@@ -213,7 +207,7 @@ class PairItems(RegionItems):
         switcher: CodeSwitcher | None,
         **options: Any,
     ) -> None:
-        super().__init__(images, passes=captions_per_image, **options)
+        super().__init__(passes=captions_per_image, **options)
         self.pool = pool
         self.candidates = candidates
         self.max_pieces = max_pieces
@@ -235,10 +229,11 @@ class PairItems(RegionItems):
     def pieces(self, caption: int, rng: np.random.Generator) -> Tokens:
         """Tokens of a caption, which may be code-switched."""
         tokens, row = self.pool.caption(caption)
-        switcher = self.switcher
-        if switcher is not None and tokens.captions.language == switcher.source:
-            return tokens.pieces_of(switcher.switch(tokens.texts[row], rng))[: self.max_pieces]
-        return tokens.pieces(row)[: self.max_pieces]
+        pieces = tokens.pieces(row)
+        if self.switcher is not None and tokens.captions.language == self.switcher.source:
+            text = self.switcher.switch(tokens.texts[row], rng)
+            pieces = np.array(tokens.tokenizer.pieces([text])[0], dtype=np.int64)
+        return pieces[: self.max_pieces]
 
     def noise(self, pairs: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
         """Random numbers to mask some pairs with."""

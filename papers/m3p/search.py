@@ -31,6 +31,7 @@ from papers.m3p.captions import CaptionTokens, pad_captions
 from papers.m3p.encoder import M3P, similar_lengths
 from papers.m3p.pairs import LanguageSet, RegionItems
 
+TEST = "test"
 #: Seconds between two saves of partial scores.
 SAVE_EVERY = 60.0
 
@@ -51,7 +52,6 @@ class EvaluationSet:
         self,
         name: str,
         source: LanguageSet,
-        split: str,
         images: RegionItems,
         captions: CaptionTokens,
         each: int | None = None,
@@ -59,10 +59,9 @@ class EvaluationSet:
     ) -> None:
         self.name = name
         self.source = source
-        self.split = split
         self.images = images
         self.texts = captions.texts
-        image_of = {key: image for image, key in enumerate(images.images.keys)}
+        image_of = {key: image for image, key in enumerate(images.keys)}
         starts = captions.captions.captions.starts.tolist()
         chosen = [
             (number, image_of[key])
@@ -80,7 +79,7 @@ class EvaluationSet:
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
         """An image by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
         try:
-            return np.asarray(read_image(self.source.dataset.image_path(self.images.images.keys[image], self.split)))
+            return np.asarray(read_image(self.source.dataset.image_path(self.images.keys[image], TEST)))
         except MediaError:
             return None
 

@@ -139,7 +139,8 @@ class M3P(encoder.M3P, TrainedModel):
     def gather(cls, stage: FinishedStage) -> Trained:
         data = stage.data()
         if not data.tokenizer.restore(stage.data_state):
-            data.prepare_tokenizer()
+            data.prepare_data()
+            data.tokenizer.prepare()
         weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
         languages = data.languages
         known = data.stated_languages is not None or len(languages) == len(weights["encoder.language.weight"])

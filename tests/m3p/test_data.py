@@ -282,10 +282,10 @@ def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Pa
     pooled = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[]).training_pairs[0]
     assert pooled.pool.counts.tolist() == [6] * 12
     alone = layouts.retrieval(sets=sets, train_sets=["other"], test_sets=[]).training_pairs[0]
-    assert len(alone.images.keys) == 15
+    assert len(alone.keys) == 15
     sets["other"].dataset.coco = SimpleNamespace(name="another source")
     apart = layouts.retrieval(sets=sets, train_sets=["one", "other"], test_sets=[]).training_pairs[0]
-    assert len(apart.images.keys) == 15
+    assert len(apart.keys) == 15
 
 
 def test_groups_of_several_sets_do_not_mix() -> None:

@@ -14,9 +14,9 @@ from common.losses.matching import image_text_matching, in_batch_matching
 from common.memory.collective import share_of_mean
 from papers.m3p.candidates import InBatch
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.loss import PairTasks, pair_terms, text_terms
+from papers.m3p.loss import pair_terms, text_terms
 from papers.m3p.weights import RELEASED
-from tests.m3p.tiny import arrays, joint, placed, tiny_model, tiny_sizes, valid, values
+from tests.m3p.tiny import MASKED, arrays, joint, placed, tiny_model, tiny_sizes, valid, values
 
 
 def golden_group() -> dict[str, torch.Tensor]:
@@ -43,8 +43,10 @@ def block_of(tokens: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> 
     }  # fmt: skip
 
 
-def terms_of(model: Any, group: dict[str, torch.Tensor], **options: Any) -> dict[str, torch.Tensor]:
-    return pair_terms(model, placed(group), PairTasks(**options))
+def terms_of(
+    model: Any, group: dict[str, torch.Tensor], soft_classes: bool = False, temperature: float = 0.1, **weights: float
+) -> dict[str, torch.Tensor]:
+    return pair_terms(model, placed(group), MASKED | weights, soft_classes, temperature)
 
 
 def test_losses_and_gradients_are_those_of_the_released_code() -> None:
@@ -96,7 +98,7 @@ def test_generic_supervisions_train_all_they_should(kind: str) -> None:
     model = tiny_model()
     group = golden_group() if kind == "t2i" else in_batch_group()
     group["region_distributions"] = F.one_hot(group["region_labels"].clamp(min=0), 1600).float()
-    terms = terms_of(model, group, soft_classes=True, alignment=True)
+    terms = terms_of(model, group, soft_classes=True, alignment=1.0)
     assert {"alignment", "itm", "mrm_class"} <= terms.keys()
     hard = terms_of(model, group)["mrm_class"]
     torch.testing.assert_close(terms["mrm_class"] * 1600, hard, rtol=1e-4, atol=1e-5)  # a mean over elements
@@ -121,7 +123,7 @@ def test_alignment_and_matching_are_of_a_true_and_the_next_pair_of_each_group(ki
     image_mask, text_mask = group["region_mask"][images], group["token_mask"][texts]
     inputs = group["tokens"][texts], text_mask, group["regions"][images], group["boxes"][images], image_mask
     hidden = joint(model, *inputs)
-    terms = terms_of(model, group, alignment=True)
+    terms = terms_of(model, group, alignment=1.0)
     expected = word_region_alignment(hidden[:, 5:], hidden[:, :5], text_mask, image_mask, matched)
     torch.testing.assert_close(terms["alignment"], expected, rtol=1e-4, atol=1e-5)
     yes = model.match_head(hidden[:, 0])
@@ -150,7 +152,7 @@ def test_accuracy_is_the_share_of_groups_whose_true_pair_scores_highest() -> Non
 
 def test_pairs_are_scored_as_each_alone_without_those_that_show_the_same_and_the_contrast_is_of_means() -> None:
     model, group = tiny_model(), in_batch_group() | {"group": torch.tensor([4, 4, 9])}
-    found = terms_of(model, group, contrast_temperature=0.3)
+    found = terms_of(model, group, contrast=1.0, temperature=0.3)
     alone = {name: value for name, value in group.items() if name != "group"}
     images, texts = torch.arange(3).repeat_interleave(3), torch.arange(3).repeat(3)
     inputs = group["tokens"][texts], group["token_mask"][texts], group["regions"][images], group["boxes"][images]
@@ -166,23 +168,23 @@ def test_pairs_are_scored_as_each_alone_without_those_that_show_the_same_and_the
     image = model.encoder.region(group["regions"], group["boxes"]).mean(1)
     scores = F.cosine_similarity(image[:, None], text[None], dim=2) / 0.3
     torch.testing.assert_close(found["contrast"], in_batch_matching(scores, group["group"])[0])
-    found = terms_of(model, alone, contrast_temperature=0.3)
+    found = terms_of(model, alone, contrast=1.0, temperature=0.3)
     torch.testing.assert_close(found["contrast"], in_batch_matching(scores)[0])
     assert "contrast" not in terms_of(model, alone)
     # A region that does not count is not in the mean.
     alone["region_mask"] = torch.arange(5).expand(3, 5) < 3
     image = model.encoder.region(group["regions"], group["boxes"])[:, :3].mean(1)
     scores = F.cosine_similarity(image[:, None], text[None], dim=2) / 0.3
-    found = terms_of(model, alone, contrast_temperature=0.3)
+    found = terms_of(model, alone, contrast=1.0, temperature=0.3)
     torch.testing.assert_close(found["contrast"], in_batch_matching(scores)[0])
 
 
 def test_what_is_not_predicted_has_no_term() -> None:
     model, group = tiny_model(), golden_group()
-    assert "mlm" not in terms_of(model, group, words=False)
-    assert {"mrm_class", "mrm_regression"}.isdisjoint(terms_of(model, group, regions=False))
+    assert "mlm" not in terms_of(model, group, mlm=0.0)
+    assert {"mrm_class", "mrm_regression"}.isdisjoint(terms_of(model, group, mrm_class=0.0, mrm_regression=0.0))
     unlabeled = {name: value for name, value in placed(group).items() if "places" not in name}
-    assert pair_terms(model, unlabeled, PairTasks()).keys() == {"vlm_ce", "vlm_bce", "accuracy"}
+    assert pair_terms(model, unlabeled, MASKED).keys() == {"vlm_ce", "vlm_bce", "accuracy"}
 
 
 def test_texts_are_read_in_their_languages() -> None:
@@ -199,10 +201,10 @@ def test_texts_are_read_in_their_languages() -> None:
 def test_means_over_masked_things_are_over_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, group = tiny_model(), golden_group()
     text, relation = block_of(group["tokens"], group["token_mask"], group["word_labels"]), placed(group)
-    alone = text_terms(model, text) | pair_terms(model, relation, PairTasks())
+    alone = text_terms(model, text) | pair_terms(model, relation, MASKED)
     monkeypatch.setattr("common.memory.collective.is_distributed", lambda: True)
     monkeypatch.setattr("common.memory.collective.mean_over_ranks", lambda count: count + 1)
-    together = text_terms(model, text) | pair_terms(model, relation, PairTasks())
+    together = text_terms(model, text) | pair_terms(model, relation, MASKED)
     words, regions = len(relation["word_places"]), len(relation["region_places"])
     for name, count in (
         ("xmlm", len(text["word_places"])), ("mlm", words), ("mrm_class", regions), ("mrm_regression", regions),
@@ -229,9 +231,8 @@ def test_terms_make_what_they_need_on_the_device_of_their_inputs(kind: str, monk
         with torch.device("cuda"):
             model = M3P(M3PEncoder(**tiny_sizes()))
         there = {name: mode.from_tensor(value).to("cuda") for name, value in found.items()}
-        temperature = 0.1 if kind == "in_batch" else None
-        tasks = PairTasks(alignment=True, contrast_temperature=temperature)
-        for term in pair_terms(model, there, tasks).values():
+        weights = MASKED | {"alignment": 1.0, "contrast": float(kind == "in_batch")}
+        for term in pair_terms(model, there, weights).values():
             assert term.device.type == "cuda"
         block = {"tokens": there["tokens"], "token_mask": there["token_mask"], "word_places": there["word_places"]}
         block["word_targets"] = there["word_targets"]

@@ -12,10 +12,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from common.training.optimizers import warm_up_then_inverse_sqrt
-from papers.m3p.loss import MATCH_ALONE, PairTasks, pair_terms, text_terms
+from papers.m3p.loss import pair_terms, text_terms
 from papers.m3p.module import M3PModule
 from papers.m3p.pairs import PairCollator
 from tests.m3p.layouts import Layouts, quiet_trainer, small_model
+from tests.m3p.tiny import MASKED
 
 #: Fine-tuning reads two groups an iteration, t2i and i2t; pre-training three blocks of text more.
 KINDS = {"fine_tuning": 2, "pre_training": 5}
@@ -116,7 +117,7 @@ def test_updates_are_those_of_a_loop_by_hand(kind: str, updates: str, layouts: L
             yield text_terms(expected, block)
         for relation in batch["relations"]:
             for group in relation.values():
-                yield pair_terms(expected, group, PairTasks() if kind == "pre_training" else MATCH_ALONE)
+                yield pair_terms(expected, group, MASKED if kind == "pre_training" else {})
 
     for iteration, batch in zip(range(10), data(kind, layouts).train_dataloader()):
         for terms in read(batch):
@@ -209,7 +210,7 @@ def test_accuracy_is_that_of_every_validation_item_once(layouts: Layouts, tmp_pa
     for item in range(7):
         for group in collate([used.validation[item]]).values():
             with torch.no_grad():
-                hits += float(pair_terms(own.model, group, MATCH_ALONE)["accuracy"])
+                hits += float(pair_terms(own.model, group, {})["accuracy"])
             count += 1
     assert count == 14
     assert own.best.score == pytest.approx(100 * hits / count)

@@ -14,6 +14,8 @@ from torch import Tensor
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.weights import RELEASED
 
+#: Weights of the losses of masked words and regions.
+MASKED = {"mlm": 1.0, "mrm_class": 1.0, "mrm_regression": 1.0}
 GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
 
 

@@ -73,10 +73,6 @@ class World:
         """Point a data set at its stand-in; `dataset.name` must be one of `names`."""
         dataset.root = self.root_of(dataset.name)
 
-    def needed_for(self, dataset: Any) -> tuple[str, ...]:
-        """Names of the stand-ins that a data set reads."""
-        return (dataset.name,)
-
     def prepare(self, names: Sequence[str] | None = None) -> None:
         """Render the missing data sets (None: all) and move them into place. One process renders; others wait."""
         wanted = self.names if names is None else tuple(names)

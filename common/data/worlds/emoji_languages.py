@@ -203,9 +203,6 @@ class EmojiLanguagesWorld(World):
         if isinstance(dataset, OnCOCO):
             dataset.coco_root = self.root_of("coco_karpathy")
 
-    def needed_for(self, dataset: Any) -> tuple[str, ...]:
-        return (dataset.name, "coco_karpathy") if isinstance(dataset, OnCOCO) else super().needed_for(dataset)
-
     # -- text ----------------------------------------------------------------------------------------------------------
 
     def captions_of(
