@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,17 @@ from torch import Tensor
 
 from common.data.item_dataset import Item, ItemDataset, Sample, together
 from common.data.listing import Clip, Listing
-from common.data.media import FileCache, Limits, MediaError, MediaFile, Pixels, frame_count, restrict
+from common.data.media import (
+    FileCache,
+    FrameFolder,
+    Limits,
+    MediaError,
+    MediaFile,
+    Pixels,
+    frame_count,
+    open_media,
+    restrict,
+)
 from common.data.transforms import AudioTransform, VideoTransform
 
 #: Least seconds between an excerpt and the end of the file.
@@ -74,7 +85,7 @@ def repeated(samples: Tensor, first: int, count: int) -> Tensor:
 
 
 class ClipDataset(ItemDataset):
-    """Media files, cached or decoded; subclasses cut the sample.
+    """Media files or folders of frames, cached or decoded; subclasses cut the sample.
 
     Args:
         clips_per_video: length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
@@ -97,12 +108,17 @@ class ClipDataset(ItemDataset):
     def fill_cache(self) -> None:
         if self.cache is not None:
             files = (path for clip in self.listing for path in (clip.path, clip.sound) if path is not None)
-            self.cache.fill(files, lambda path: MediaFile(path, self.cache))
+            self.cache.fill(dict.fromkeys(files), self._decode)
+
+    def _decode(self, path: Path) -> None:
+        with open_media(path, self.cache) as media:
+            if isinstance(media, FrameFolder):
+                media.fill_cache()
 
     def preview(self, item: int) -> Pixels:
         """The middle frame of a file as it is stored, [H, W, 3]."""
         clip = self.listing[item]
-        with MediaFile(clip.path, self.cache) as media:
+        with open_media(clip.path, self.cache) as media:
             start, end = limits_of(media.video_limits, clip, "video")
             frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
         return frames[0].numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from common.data.clips import limits_of
 from common.data.item_dataset import Sample, together
-from common.data.listing import Clip, Listing
+from common.data.listing import Clip
 from common.data.media import FileCache, FrameFolder, MediaFile, open_media
 from common.data.transforms import CACHED_SAMPLES, VideoTransform, to_length
 from common.training.examples import Draw
@@ -85,7 +84,7 @@ class LogMel:
     1e-10. It isn't normalized, because the network starts with a normalization.
 
     Shapes:
-        [N] -> [1, N // hop + 1, mel_bins].
+        several times [N] -> [1, N // hop + 1, mel_bins]
 
     Source: [3].
     """
@@ -105,11 +104,7 @@ class LogMel:
             mel_scale="slaney",
         )
 
-    def __call__(self, samples: Tensor) -> Tensor:
-        return self.together([samples])[0]
-
-    def together(self, sounds: Sequence[Tensor]) -> list[Tensor]:
-        """Transform several sounds; faster than one by one if they are short."""
+    def __call__(self, sounds: Sequence[Tensor]) -> list[Tensor]:
         length = self.audio.samples
         spectra: list[Tensor] = []
         stacked = torch.stack([to_length(sound, length) for sound in sounds])
@@ -156,57 +151,33 @@ class ClipReader:
         return sample
 
     def read(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        """Cut one sample: arguments of the transforms as `video` and `audio`, and `video_present`, `audio_present`."""
-        sample: Sample = {}
-        # Each modality has its own random numbers, so leaving one out doesn't change the other.
-        place, *places = rng.random(1 if self.video is None else 1 + self.video.clips)
-        video, audio, frames, samples = self.video, self.audio, None, None
-        with open_media(clip.path, self.cache) as media:
-            if video is not None and media.video_limits is not None:
-                frames = self._frames(media, clip, video, np.array(places))
-            if audio is not None and media.audio_limits is not None:
-                samples = self._window(media, clip, audio, place)
-        if video is not None:
-            sample["video"] = None if frames is None else (frames, self.video_transform.draw(rng))
-            sample["video_present"] = torch.tensor(frames is not None)
-        if audio is not None:
-            sample["audio"] = (torch.zeros(0) if samples is None else samples,)
-            sample["audio_present"] = torch.tensor(samples is not None)
-        return sample
-
-    def transform(self, batch: Sequence[Sample]) -> None:
-        """Make `video` float32 [S, 3, T, crop, crop] and `audio` float32 [1, frames, mel_bins] of what was read.
+        """Cut one sample: arguments of the transforms as `video` and `audio`, and `video_present`, `audio_present`.
 
         A missing modality is black or silent.
         """
-        if (video := self.video) is not None:
-            together([sample for sample in batch if sample["video"]], "video", self.video_transform.together)
-            for sample in batch:
-                pixels = sample["video"]
-                sample["video"] = (
-                    _black(video)
-                    if pixels is None
-                    else pixels.unflatten(1, (video.clips, video.frames)).transpose(0, 1).contiguous()
-                )
-        if self.audio is not None:
-            together(batch, "audio", self.log_mel.together)
-
-    def preview(self, clip: Clip) -> npt.NDArray[np.uint8]:
-        """The middle frame of a clip in its stored size, [H, W, 3]."""
+        sample: Sample = {}
+        # Each modality has its own random numbers, so leaving one out doesn't change the other.
+        place, *places = rng.random(1 if self.video is None else 1 + self.video.clips)
         with open_media(clip.path, self.cache) as media:
-            start, end = limits_of(media.video_limits, clip, "video")
-            frames, _ = media.read_video((start + end) / 2, 1.5 / media.video_fps, media.video_fps)
-        return frames[0].numpy()
+            if (video := self.video) is not None:
+                present = media.video_limits is not None
+                frames = self._frames(media, clip, video, np.array(places)) if present else black(video)
+                sample |= {"video": (frames, self.video_transform.draw(rng)), "video_present": torch.tensor(present)}
+            if (audio := self.audio) is not None:
+                present = media.audio_limits is not None
+                samples = self._window(media, clip, audio, place) if present else torch.zeros(0)
+                sample |= {"audio": (samples,), "audio_present": torch.tensor(present)}
+        return sample
 
-    def fill_cache(self, listing: Listing) -> None:
-        """Decode files into the cache until it is full; skips files that fail."""
-        if self.cache is not None:
-            self.cache.fill(dict.fromkeys(clip.path for clip in listing), self._keep)
-
-    def _keep(self, path: Path) -> None:
-        with open_media(path, self.cache) as media:
-            if isinstance(media, FrameFolder):
-                media.fill_cache()
+    def transform(self, batch: Sequence[Sample]) -> None:
+        """Make `video` float32 [S, 3, T, crop, crop] and `audio` float32 [1, frames, mel_bins] of what was read."""
+        if self.video is not None:
+            together(batch, "video", self.video_transform.together)
+            for sample in batch:
+                clips = sample["video"].unflatten(1, (self.video.clips, self.video.frames))
+                sample["video"] = clips.transpose(0, 1).contiguous()
+        if self.audio is not None:
+            together(batch, "audio", self.log_mel)
 
     def _frames(
         self, media: MediaFile | FrameFolder, clip: Clip, video: VideoInput, places: npt.NDArray[np.float64]
@@ -230,9 +201,8 @@ class ClipReader:
         return media.read_audio(begin, min(audio.seconds, end - begin), audio.sample_rate)
 
 
-def _black(video: VideoInput) -> Tensor:
-    level = (-torch.tensor(video.mean) / torch.tensor(video.std))[None, :, None, None, None]
-    return level.repeat(video.clips, 1, video.frames, video.crop, video.crop)
+def black(video: VideoInput) -> Tensor:
+    return torch.zeros(video.clips * video.frames, video.resize, video.resize, 3, dtype=torch.uint8)
 
 
 def made_up_clips(video: VideoInput | None, audio: AudioInput | None, size: int, draw: Draw) -> dict[str, Tensor]:
@@ -240,6 +210,8 @@ def made_up_clips(video: VideoInput | None, audio: AudioInput | None, size: int,
     clips: dict[str, Tensor] = {}
     if video is not None:
         clips["video"] = draw.normal(size, video.clips, 3, video.frames, video.crop, video.crop)
+        clips["video_present"] = torch.ones(size, dtype=torch.bool)
     if audio is not None:
         clips["audio"] = draw.normal(size, 1, audio.samples // audio.hop + 1, audio.mel_bins)
+        clips["audio_present"] = torch.ones(size, dtype=torch.bool)
     return clips

@@ -10,15 +10,15 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from common.data.clips import ClipDataset
 from common.data.datasets.avsd import AVSD, Dialog
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA, Question, Subtitle
-from common.data.item_dataset import Item, ItemDataset, Sample
+from common.data.item_dataset import Item, Sample
 from common.data.listing import Listing
 from common.data.media import Limits
 from common.data.sequences import Packed
@@ -56,14 +56,12 @@ class Example:
     """The text of one sample.
 
     Args:
-        clip: its name in the data set.
         answer: the model's target; None if withheld.
         correct: position of the right option; -1 without options or if withheld.
         references: texts to compare the output with, starting with the original answer if it is one.
         kind: of the question, in the miniature.
     """
 
-    clip: str
     text: PromptText
     answer: str | None
     references: tuple[str, ...]
@@ -71,12 +69,12 @@ class Example:
     kind: str = ""
 
 
-class VideoTextItems(ItemDataset):
+class VideoTextItems(ClipDataset):
     """Clips with their questions and answers, as input of `collate`.
 
     Args:
         examples: one per file of the listing.
-        source: reads the clips, or draws words for the places of their tokens.
+        source: reads the clips, or draws `words` for the places of their tokens.
     """
 
     def __init__(
@@ -95,42 +93,27 @@ class VideoTextItems(ItemDataset):
         self.scoring: Scoring = scoring
 
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
-        example = self.examples[item.file]
-        sample: Sample = {}
-        if isinstance(self.source, ClipReader):
-            sample |= self.source.read(self.listing[item.file], rng)
-            ids = self.prompt.encode(example.text)
-        else:
-            places = (len(self.prompt.video), len(self.prompt.audio))
-            ids = self.prompt.encode(example.text, self.source.draw(example.clip, places, rng))
+        example, clip = self.examples[item.file], self.listing[item.file]
+        sample = self.source.read(clip, rng)
         if self.prompt.limits.speech:
             sample["speech_cut"] = torch.tensor(self.prompt.speech_is_cut(example.text))
         sample |= {
-            "input_ids": ids,
+            "input_ids": self.prompt.encode(example.text, sample.pop("words", None)),
             "labels": [] if example.answer is None else self.prompt.answer(example.answer),
             "correct": torch.tensor(example.correct),
-            "clip": example.clip,
+            "clip": clip.path.stem,
             "question_text": example.text.question,
             "kind": example.kind,
             "answer_text": example.answer or "",
             "references": list(example.references),
         }
         if example.text.options:
-            sample["options"] = list(example.text.options)
+            sample["options"] = example.text.options
             sample |= option_targets(self.prompt, example.text.options, example.correct, self.scoring)
         return sample
 
     def transform(self, batch: list[Sample]) -> None:
-        if isinstance(self.source, ClipReader):
-            self.source.transform(batch)
-
-    def fill_cache(self) -> None:
-        if isinstance(self.source, ClipReader):
-            self.source.fill_cache(self.listing)
-
-    def preview(self, item: int) -> npt.NDArray[np.uint8]:
-        assert isinstance(self.source, ClipReader)
-        return self.source.preview(self.listing[item])
+        self.source.transform(batch)
 
 
 def prompt_for(
@@ -261,17 +244,12 @@ class VideoTextData(ShardedDataModule):
     def items(self, split: str, training: bool) -> VideoTextItems:
         source: ClipReader | TrueWords
         if self.slots == "words":
-            source = TrueWords(self.dataset.words(), self.replaced)
+            places = len(self.prompt.video), len(self.prompt.audio)
+            source = TrueWords(self.dataset.words(), places, self.replaced)
         else:
             source = ClipReader(self.video, self.audio, training, self.cache_bytes)
-        return VideoTextItems(
-            *self.examples(split, training),
-            self.prompt,
-            source,
-            self.scoring,
-            seed=self.seed,
-            max_skipped_fraction=self.max_skipped_fraction,
-        )
+        listing, examples = self.examples(split, training)
+        return VideoTextItems(listing, examples, self.prompt, source, self.scoring, **self.item_options)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.items(self.train_split, training=True), collate_fn=collate)
@@ -287,21 +265,17 @@ class VideoTextData(ShardedDataModule):
     # -- without data --------------------------------------------------------------------------------------------------
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> ExampleBatch:
-        limits = self.prompt.limits
-        places = [*self.prompt.video, *self.prompt.audio]
+        limits, places = self.prompt.limits, [*self.prompt.video, *self.prompt.audio]
         words = limits.speech + limits.caption + limits.history + limits.question + self.options * limits.option
         ids = draw.integers(*MADE_UP_IDS, size, len(places) + words + WORDS_OF_PROMPT)
         ids[:, : len(places)] = torch.tensor(places, dtype=torch.int64)
-        short = self.options > 0 and self.scoring != "loglik"
-        answer = {"label": 2, "position": 1}[self.scoring] if short else limits.answer
+        answer = {"label": 2, "position": 1}.get(self.scoring, limits.answer) if self.options else limits.answer
         batch: dict[str, Any] = {
             "input_ids": ids,
-            "labels": draw.integers(*((0, self.options) if short else MADE_UP_IDS), size, answer),
+            "labels": draw.integers(0, len(LETTERS), size, answer),
             "index": torch.arange(size),
             **made_up_clips(self.video, self.audio, size, draw),
         }
-        for name in self.modalities:
-            batch[f"{name}_present"] = torch.ones(size, dtype=torch.bool)
         # Without the vocabulary file, every text is one piece.
         any_tokenizer = SimpleNamespace(encode=lambda text: [5])
         facts = {} if self.tokenizer.pretrained is None else {"tokenizer": any_tokenizer}
@@ -337,9 +311,9 @@ class QuestionAnsweringData(VideoTextData):
         """A question with options and the speech of the whole clip."""
         text = PromptText("question", question.text, self.spoken(question.clip), options=question.options)
         if question.answer < 0:
-            return Example(question.clip, text, None, ())
+            return Example(text, None, ())
         answer = question.options[question.answer]
-        return Example(question.clip, text, answer, (answer,), question.answer)
+        return Example(text, answer, (answer,), question.answer)
 
 
 class DialogData(VideoTextData):
@@ -387,7 +361,7 @@ class DialogData(VideoTextData):
             references = tuple(sorted(dialog.references, key=lambda reference: reference != answer))
         # Real data have no kinds, even if a question has the same words.
         kind = "" if self.world is None else kind_of(question)
-        return Example(dialog.video, text, answer, references, kind=kind)
+        return Example(text, answer, references, kind=kind)
 
 
 class CaptioningData(VideoTextData):
@@ -413,5 +387,5 @@ class CaptioningData(VideoTextData):
             references = tuple(description.text for description in moment.descriptions)
             for answer in references if training else references[:1] or (None,):
                 rows.append(row)
-                examples.append(Example(moment.clip, text, answer, references))
+                examples.append(Example(text, answer, references))
         return self.dataset.listing(split).subset(rows), examples

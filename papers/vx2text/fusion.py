@@ -68,7 +68,7 @@ class VX2Text(nn.Module):
         named: dict[str, tuple[Tensor, Tensor]] = {}
         for name, tokens in self.tokens.items():
             clips = batch[name] if name == "video" else batch[name][:, None]
-            table = None if tokens.pieces is None else table_of(tokens.pieces, self.language_model)
+            table = table_of(tokens.pieces, self.language_model) if tokens.tied else None
             rows, chosen, scores = tokens(clips, (noise or {}).get(name), table)
             embeddings = place(embeddings, ids, rows, name)
             # A clip without this modality gets no tokens instead of invented ones.
@@ -77,19 +77,18 @@ class VX2Text(nn.Module):
             named[name] = chosen, scores
         return embeddings, mask, named
 
-    def tie_tables(self, tokenizer: Any) -> None:
-        """Look up the word pieces of categories with tied embeddings."""
+    def read_names(self, tokenizer: Any) -> None:
+        """Look up the word pieces of the categories' names."""
         for tokens in self.tokens.values():
-            if tokens.tied:
-                tokens.pieces = pieces_of(tokens.classifier.names, tokenizer).to(tokens.classifier.fc.weight.device)
+            names = tokens.classifier.names
+            tokens.pieces = pieces_of(names, tokenizer).to(tokens.classifier.fc.weight.device)
 
     @torch.no_grad()
-    def start_tables(self, tokenizer: Any) -> None:
+    def start_tables(self) -> None:
         """Initialize learned category embeddings with the mean of their word pieces' embeddings."""
         for tokens in self.tokens.values():
             if tokens.table is not None:
-                pieces = pieces_of(tokens.classifier.names, tokenizer).to(tokens.table.weight.device)
-                tokens.table.weight.copy_(table_of(pieces, self.language_model))
+                tokens.table.weight.copy_(table_of(tokens.pieces, self.language_model))
 
     @torch.no_grad()
     def texts(

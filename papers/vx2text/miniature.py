@@ -12,14 +12,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from common.data.clips import ClipDataset
 from common.data.datasets.base import MediaDataset
-from common.data.item_dataset import Item, ItemDataset, Sample
+from common.data.item_dataset import Item, Sample
 from common.data.listing import Listing
 from common.data.media import MediaError
 from common.data.worlds.base import World
@@ -155,7 +155,7 @@ def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
 # -- data --------------------------------------------------------------------------------------------------------------
 
 
-class CategoryItems(ItemDataset):
+class CategoryItems(ClipDataset):
     """Clips or sounds, and `words` bool [C], the categories that equal a class name or are among its words."""
 
     def __init__(self, listing: Listing, categories: Sequence[str], reader: ClipReader, **options: Any) -> None:
@@ -176,12 +176,6 @@ class CategoryItems(ItemDataset):
         if self.reader.video is not None:
             for sample in batch:
                 sample["video"] = sample["video"][0]  # one clip is cut from each file
-
-    def fill_cache(self) -> None:
-        self.reader.fill_cache(self.listing)
-
-    def preview(self, item: int) -> npt.NDArray[np.uint8]:
-        return self.reader.preview(self.listing[item])
 
 
 def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
@@ -235,8 +229,7 @@ class CategoryData(ShardedDataModule):
             self.dataset.listing(split, self.fold),
             self.categories,
             ClipReader(self.video, self.audio, training, self.cache_bytes),
-            seed=self.seed,
-            max_skipped_fraction=self.max_skipped_fraction,
+            **self.item_options,
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -246,9 +239,9 @@ class CategoryData(ShardedDataModule):
         return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size)
 
     def example_batch(self, module: pl.LightningModule, size: int, draw: Draw) -> Example:
-        clips = made_up_clips(self.video, self.audio, size, draw)
-        if "video" in clips:
-            clips["video"] = clips["video"][:, 0]
+        clips = made_up_clips(self.video, self.audio, size, draw)[self.modality]
+        clips = clips[:, 0] if self.modality == "video" else clips
         words = draw.integers(0, 4, size, len(self.categories)) < 1
         items = self.dataset.published_counts.get(self.train_split)
-        return Example({**clips, "words": words, "index": torch.arange(size)}, batches_of_epoch(items, self.batch_size))
+        batch = {self.modality: clips, "words": words, "index": torch.arange(size)}
+        return Example(batch, batches_of_epoch(items, self.batch_size))

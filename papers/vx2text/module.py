@@ -127,7 +127,7 @@ class VX2TextModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         self._check_data()
-        self.model.tie_tables(self.data.tokenizer)
+        self.model.read_names(self.data.tokenizer)
         if stage == "fit" and self.trainer.ckpt_path is None:
             h: Any = self.hparams
             if h.text_pretrained is not None:
@@ -135,7 +135,7 @@ class VX2TextModule(pl.LightningModule):
             for name, tokens in self.model.tokens.items():
                 if h[f"{name}_pretrained"] is not None:
                     load_classifier(tokens.classifier, h[f"{name}_pretrained"], name, f"model.{name}_pretrained")
-            self.model.start_tables(self.data.tokenizer)
+            self.model.start_tables()
 
     def _check_data(self) -> None:
         data, tokens = self.data, self.model.tokens

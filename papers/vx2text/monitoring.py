@@ -1,4 +1,4 @@
-"""Our figures: categories chosen before and after end-to-end training, and samples with generated text."""
+"""Categories chosen before and after end-to-end training, and samples of generated text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.metrics.gathering import OncePerSample, gather_objects
-from common.monitoring.figures import WRONG, Described, chart, described_images, plain, preview_of, save_figure
+from common.monitoring.figures import chart, plain, save_figure
 from common.monitoring.media import keep_clips, media_folder, write_table
 from papers.vx2text.gumbel import largest
 from papers.vx2text.prompt import MODALITIES
@@ -23,9 +23,9 @@ from papers.vx2text.weights import load_classifier
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from common.protocols.text import GeneratedText, TextTest
+    from common.protocols.text import TextTest
 
-#: Samples to show in figures and tables.
+#: Samples to list.
 SHOWN = 16
 #: Number of categories to list: the most frequent ones, and the most changed ones.
 LISTED = 10
@@ -110,16 +110,21 @@ class TokenShift:
                 names = self.module.model.tokens[name].classifier.names
                 shifts[name] = {word: (before[word], after[word]) for word in names if before[word] or after[word]}
         if shifts:
-            draw_shift(self.module, shifts, folder)
+            draw_shift(self.module, shifts, set(self.before), folder)
         items = sorted(test.texts)
         # A fixed random choice; equal steps could hit only one kind of question.
         shown = [items[place] for place in sorted(np.random.default_rng(0).permutation(len(items))[:SHOWN].tolist())]
-        if shown:
-            dataset = self.module.trainer.test_dataloaders.dataset
-            written = {item: test.texts[item] for item in shown}
-            draw_samples(self.module, dataset, written, {name: rows for name, rows in words.items() if rows}, folder)
-            said = ((Path(dataset.listing[i].path), f"{w.question} {w.text}".strip()) for i, w in written.items())
-            keep_clips(self.module, said, folder)
+        dataset = self.module.trainer.test_dataloaders.dataset
+        columns = ["clip", "question", "written", "original"]
+        columns += [f"{name} tokens {when}" for name in words for when in ("before", "after")]
+        table = []
+        for item in shown:
+            text = test.texts[item]
+            tokens = [", ".join(names) for rows in words.values() for names in rows.get(item, ([], []))]
+            table.append([dataset.name(item), text.question, text.text, text.answer, *tokens])
+        write_table(self.module, folder / "samples.csv", columns, table)
+        clips = ((dataset.listing[item].path, f"{row[1]} {row[2]}".strip()) for item, row in zip(shown, table))
+        keep_clips(self.module, clips, folder)
 
 
 def listed_categories(counts: Counts, number: int = LISTED) -> list[str]:
@@ -129,11 +134,10 @@ def listed_categories(counts: Counts, number: int = LISTED) -> list[str]:
     return list(dict.fromkeys([*frequent, *changed]))
 
 
-def draw_shift(module: pl.LightningModule, shifts: Mapping[str, Counts], folder: Path) -> None:
-    """Write `token_shift.csv` and `token_shift.png`."""
-    has_before = {modality: any(before for before, _ in counts.values()) for modality, counts in shifts.items()}
+def draw_shift(module: pl.LightningModule, shifts: Mapping[str, Counts], earlier: set[str], folder: Path) -> None:
+    """Write `token_shift.csv` and `token_shift.png`; the counts before training are those of `earlier` modalities."""
     rows = [
-        [modality, word, before if has_before[modality] else "", after]
+        [modality, word, before if modality in earlier else "", after]
         for modality, counts in shifts.items()
         for word, (before, after) in sorted(counts.items(), key=lambda item: -item[1][1])
     ]
@@ -143,36 +147,10 @@ def draw_shift(module: pl.LightningModule, shifts: Mapping[str, Counts], folder:
         chosen = listed_categories(counts)[::-1]
         before, after = zip(*(counts[word] for word in chosen))
         places = np.arange(len(chosen))
-        if has_before[modality]:
+        if modality in earlier:
             axis.barh(places + 0.2, before, 0.4, label="before end-to-end training", color="tab:gray")
         axis.barh(places - 0.2, after, 0.4, label="after", color="tab:blue")
         axis.set_yticks(places, [plain(word) for word in chosen], fontsize=7)
         axis.set_title(f"{modality}: how often a category is chosen", fontsize=8)
         axis.legend(fontsize=7)
     save_figure(module, figure, folder / "token_shift.png")
-
-
-def draw_samples(
-    module: pl.LightningModule,
-    dataset: Any,
-    written: dict[int, GeneratedText],
-    tokens: dict[str, dict[int, tuple[list[str], list[str]]]],
-    folder: Path,
-) -> None:
-    """Write `samples.png` and `samples.csv`: frame, tokens before and after, question, generated text, original."""
-    columns = ["clip", "question", "written", "original"]
-    columns += [f"{name} tokens {when}" for name in tokens for when in ("before", "after")]
-    table: list[list[str]] = []
-    items: list[Described] = []
-    for item, text in written.items():
-        words = {name: [", ".join(names) for names in rows.get(item, ([], []))] for name, rows in tokens.items()}
-        table.append(
-            [dataset.name(item), text.question, text.text, text.answer, *(w for both in words.values() for w in both)]
-        )
-        content = [text.question, f"written: {text.text}", f"original: {text.answer}"]
-        content += [f"{name}: " + " -> ".join(filter(None, both)) for name, both in words.items()]
-        color = "black" if text.matches or not text.answer else WRONG
-        items.append(Described(preview_of(dataset, item), [(line, color) for line in content if line]))
-    title = "Categories before -> after end-to-end training, and what was written; red: not the original"
-    save_figure(module, described_images(items, title, columns=2), folder / "samples.png")
-    write_table(module, folder / "samples.csv", columns, table)

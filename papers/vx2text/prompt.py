@@ -59,14 +59,9 @@ class TextTokenizer:
         self.vocabulary_size = vocabulary_size
         self._ids: dict[str, list[int]] = {}
 
-    def read(self, content: bytes) -> TextTokenizer:
-        """Use a vocabulary from `content` instead of `pretrained`; returns self."""
-        self.content = content
-        return self
-
     @cached_property
     def content(self) -> bytes:
-        """Content of the vocabulary file, for `read`."""
+        """Content of the vocabulary file; an export sets it."""
         if self.pretrained is None:
             from common.data.worlds.narrated import sentences
 

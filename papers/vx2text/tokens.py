@@ -96,7 +96,7 @@ class ModalityTokens(nn.Module):
     Source: [4], [8] and [9].
     """
 
-    pieces: Tensor | None
+    pieces: Tensor
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class ModalityTokens(nn.Module):
         self.estimator: Estimator = tokenization if tokenization in get_args(Estimator) else "st_topk"  # type: ignore[assignment]
         self.table: nn.Embedding | None = None
         self.projection: nn.Linear | None = None
-        # Word pieces of the categories' names [C, P], for tied embeddings.
+        # Word pieces of the categories' names [C, P], once `VX2Text.read_names` has looked them up.
         self.register_buffer("pieces", None, persistent=False)
         self.tied = tokenization != "continuous" and table == "tied"
         if tokenization == "continuous":

@@ -6,24 +6,35 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from common.data.item_dataset import Sample
+from common.data.listing import Clip
+
 
 class TrueWords:
-    """Draws words that classifiers might choose for a clip, to pre-train the language model on text alone.
+    """Draws words that classifiers might choose for a clip, in place of its media, to pre-train on text alone.
 
-    `words` are the true words of every clip, for its video and its sound; a share `replaced` is drawn at random.
+    Args:
+        words: true words of every clip, for its video and its sound.
+        places: number of words to draw for the video and for the sound.
+        replaced: share of words that are drawn at random.
 
     Source: [14], step 2.
     """
 
-    def __init__(self, words: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]], replaced: float) -> None:
+    def __init__(
+        self, words: Mapping[str, tuple[Sequence[str], Sequence[str]]], places: tuple[int, int], replaced: float
+    ) -> None:
         self.words = words
+        self.places = places
         self.replaced = replaced
         self.vocabularies = [sorted({word for true in words.values() for word in true[side]}) for side in (0, 1)]
 
-    def draw(self, clip: str, counts: Sequence[int], rng: np.random.Generator) -> list[list[str]]:
-        """Draw `counts` words for the video and for the sound of a clip."""
-        true = self.words.get(clip, ((), ()))
-        return [noisy_words(*column, self.replaced, rng) for column in zip(true, counts, self.vocabularies)]
+    def read(self, clip: Clip, rng: np.random.Generator) -> Sample:
+        columns = zip(self.words.get(clip.path.stem, ((), ())), self.places, self.vocabularies)
+        return {"words": [noisy_words(*column, self.replaced, rng) for column in columns]}
+
+    def transform(self, batch: Sequence[Sample]) -> None:
+        """Words need no transform."""
 
 
 def noisy_words(

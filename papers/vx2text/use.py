@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from common.data.item_dataset import Sample
 from common.data.listing import Clip
@@ -60,14 +61,14 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         video = self.input(trained, "video", VideoInput | None)
         audio = self.input(trained, "audio", AudioInput | None)
         limits = self.input(trained, "prompt", PromptLimits)
-        tokenizer = TextTokenizer(None, self.input(trained, "vocabulary_size", int))
-        self.tokenizer = tokenizer.read(trained.file(VOCABULARY))
+        self.tokenizer = TextTokenizer(None, self.input(trained, "vocabulary_size", int))
+        self.tokenizer.content = trained.file(VOCABULARY)
         self.prompt = prompt_for(self.tokenizer, limits, video, audio)
         self.reader = ClipReader(video, audio, training=False)
         self.readers = {
             "video": ClipReader(video, None, training=False), "audio": ClipReader(None, audio, training=False)
         }  # fmt: skip
-        self.tie_tables(self.tokenizer)
+        self.read_names(self.tokenizer)
 
     @classmethod
     def card_usage(cls, trained: Trained) -> str:
@@ -94,40 +95,6 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         }
         weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
         return Trained({**model, "class_path": path_of(cls)}, inputs, weights, {VOCABULARY: data.tokenizer.content})
-
-    @torch.no_grad()
-    def write(
-        self,
-        clip: str | Path,
-        question: str = "",
-        speech: Sequence[str] = (),
-        known: str = "",
-        history: Sequence[tuple[str, str]] = (),
-        options: Sequence[str] = (),
-    ) -> str:
-        """Text about a clip for the model's task; `known` is a description, and `options` are five answers or none.
-
-        A clip is a video file or a folder of numbered frames; sound or picture may be missing.
-        """
-        given = {"speech": (speech, "--speech"), "caption": (known, "--known"), "history": (history, "--turn")}
-        for part, (content, flag) in given.items():
-            if content and not getattr(self.prompt.limits, part):
-                raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): leave out {flag}")
-        if len(options) != (expected := len(LETTERS) if self.task == "question" else 0):
-            raise StageError(f"this model reads {expected} options (--option); {len(options)} are given")
-        sample = self._read(clip, self.reader)
-        if self.tokens and not any(sample[f"{name}_present"] for name in self.tokens):
-            raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, and this model reads nothing else")
-        text = PromptText(self.task, question, tuple(speech), known, tuple(history), tuple(options))
-        sample |= {"input_ids": self.prompt.encode(text)}
-        if options:
-            sample |= {"options": list(options), **option_targets(self.prompt, options, -1, self.scoring)}
-        batch = {
-            name: value.to(self.device) if isinstance(value, Tensor) else value
-            for name, value in collate([sample]).items()
-        }
-        embeddings, mask, _ = self(batch)
-        return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
 
     def notes(
         self,
@@ -168,25 +135,45 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> str:
+        """Answer a question about a clip; `known` is a description of it, and `options` are five answers or none."""
         if not question.strip():
             raise StageError("the question is empty; to describe the clip, run: assemble caption vx2text CLIP")
         if self.task == "caption":
             raise StageError("this model only describes clips, it does not answer: assemble caption vx2text CLIP")
-        return self.write(clip, question, speech, known, history, options)
+        text = PromptText(self.task, question, tuple(speech), known, tuple(history), tuple(options))
+        return self._write(clip, text)
 
     def caption(self, clip: str | Path, *, speech: Sequence[str] = ()) -> str:
         if self.task != "caption":
             raise StageError(
                 'this model only answers questions; ask it what happens: assemble answer vx2text CLIP "what happens ?"'
             )
-        return self.write(clip, speech=speech)
+        return self._write(clip, PromptText("caption", speech=tuple(speech)))
+
+    @torch.no_grad()
+    def _write(self, clip: str | Path, text: PromptText) -> str:
+        """Text about a video file or a folder of numbered frames; sound or picture may be missing."""
+        for part, flag in (("speech", "--speech"), ("caption", "--known"), ("history", "--turn")):
+            if getattr(text, part) and not getattr(self.prompt.limits, part):
+                raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): leave out {flag}")
+        if len(text.options) != (expected := len(LETTERS) if self.task == "question" else 0):
+            raise StageError(f"this model reads {expected} options (--option); {len(text.options)} are given")
+        sample = self._read(clip, self.reader)
+        if self.tokens and not any(sample[f"{name}_present"] for name in self.tokens):
+            raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, and this model reads nothing else")
+        sample |= {"input_ids": self.prompt.encode(text)}
+        if text.options:
+            sample |= {"options": text.options, **option_targets(self.prompt, text.options, -1, self.scoring)}
+        batch = tree_map_only(Tensor, lambda value: value.to(self.device), collate([sample]))
+        embeddings, mask, _ = self(batch)
+        return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
 
     def words(self, clip: str | Path) -> dict[str, str]:
         """A clip's tokens in the prompt, by modality; skips missing modalities."""
         sample = self._read(clip, self.reader)
         present = [name for name in self.tokens if sample[f"{name}_present"]]
-        found = {name: self.captions(name, getattr(self, f"embed_{name}")([sample[name]])) for name in present}
-        return {name: words[0] for name, words in found.items() if words is not None}
+        texts = {name: self.captions(name, getattr(self, f"embed_{name}")([sample[name]])) for name in present}
+        return {name: text[0] for name, text in texts.items() if text is not None}
 
     def _read(self, clip: str | Path, reader: ClipReader) -> Sample:
         return dict(reader.sample(Clip(Path(clip), -1), np.random.default_rng(0)))

@@ -75,7 +75,7 @@ def outputs(model: Any, files: Path) -> list[Any]:
     if model.paper == "m3p":
         both = [model.embed_image(picture), model.embed_text(["ein roter Apfel", "a cat"])]
         return [*both, model.match(picture, ["ein roter Apfel", "a cat"])]
-    return [model.write(clip, "what is moving ?"), model.embed_video(clip), model.embed_audio(clip), model.words(clip)]
+    return [model.answer(clip, "what is moving ?"), model.embed_video(clip), model.embed_audio(clip), model.words(clip)]
 
 
 def same(first: Any, second: Any) -> bool:
