@@ -248,7 +248,7 @@ class TextToImageData(ShardedDataModule):
     def attributes(self, role: Role) -> Tensor:
         """Attributes int64 [N, A] of left thing, right thing and ground, by `index`; for two-sided worlds."""
         if not isinstance(self.world, TwoSidesWorld) or not hasattr(self, "annotations"):
-            raise StageError("data.world: only the pictures of two_objects and emoji_scenes have attributes")
+            raise StageError("no pictures with attributes: only the data.world two_objects or emoji_scenes draws them")
         split = self.split if role == "train" else self.test_split
         return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self.items_of(role)[1]["image"]])
 
