@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -102,6 +102,8 @@ class PretrainingData(CaptionData):
     `caption_views`, `back_translations` and `other_drawing` are unused; part of the configuration of recorded runs.
     """
 
+    views: ClassVar[type[CaptionedViews]] = CaptionedViews
+
     def __init__(
         self,
         dataset: COCO | COCOKarpathy | FolderOfImages,
@@ -116,22 +118,19 @@ class PretrainingData(CaptionData):
         super().__init__(dataset, tokenizer, **kwargs)
         self.word_dropout = word_dropout
         self.swap_sides = swap_sides
-        self.views: Callable[..., CaptionedViews] = CaptionedViews
 
     @property
     def tag_names(self) -> Sequence[str]:
         return self.annotations.tag_names
 
+    @property
+    def view_options(self) -> dict[str, Any]:
+        """Options of `views`."""
+        return {"word_dropout": self.word_dropout, "swap_sides": self.swap_sides, **self.options(training=True)}
+
     @cached_property
     def training_images(self) -> CaptionedViews:
-        return self.views(
-            self.listing,
-            self.annotations,
-            self.tokenizer,
-            word_dropout=self.word_dropout,
-            swap_sides=self.swap_sides,
-            **self.options(training=True),
-        )
+        return self.views(self.listing, self.annotations, self.tokenizer, **self.view_options)
 
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.training_images, collate_fn=self.collate)

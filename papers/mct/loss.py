@@ -170,20 +170,25 @@ class MultimodalContrast(nn.Module):
                 query, key, head = at_least_float32(queries[name]), at_least_float32(keys[name]), CONTRASTS[name][2]
                 if temperature := self.temperatures[head]:
                     query = query / temperature
-                own, others = queue.scores(query, key.detach())
+                positive, negatives = queue.scores(query, key.detach())
                 keep = queue.negatives_mask(image_id if self.mask_same_image else None)
-                reported[f"accuracy_{name}"] = 1 - _marked(others >= own[:, None], keep).any(dim=1).float().mean()
+                reported[f"accuracy_{name}"] = (
+                    1 - _marked(negatives >= positive[:, None], keep).any(dim=1).float().mean()
+                )
                 if head == "inter":
-                    across = cross_modal_loss(own, others, self.inter_loss, self.margin, self.inter_reduction, keep)
-                    terms[name] = across.mean()
+                    losses = cross_modal_loss(
+                        positive, negatives, self.inter_loss, self.margin, self.inter_reduction, keep
+                    )
+                    terms[name] = losses.mean()
                     if self.inter_loss == "hinge":
-                        reported[f"active_{name}"] = _per_anchor(_marked(others > (own - self.margin)[:, None], keep))
+                        active = negatives > (positive - self.margin)[:, None]
+                        reported[f"active_{name}"] = _per_anchor(_marked(active, keep))
                     continue
-                instance = instance_loss(own, others, keep)
+                instance = instance_loss(positive, negatives, keep)
                 terms[name] = instance.mean()
                 if queue.tag_count and tags is not None:
                     related = queue.shared_tags(tags, self.epsilon)
-                    terms["tag"] = tag_loss(own, others, related, keep, instance).mean()
+                    terms["tag"] = tag_loss(positive, negatives, related, keep, instance).mean()
                     reported["positives"] = 1 + _per_anchor(_marked(related, keep))
             reported["queue_fill"] = queue.valid.float().mean()
             terms = {name: term for name, term in terms.items() if self.weights[name]}
@@ -194,10 +199,10 @@ class MultimodalContrast(nn.Module):
     def enqueue(self, keys: dict[str, Tensor], image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
         """Write a step's keys (as in `forward`) into the queues after its backward pass; all ranks must call this."""
         queues = self.named_queues()
-        own = [keys[name].to(queue.vectors.dtype) for name, queue in queues]
-        image_id, tags, *joint = all_gather_rows(image_id, tags, *own)
-        for (_, queue), rows in zip(queues, joint):
-            queue.write(rows, image_id, tags if queue.tag_count else None)
+        rows = [keys[name].to(queue.vectors.dtype) for name, queue in queues]
+        image_id, tags, *gathered = all_gather_rows(image_id, tags, *rows)
+        for (_, queue), joined in zip(queues, gathered):
+            queue.write(joined, image_id, tags if queue.tag_count else None)
 
     def named_queues(self) -> list[tuple[str, KeyQueue]]:
         return list(self.queues.items())  # type: ignore[arg-type]

@@ -216,14 +216,14 @@ class MCTModule(pl.LightningModule):
             monitoring.draw_map(self, images["feature"], names, self.loss.seed)
         if self.model.text is not None and "inter" in self.model.image.embeds:
             position, captions = self._captions.compute(self.device)
-            row, known = owner_rows(index, captions["image"])
-            caption, words = captions["embedding"][known], captions["text"][known]
+            row, readable = owner_rows(index, captions["image"])
+            caption, words = captions["embedding"][readable], captions["text"][readable]
             metrics |= caption_retrieval(images["embedding"], caption, row)
             same_words = caption_retrieval(images["embedding"], caption, row, equal_text=words)
             metrics |= {f"{name}_equal_text": value for name, value in same_words.items()}
             metrics["t2i_chance_medr"] = torch.tensor(len(index) / 2)
             if self.trainer.is_global_zero:
-                text = [data.held_out_captions.text[place] for place in position[known].tolist()]
+                text = [data.held_out_captions.text[place] for place in position[readable].tolist()]
                 monitoring.draw_retrieval(
                     self, images["embedding"], caption, row, lambda i: data.held_out_images.preview(int(rows[i])),
                     text, data.credit,

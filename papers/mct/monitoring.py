@@ -88,15 +88,15 @@ def draw_retrieval(
     table = [[row, *(text[m] for m in captions)] for row, captions in zip(rows, best)]
     log_table(module, "image_to_captions_table", ["image", *_numbered("caption", best)], table)
 
-    asked = spread(len(caption), QUERIES)
-    best = similarity[:, asked].T.topk(min(FOUND, len(image))).indices.tolist()
+    queries = spread(len(caption), QUERIES)
+    best = similarity[:, queries].T.topk(min(FOUND, len(image))).indices.tolist()
     lines = [
         Row(text[m], [Cell(picture(row), color=RIGHT if row in owners[text[m]] else WRONG) for row in images])
-        for m, images in zip(asked, best)
+        for m, images in zip(queries, best)
     ]
     figure = image_grid(lines, "Images found for a caption; green: its own, or one with the same words")
     save_figure(module, figure, media_folder(module) / "caption_to_images.png", credit)
-    table = [[text[m], *images] for m, images in zip(asked, best)]
+    table = [[text[m], *images] for m, images in zip(queries, best)]
     log_table(module, "caption_to_images_table", ["caption", *_numbered("image", best)], table)
 
 
@@ -107,5 +107,5 @@ def draw_map(module: pl.LightningModule, features: Tensor, labels: Sequence[str]
         save_figure(module, figure, media_folder(module) / "map.png")
 
 
-def _numbered(noun: str, found: Sequence[Sequence[int]]) -> list[str]:
-    return [f"{noun} {number + 1}" for number in range(len(found[0]) if found else 0)]
+def _numbered(noun: str, rows: Sequence[Sequence[int]]) -> list[str]:
+    return [f"{noun} {number + 1}" for number in range(len(rows[0]) if rows else 0)]

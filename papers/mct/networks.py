@@ -57,14 +57,11 @@ class Tower(nn.Module):
         self.embeds = tuple(widths)
         self.trunk = nn.Sequential()
         self.heads = nn.ModuleDict()
-        shared = heads.shared and len(widths) == 2
-        if shared and intra_dim == inter_dim:
-            self.heads["both"] = ProjectionHead(self.feature_dim, hidden, widths["intra"], 2, heads.batch_norm)
-        elif shared:
+        if heads.shared and len(widths) == 2:
             norm = [nn.BatchNorm1d(hidden)] if heads.batch_norm else []
             self.trunk.extend([nn.Linear(self.feature_dim, hidden), *norm, nn.ReLU()])
-            for name, dim in widths.items():
-                self.heads[name] = nn.Linear(hidden, dim)
+            outputs = {"both": widths["intra"]} if intra_dim == inter_dim else widths
+            self.heads.update({name: nn.Linear(hidden, dim) for name, dim in outputs.items()})
         else:
             for name, dim in widths.items():
                 self.heads[name] = ProjectionHead(self.feature_dim, hidden, dim, 2, heads.batch_norm)

@@ -6,7 +6,6 @@ by reading each pair and to predict masked words. Only the backbones, which are 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -64,6 +63,8 @@ class MaskedViews(CaptionedViews):
 class MaskedPretrainingData(PretrainingData):
     """MCT's training images and captions, with a share of masked words."""
 
+    views = MaskedViews
+
     def __init__(
         self,
         dataset: COCO | COCOKarpathy | FolderOfImages,
@@ -72,7 +73,11 @@ class MaskedPretrainingData(PretrainingData):
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
-        self.views = partial(MaskedViews, masked_words=masked_words)
+        self.masked_words = masked_words
+
+    @property
+    def view_options(self) -> dict[str, Any]:
+        return {**super().view_options, "masked_words": self.masked_words}
 
     def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
         batch = super().collate(samples)
@@ -138,9 +143,9 @@ class PairEncoder(nn.Module):
     def encode(self, text: Tensor, tokens: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Last hidden states of places [B, P, D] and of words [B, L, D]; without an image, only the caption is read."""
         image = text[:, :0] if image is None else image
-        known = F.pad(tokens != PAD, (image.shape[1], 0), value=True)
+        mask = F.pad(tokens != PAD, (image.shape[1], 0), value=True)
         states = torch.cat([image, text], 1)
-        hidden = self.bert.encoder(states, attention_mask=known[:, None, None, :]).last_hidden_state
+        hidden = self.bert.encoder(states, attention_mask=mask[:, None, None, :]).last_hidden_state
         return hidden[:, : image.shape[1]], hidden[:, image.shape[1] :]
 
     def scores(self, image: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
@@ -260,12 +265,12 @@ class OneEncoder(pl.LightningModule):
     def on_test_epoch_end(self) -> None:
         index, images = self._images.compute(self.device)
         _, captions = self._captions.compute(self.device)
-        row, known = owner_rows(index, captions["image"])
+        row, readable = owner_rows(index, captions["image"])
         # Read every text once, no matter how many images have it; each process reads its part of the images.
-        _, number = torch.unique(captions["text"][known], return_inverse=True)
-        tokens = captions["tokens"][known][first_occurrences(number)]
-        own = images["start"].tensor_split(world_size())[rank()]
-        scores = gather_rows(self.scores_of_all(own, tokens))[:, number]
+        _, number = torch.unique(captions["text"][readable], return_inverse=True)
+        tokens = captions["tokens"][readable][first_occurrences(number)]
+        part = images["start"].tensor_split(world_size())[rank()]
+        scores = gather_rows(self.scores_of_all(part, tokens))[:, number]
         metrics = score_retrieval(scores, row)
         metrics |= {f"{name}_equal_text": value for name, value in score_retrieval(scores, row, number).items()}
         metrics["t2i_chance_medr"] = torch.tensor(len(index) / 2)
