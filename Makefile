@@ -127,7 +127,7 @@ report: $(STAMP) ## Write one static HTML page: claims, tables, charts, curves, 
 dashboard: $(STAMP) ## Open W&B's terminal dashboard over all runs here; needs no account
 	@mkdir -p runs/wandb && find runs/wandb -type l -delete
 	@for run in runs/*/*/seed*/*/wandb/*run-*; do \
-	  case "$$run" in *.previous/*) ;; *) if test -d "$$run"; then ln -s "$(CURDIR)/$$run" runs/wandb/; fi ;; esac; done
+	  case "$$run" in *.previous*) ;; *) if test -d "$$run"; then ln -s "$(CURDIR)/$$run" runs/wandb/; fi ;; esac; done
 	$(VENV)/bin/wandb leet runs/wandb
 
 wandb-report: $(STAMP) ## Publish W&B reports of all papers; without a key, write files to runs/

@@ -32,7 +32,7 @@ JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
 RECORD_FILE = "record.json"
 #: Prefix of the reasons for a rehearsal's deviations.
 REHEARSED = "rehearsal: "
-#: Suffix of the folder of a run that a run of another configuration replaced.
+#: Follows the stage in the folder of a run that another one replaced; a time follows.
 SET_ASIDE = ".previous"
 #: Suffix of the folder of a draw for the stages that start from a file, the authors' or another.
 GIVEN = "-given"
@@ -303,7 +303,7 @@ def run_folders(root: Path, paper: str = "*", scale: str = "*") -> list[Path]:
     found = []
     for path in Path(root).glob(f"{paper}/{scale}/seed*/*"):
         place, draw = path.parts[-4:-2], re.fullmatch(r"seed(\d+)(-\w+)*", path.parts[-2])
-        if draw and place[1] in SCALES and path.is_dir() and path.suffix != SET_ASIDE and path.name[0] != ".":
+        if draw and place[1] in SCALES and path.is_dir() and SET_ASIDE not in path.name and path.name[0] != ".":
             found.append(((place[0], SCALES.index(place[1]), int(draw[1]), draw[0], path.name), path))
     return [path for _, path in sorted(found)]
 

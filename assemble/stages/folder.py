@@ -2,6 +2,7 @@
 
 `runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with another rounding) holds `identity.json` (which run it is),
 `config.yaml` (resolved), `checkpoints/last.ckpt`, `metrics.csv`, `media/`, `wandb/` and, when finished, `record.json`.
+Earlier runs of other configurations, code or parents are next to it, in `<stage>.previous-<time>`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
+from datetime import datetime
 
 from assemble.reporting import code
+from assemble.reporting.records import SET_ASIDE
 from assemble.stages.launch import is_main_process
 from assemble.stages.request import StageRequest, fingerprint, finished_record, holds, identity_of, trained_again
 from common.data.checksums import digest
@@ -64,7 +66,6 @@ def prepare_folder(request: StageRequest, unless_done: bool = False) -> None:
         _wait_for_main_process(request)
         return
     folder = request.directory
-    _end_swap(folder, _previous(folder))
     if not identity_of(folder) and (folder / "identity.json").exists():
         raise StageError(
             f"{folder / 'identity.json'} cannot be read, so it is unknown which run {folder} holds: restore the file "
@@ -81,61 +82,28 @@ def prepare_folder(request: StageRequest, unless_done: bool = False) -> None:
 
 
 def _make_room(request: StageRequest) -> str:
-    """Move another run out of the stage's folder, and return what to print.
+    """Move another run out of the stage's folder, bring an earlier one of this stage back, and return what to print.
 
-    | the folder holds       | `<stage>.previous` holds | what happens                                          |
-    |------------------------|--------------------------|-------------------------------------------------------|
-    | another run or nothing | this run                 | they swap                                             |
-    | nothing                | another run or nothing   | nothing                                               |
-    | an unfinished run      | a finished one           | it is deleted, but an error protects a checkpoint of  |
-    |                        |                          | another configuration                                 |
-    | another run            | anything else            | it becomes the previous run                           |
+    A run moves to `<stage>.previous-<time>`, and nothing overwrites it. One that saved no checkpoint is deleted.
     """
     folder, identity = request.directory, identity_of(request.directory)
-    previous, reason = _previous(folder), "the configuration changed"
-    if same_configuration := identity.get("lineage_hash") == request.lineage:
+    aside = folder.with_name(f"{folder.name}{SET_ASIDE}-{datetime.now():%Y%m%d-%H%M%S}")
+    reason, moved = "the configuration changed", f"the earlier run is now in {aside}"
+    if identity.get("lineage_hash") == request.lineage:
         parent = trained_again(request, identity["digests"])
         reason = f"{parent} was trained again" if parent else "the code changed"
-    if holds(previous, replace(request, rerun=True)):
-        _swap(folder, previous)
-        reverted = reason.replace("changed", "was reverted")
-        return f"{reverted}: the earlier run is restored, the other one is in {previous}"
-    if not folder.exists() or all(path.name.startswith(".") for path in folder.iterdir()):
-        return ""
-    if (previous / "record.json").is_file() and not (folder / "record.json").is_file():
-        if request.checkpoint().is_file() and not same_configuration:
-            raise StageError(
-                f"the configuration changed; {folder} has an unfinished run and {previous} a finished one: move or "
-                "delete one of them"
-            )
+    if identity and not (request.checkpoint().is_file() or (folder / "record.json").is_file()):
         shutil.rmtree(folder)
-        return ""
-    replaced = " and replaces an older one" if previous.exists() else ""
-    shutil.rmtree(previous, ignore_errors=True)
-    folder.rename(previous)
-    return f"{reason}: the earlier run is now in {previous}{replaced}"
-
-
-def _previous(folder: Path) -> Path:
-    return folder.with_name(f"{folder.name}.previous")
-
-
-def _swap(folder: Path, previous: Path) -> None:
     if folder.exists():
-        folder.rename(_aside(previous))
-    previous.rename(folder)
-    _end_swap(folder, previous)
-
-
-def _end_swap(folder: Path, previous: Path) -> None:
-    """End a swap, or undo one that was killed after its first step."""
-    for free in (folder, previous):
-        if _aside(previous).exists() and not free.exists():
-            _aside(previous).rename(free)
-
-
-def _aside(previous: Path) -> Path:
-    return previous.with_name(f".{previous.name}")
+        folder.rename(aside)
+    else:
+        moved = ""
+    for earlier in sorted(folder.parent.glob(f"{folder.name}{SET_ASIDE}*"), reverse=True):
+        if holds(earlier, replace(request, rerun=True)):
+            earlier.rename(folder)
+            moved = moved.replace("earlier", "other")
+            return "; ".join(filter(None, (f"{reason.replace('changed', 'was reverted')}: its run is restored", moved)))
+    return f"{reason}: {moved}" if moved else ""
 
 
 def _write_identity(request: StageRequest) -> None:

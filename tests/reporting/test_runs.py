@@ -29,8 +29,8 @@ def folder(project: Path, saved: Saved) -> Path:
     stopped.mkdir(parents=True)
     (stopped / "identity.json").write_text(json.dumps({"arguments": [], "lineage_hash": "0" * 12}))
     (stopped / "config.yaml").write_text(yaml.safe_dump({"model": {"rate": 0.7}, "out": str(stopped / "media")}))
-    (stopped.parent / "base.previous").mkdir()
-    (stopped.parent / "base.previous" / "identity.json").write_text("{}")
+    (stopped.parent / "base.previous-20260101-120000").mkdir()
+    (stopped.parent / "base.previous-20260101-120000" / "identity.json").write_text("{}")
     return project / "runs"
 
 
