@@ -87,7 +87,7 @@ def _make_room(request: StageRequest) -> str:
     A run moves to `<stage>.previous-<time>`, and nothing overwrites it. One that saved no checkpoint is deleted.
     """
     folder, identity = request.directory, identity_of(request.directory)
-    aside = folder.with_name(f"{folder.name}{SET_ASIDE}-{datetime.now():%Y%m%d-%H%M%S}")
+    aside = folder.with_name(f"{folder.name}{SET_ASIDE}-{datetime.now():%Y%m%d-%H%M%S-%f}")
     reason, moved = "the configuration changed", f"the earlier run is now in {aside}"
     if identity.get("lineage_hash") == request.lineage:
         parent = trained_again(request, identity["digests"])
