@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -20,7 +21,6 @@ from common.errors import StageError, nearest, printable
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
 #: The layout of an export that every paper has: a folder for `from_export`.
 EXPORT_LAYOUT = "safetensors"
-KINDS = ("video", "audio", "image", "text")
 #: Most characters of a caption in a file name.
 NAME_LENGTH = 60
 #: Most reasons for skipping files to print.
@@ -50,7 +50,7 @@ Speech = Annotated[Sequence[str], "the lines spoken in the clip, in order"]
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 
-def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], object], **given: object) -> Any:
+def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], object]) -> Any:
     """The class of a paper's trained models; refuses one that isn't `able` to do the task or lacks a given option."""
     paper = paper_named(name)
     _check_exists(options.checkpoint)
@@ -59,9 +59,8 @@ def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], obj
         usable = [other for other in existing_papers() if optional_part(other.name, "use")]
         others = ", ".join(other.short for other in usable if able(trained_model(other.name)))
         raise StageError(f"{paper.short} cannot {task}; {others} can")
-    for option, value in given.items():
-        if value is not None and option not in kind.options:
-            raise StageError(f"{paper.short} does not support --{option}")
+    if isinstance(options, EncoderOptions) and options.regions is not None and not hasattr(kind, "regions"):
+        raise StageError(f"{paper.short} does not support --regions")
     return kind
 
 
@@ -131,14 +130,11 @@ def _print_cut(model: Any, texts: Sequence[Any]) -> None:
 
 def embed(
     paper: PaperName,
-    media: Annotated[Sequence[Path], "files, or folders of them"] = (),
+    media: Annotated[Sequence[Path], "files, or folders of them; a .txt file has one text per line"] = (),
     *,
     options: EncoderOptions,
     text: Annotated[Sequence[str], "texts"] = (),
-    captions: Annotated[Path | None, "a file with one text per line"] = None,
-    language: Annotated[str | None, "language of the texts, such as de"] = None,
     output: Annotated[Path, ".npz file to write"],
-    batch_size: Annotated[int, Option("files or texts at a time", parse=at_least(1))] = 16,
 ) -> int:
     """Embed files and texts with a trained model and write the vectors to an .npz file.
 
@@ -150,17 +146,16 @@ def embed(
     if output.suffix != ".npz" or output.is_dir():
         raise StageError(f"--output {output}: give a file that ends in .npz")
     files.require_writable(output.parent, "--output")
-    texts = [*text, *(_lines(captions) if captions else [])]
+    lists = [path for path in media if path.suffix == ".txt"]
+    texts = [*text, *itertools.chain.from_iterable(map(_lines, lists))]
     if clash := next((name for name in text if os.path.isfile(name)), None):  # a long text is no valid path
         raise StageError(f"--text {clash}: this is a file; give files before --text")
     if not media and not texts:
-        raise StageError("nothing to embed: give files, --text or --captions")
+        raise StageError("nothing to embed: give files or --text")
     able = lambda kind: not texts or "text" in kind.embeds  # noqa: E731
-    of_paper = _kind(paper, options, "embed text", able, regions=options.regions, language=language)
-    paths = _files(media, [kind for kind in of_paper.embeds if kind != "text"])
+    of_paper = _kind(paper, options, "embed text", able)
+    paths = _files([path for path in media if path not in lists], [kind for kind in of_paper.embeds if kind != "text"])
     model = _loaded(of_paper, options)
-    if language is not None:
-        model.language = language
     columns: dict[str, Any] = {"model": np.array(model.fingerprint())}
     shapes: list[str] = []
     skipped: list[tuple[int, str]] = []
@@ -172,7 +167,7 @@ def embed(
             continue
         before = len(skipped)
         try:
-            vectors, kept = model.embed(kind, items, skipped, batch_size)
+            vectors, kept = model.embed(kind, items, skipped)
         except StageError:
             if len(skipped) == before or (kind == kinds[-1] and not shapes):
                 raise
@@ -203,8 +198,6 @@ def retrieve(
         "what to search: a folder, a file with one text per line, or an .npz file of `assemble embed`",
     ],
     top: Annotated[int, Option("number of results", parse=at_least(1))] = 5,
-    from_: Annotated[str | None, Option("kind of the query", choices=KINDS)] = None,
-    to: Annotated[str | None, Option("kind of the results", choices=KINDS)] = None,
 ) -> int:
     """Rank files or texts by how well they match a query, with a trained model.
 
@@ -212,11 +205,11 @@ def retrieve(
     """
     if not among.exists():
         raise StageError(f"--among {among} does not exist: give a folder, a text file or an .npz file")
-    of_paper = _kind(paper, options, "retrieve", lambda kind: kind.retrieval, regions=options.regions)
+    of_paper = _kind(paper, options, "retrieve", lambda kind: kind.retrieval)
     if not query.strip():
         raise StageError("--query is empty: give a file, or a text in quotes")
     arrays = _arrays(among) if among.suffix == ".npz" else {}
-    query_kind, kind = _pair(of_paper, query, among, arrays, from_, to)
+    query_kind, kind = _pair(of_paper, query, among, arrays)
     model = _loaded(of_paper, options)
     wanted = query if query_kind == "text" else Path(query)
     getattr(model, f"read_{query_kind}")(wanted)  # fails before the gallery is embedded
@@ -242,25 +235,23 @@ def retrieve(
     return 0
 
 
-def _pair(
-    of_paper: Any, query: str, among: Path, arrays: Mapping[str, Any], from_: str | None, to: str | None
-) -> tuple[str, str]:
-    """Kinds of query and results: the requested ones, else the first that the files allow."""
+def _pair(of_paper: Any, query: str, among: Path, arrays: Mapping[str, Any]) -> tuple[str, str]:
+    """Kinds of query and results: the first that the files allow."""
     if arrays and of_paper.retrieval != "vectors":
         raise StageError(f"{of_paper.paper} compares files, not vectors: give their folder, not {among}")
     media = [kind for kind in of_paper.embeds if kind != "text"]
     fitting = [kind for kind in media if Path(query).suffix.lower() in _suffixes(kind)]
-    queries = [from_] if from_ else fitting or ["text"]
+    queries = fitting or ["text"]
     # Unlike `Path.is_file`, this accepts a text longer than a file name can be.
     if "text" not in queries and not os.path.isfile(query):
-        raise StageError(f"--query {query}: there is no such file; `--from text` takes the name as a text")
+        raise StageError(f"--query {query}: there is no such file")
     searched = [*arrays] or (media if among.is_dir() else ["text"])
     for query_kind, kind in of_paper.retrieves():
-        if query_kind in queries and kind in searched and to in (None, kind):
+        if query_kind in queries and kind in searched:
             return query_kind, kind
-    pairs = ", ".join(f"--from {query_kind} --to {kind}" for query_kind, kind in of_paper.retrieves())
+    pairs = ", ".join(f"{kind} by {query_kind}" for query_kind, kind in of_paper.retrieves())
     raise StageError(
-        f"{of_paper.paper} cannot search {among} by the {queries[0]} {query!r}. It supports {pairs}; --among takes a "
+        f"{of_paper.paper} cannot search {among} by the {queries[0]} {query!r}. It finds {pairs}; --among takes a "
         "folder for files and a text file for texts"
     )
 

@@ -85,8 +85,9 @@ class TrainedModel(nn.Module):
         otherwise: end of the error for a checkpoint of another module: what it lacks, and which stage to use.
         embeds: the modalities that can be embedded.
         retrieval: compares the `vectors` of `embed`, or each of the `pairs` of different modalities; None if it can't.
-        options: model settings of the command line: `language`, `regions`. A class has the method `answer`, `caption`
-            or `generate` if it supports that command; one that answers or generates has `notes`.
+
+    A class has the method `answer`, `caption` or `generate` if it supports that command; one that answers or generates
+    has `notes`. A class whose images may be region features has the attribute `regions`.
     """
 
     paper: ClassVar[str]
@@ -97,7 +98,6 @@ class TrainedModel(nn.Module):
     otherwise: ClassVar[str]
     embeds: ClassVar[tuple[Modality, ...]] = ()
     retrieval: ClassVar[Literal["vectors", "pairs"] | None] = "vectors"
-    options: ClassVar[tuple[Literal["language", "regions"], ...]] = ()
 
     @classmethod
     def card_usage(cls, trained: Trained) -> str:

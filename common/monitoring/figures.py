@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch.nn.functional as F
-from torch import Tensor
 
 from common.files import write_whole
 from common.monitoring.media import log_image
@@ -26,10 +23,6 @@ Pixels = npt.NDArray[np.uint8]
 RIGHT, WRONG = "tab:green", "tab:red"
 #: Size of an image in a grid in inches, and the height of a line of text in units of it.
 INCHES, TEXT_LINE = 1.1, 0.15
-#: Most points of a map, whose cost grows with their square.
-LARGEST_MAP = 2_000
-#: Most frequent classes, which get a color in a map.
-COLORED = 12
 #: Replaces characters without a font on this machine.
 NO_FONT = "[no font]"
 #: Fonts with Japanese and Chinese on Linux, macOS and Windows.
@@ -127,38 +120,6 @@ def described_images(items: Sequence[Described], title: str = "", columns: int =
         _place(axis, item.image, left, top, 1)
         for line, (text, color) in enumerate(item.lines):
             axis.text(left + 1.05, top + 0.05 + TEXT_LINE * line, plain(text, 85), fontsize=6, va="top", color=color)
-    return figure
-
-
-def embedding_map(features: Tensor, labels: Sequence[str], title: str = "", seed: int = 0) -> Figure | None:
-    """The first `LARGEST_MAP` features [N, d] in two dimensions (t-SNE), colored by class.
-
-    None if they are too few, all equal or not finite.
-    """
-    from matplotlib import colormaps
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    points = F.normalize(features.float(), dim=1)[:LARGEST_MAP].cpu().numpy()
-    names = np.array(list(labels)[: len(points)])
-    # t-SNE can crash the process on too few points, or on those of a collapsed encoder.
-    if len(points) < 8 or not np.isfinite(points).all() or np.ptp(points, axis=0).max() < 1e-6:
-        return None
-    if points.shape[1] > 50 and len(points) > 50:
-        points = PCA(50, random_state=seed).fit_transform(points)
-    perplexity = min(30.0, (len(points) - 1) / 3)
-    flat = TSNE(2, perplexity=perplexity, init="pca", random_state=seed, max_iter=500).fit_transform(points)
-    figure, axes = chart(size=(6.5, 5))
-    axis = axes[0, 0]
-    colored = [name for name, _ in Counter(names.tolist()).most_common(COLORED)]
-    axis.scatter(*flat[~np.isin(names, colored)].T, s=4, color="lightgrey", linewidths=0)
-    for number, name in enumerate(colored):
-        color = colormaps["tab20"](number % 20)
-        # The space keeps a legend from hiding names that begin with an underscore.
-        axis.scatter(*flat[names == name].T, s=6, color=color, label=f" {plain(name)}", linewidths=0)
-    axis.legend(fontsize=6, markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=8)
     return figure
 
 

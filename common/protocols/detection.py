@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
@@ -17,8 +16,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from matplotlib import colormaps
-from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -30,6 +27,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import roi_align
 from torchvision.transforms.v2 import functional as v2
+from torchvision.utils import draw_bounding_boxes
 
 from common.data.annotations import Boxes
 from common.data.datasets.voc import PascalVOC
@@ -41,13 +39,14 @@ from common.data.samplers import EpochSampler
 from common.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from common.encoders.checkpoint_files import load_encoder
 from common.encoders.image import ImageResNet
+from common.files import write_whole
 from common.metrics.detection import (
     DetectedImage,
     DetectionsOncePerImage,
     coco_average_precision,
     voc07_average_precision,
 )
-from common.monitoring.figures import chart, plain, save_figure
+from common.monitoring.media import log_image, media_folder
 from common.protocols.base import PREFIXES, check_num_classes, log_results
 from common.protocols.data import ImageData
 from common.training.examples import Draw, Example, batches_of_epoch
@@ -56,8 +55,8 @@ from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, P
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]
-#: Detections with lower scores are not drawn.
-LEAST_SCORE = 0.5
+#: Pictures to draw; detections with lower scores are left out.
+PICTURES, LEAST_SCORE = 6, 0.5
 
 
 class Detection(pl.LightningModule):
@@ -69,7 +68,7 @@ class Detection(pl.LightningModule):
 
     Logs, in percent, `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables, and
     `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by those of COCO. Every image counts once, on any number of
-    processes. `media/detections.png` shows `pictures` of them.
+    processes. `media/detections_<n>.png` show some of them.
 
     Args:
         num_classes: without the background.
@@ -116,7 +115,6 @@ class Detection(pl.LightningModule):
         milestones: Sequence[NonNegativeInt] = (18000, 22000),
         gamma: PositiveFloat = 0.1,
         precise_bn_batches: NonNegativeInt = 200,
-        pictures: NonNegativeInt = 6,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["image_encoder"])
@@ -251,11 +249,9 @@ class Detection(pl.LightningModule):
         metrics["test/images"] = float(len(detections))
         log_results(self, {name: torch.tensor(value) for name, value in metrics.items()})
         items = getattr(getattr(self.trainer, "datamodule", None), "test_images", None)
-        if self.trainer.is_global_zero and isinstance(items, DetectionImages) and self.hparams["pictures"] > 0:
-            shown = spread(len(detections), self.hparams["pictures"])
-            chosen = [list(detections)[position] for position in shown]
-            path = Path(self.trainer.default_root_dir) / "media" / "detections.png"
-            draw_detections(self, items, {item: detections[item] for item in chosen}, path)
+        if self.trainer.is_global_zero and isinstance(items, DetectionImages):
+            chosen = [list(detections)[position] for position in spread(len(detections), PICTURES)]
+            draw_detections(self, items, {item: detections[item] for item in chosen})
 
 
 class _Predictor(FastRCNNPredictor):
@@ -497,36 +493,21 @@ def collate_detection(samples: Sequence[Sample]) -> Batch:
     }
 
 
-def draw_detections(
-    module: pl.LightningModule,
-    images: DetectionImages,
-    found: Mapping[int, DetectedImage],
-    path: Path,
-) -> None:
-    """Draw images with their true boxes (dashed, white) and the `found` ones (colored by class, with scores)."""
-    columns = min(3, len(found))
-    rows = math.ceil(len(found) / columns)
-    figure, axes = chart(rows, columns, size=(3 * columns, 3 * rows))
-    for axis in axes.flat:
-        axis.set_axis_off()
-
-    def frame(axis: Any, box: np.ndarray, **options: Any) -> None:
-        left, top, right, bottom = box.tolist()
-        axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, **options))
-
-    for axis, (item, image) in zip(axes.flat, found.items()):
-        pixels = images.preview(item)
+def draw_detections(module: pl.LightningModule, images: DetectionImages, shown: Mapping[int, DetectedImage]) -> None:
+    """Draw images with their true boxes (white) and the detected ones (red, with scores)."""
+    for number, (item, image) in enumerate(shown.items(), start=1):
+        pixels = torch.from_numpy(images.preview(item)).permute(2, 0, 1)
         # Boxes are in pixels of the network's input.
-        width, height = images.resized((pixels.shape[1], pixels.shape[0]))
-        axis.imshow(pixels, extent=(0, width, height, 0))
-        for box in image.true_boxes:
-            frame(axis, box, edgecolor="white", linestyle="--", linewidth=1)
-        for box, label, score in zip(image.boxes, image.labels.tolist(), image.scores.tolist()):
-            if score < LEAST_SCORE:
-                continue
-            color = colormaps["tab20"](label % 20)
-            frame(axis, box, edgecolor=color, linewidth=1.5)
-            name = plain(f"{images.listing.classes[label - 1]} {score:.2f}")
-            axis.text(box[0], box[1], name, fontsize=6, color="white", backgroundcolor=color)
-        axis.set_title(plain(images.name(item)), fontsize=6)
-    save_figure(module, figure, path)
+        width, height = images.resized((pixels.shape[2], pixels.shape[1]))
+        pixels = v2.resize(pixels, [height, width])
+        likely = image.scores >= LEAST_SCORE
+        boxes = torch.from_numpy(np.concatenate([image.true_boxes, image.boxes[likely]]))
+        detections = zip(image.labels[likely].tolist(), image.scores[likely].tolist())
+        names = [f"{images.listing.classes[label - 1]} {score:.2f}" for label, score in detections]
+        true = len(image.true_boxes)
+        if len(boxes):
+            colors = ["white"] * true + ["red"] * len(names)
+            pixels = draw_bounding_boxes(pixels, boxes, [""] * true + names, colors, width=2)
+        path = media_folder(module) / f"detections_{number}.png"
+        write_whole(path, v2.to_pil_image(pixels).save)
+        log_image(module, path)

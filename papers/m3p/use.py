@@ -38,7 +38,6 @@ class M3P(encoder.M3P, TrainedModel):
     otherwise = "cannot compare images and captions: give the checkpoint of a pre-training, such as m3p"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
     retrieval = "pairs"
-    options = ("language", "regions")
 
     tokenizer: XLMRTokenizer
     max_regions: int

@@ -211,9 +211,6 @@ class MCTModule(pl.LightningModule):
             "neighbours_with_a_tag": monitoring.tagged_neighbors(images["feature"], tags),
             "uniformity": monitoring.uniformity(images["embedding"]),
         }
-        if self.trainer.is_global_zero:
-            names = [data.tag_names[row.argmax()] if row.any() else "no tag" for row in tags.cpu().numpy()]
-            monitoring.draw_map(self, images["feature"], names, self.loss.seed)
         if self.model.text is not None and "inter" in self.model.image.embeds:
             position, captions = self._captions.compute(self.device)
             row, readable = owner_rows(index, captions["image"])

@@ -1,4 +1,4 @@
-"""Diagnostics after pre-training: retrieval with the model's embeddings, neighbors, figures. None is published."""
+"""Unpublished diagnostics after pre-training: neighbors with a tag, uniformity, and images found for captions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from common.monitoring.figures import (
     RIGHT,
     WRONG,
     Cell,
-    Described,
     Row,
-    described_images,
-    embedding_map,
     image_grid,
     save_figure,
 )
-from common.monitoring.media import log_table, media_folder
+from common.monitoring.media import media_folder
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -67,45 +64,20 @@ def draw_retrieval(
     text: Sequence[str],
     credit: str,
 ) -> None:
-    """Draw the captions found for some images, and the images found for some captions; correct ones in green.
+    """Draw the images found for some captions; correct ones in green.
 
     Embeddings image [N, d] and caption [M, d] are unit vectors; `caption_image` [M] is each caption's row in `image`.
     """
-    similarity = image.float() @ caption.float().T
     # Equal captions describe each other's images.
     owners: dict[str, set[int]] = defaultdict(set)
     for words, row in zip(text, caption_image.tolist()):
         owners[words].add(row)
 
-    rows = spread(len(image), QUERIES)
-    best = similarity[rows].topk(min(FOUND, len(caption))).indices.tolist()
-    items = [
-        Described(picture(row), [(text[m], RIGHT if row in owners[text[m]] else WRONG) for m in captions])
-        for row, captions in zip(rows, best)
-    ]
-    figure = described_images(items, "Captions found for an image; green: its own, or the same words")
-    save_figure(module, figure, media_folder(module) / "image_to_captions.png", credit)
-    table = [[row, *(text[m] for m in captions)] for row, captions in zip(rows, best)]
-    log_table(module, "image_to_captions_table", ["image", *_numbered("caption", best)], table)
-
     queries = spread(len(caption), QUERIES)
-    best = similarity[:, queries].T.topk(min(FOUND, len(image))).indices.tolist()
+    best = (caption[queries].float() @ image.float().T).topk(min(FOUND, len(image))).indices.tolist()
     lines = [
         Row(text[m], [Cell(picture(row), color=RIGHT if row in owners[text[m]] else WRONG) for row in images])
         for m, images in zip(queries, best)
     ]
     figure = image_grid(lines, "Images found for a caption; green: its own, or one with the same words")
     save_figure(module, figure, media_folder(module) / "caption_to_images.png", credit)
-    table = [[text[m], *images] for m, images in zip(queries, best)]
-    log_table(module, "caption_to_images_table", ["caption", *_numbered("image", best)], table)
-
-
-def draw_map(module: pl.LightningModule, features: Tensor, labels: Sequence[str], seed: int) -> None:
-    """Draw `map.png`: features [N, d] in two dimensions, colored by class; nothing if there are too few."""
-    title = "Held-out images by their backbone feature (t-SNE), colored by class"
-    if (figure := embedding_map(features, labels, title, seed)) is not None:
-        save_figure(module, figure, media_folder(module) / "map.png")
-
-
-def _numbered(noun: str, rows: Sequence[Sequence[int]]) -> list[str]:
-    return [f"{noun} {number + 1}" for number in range(len(rows[0]) if rows else 0)]

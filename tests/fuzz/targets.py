@@ -200,7 +200,7 @@ def _write_export(folder: Path) -> None:
 
 def _embed(folder: Path) -> int:
     captions, output = str(folder / "captions.txt"), str(folder.parent / "rows.npz")
-    return main(["embed", "mct", "--captions", captions, "--checkpoint", str(folder / "export"), "--output", output])
+    return main(["embed", "mct", captions, "--checkpoint", str(folder / "export"), "--output", output])
 
 
 def _write_own_clips(root: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import multiprocessing
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +9,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
-from torch import Tensor
 
 from common.data.media import MediaError
 from common.monitoring import figures
@@ -27,12 +22,10 @@ from common.monitoring.figures import (
     Cell,
     Row,
     chart,
-    embedding_map,
     image_grid,
     plain,
     save_figure,
 )
-from tests.machine import LONG
 from tests.monitoring.loggers import Kept
 
 QUIET: Any = SimpleNamespace(loggers=[])
@@ -140,26 +133,3 @@ def test_a_clip_without_a_frame_is_shown_in_gray() -> None:
     clips = SimpleNamespace(preview=preview)
     assert np.array_equal(figures.preview_of(clips, 0), picture())
     assert figures.preview_of(clips, 1).tolist() == [[[127, 127, 127]]]
-
-
-@pytest.mark.parametrize("dim", [4, 60])
-def test_a_map_of_more_classes_than_colors_is_the_same_again(tmp_path: Path, dim: int) -> None:
-    paths, features = [tmp_path / "one.png", tmp_path / "two.png"], torch.randn(64, dim).half()
-    for path in paths:
-        figure = embedding_map(features, [str(n % 30) for n in range(64)])
-        assert figure is not None
-        saved(figure, path)
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-
-
-def map_of(features: Tensor, labels: Sequence[str]) -> None:
-    assert embedding_map(features, labels) is None
-
-
-@pytest.mark.parametrize("features", [torch.ones(12, 4), torch.full((12, 4), math.nan)], ids=["equal", "nan"])
-def test_no_map_of_a_collapsed_encoder(features: Tensor) -> None:
-    """In a process of its own: some versions of t-SNE end the process when all points fall together."""
-    process = multiprocessing.get_context("fork").Process(target=map_of, args=(features, ["no tag"] * 12))
-    process.start()
-    process.join(LONG)
-    assert process.exitcode == 0
