@@ -18,7 +18,7 @@ RUN uv venv --quiet --python python3 .venv \
     && VIRTUAL_ENV="$PWD/.venv" uv pip sync --quiet --no-cache --compile-bytecode --require-hashes requirements.lock
 
 COPY --chown=assemble . .
-RUN make setup
+RUN make setup TORCH=cuda
 
 ENV PATH="/home/assemble/representation-assemble/.venv/bin:$PATH"
 CMD ["assemble", "--help"]

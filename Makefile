@@ -11,8 +11,9 @@ PYTHON ?= python3
 
 VENV := .venv
 STAMP := $(VENV)/.installed
-# Empty: the lock's builds, with CUDA on Linux. `cpu`: PyTorch's CPU builds (docs/platforms.md).
-TORCH ?=
+# PyTorch's builds: `cpu`, or those of the lock, which are `cuda` on Linux. A cluster's login node may have no GPU (docs/platforms.md).
+TORCH ?= $(if $(filter Linux,$(shell uname)),$(if $(shell nvidia-smi -L 2>/dev/null; command -v sbatch),cuda,cpu),cuda)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ASSEMBLE := $(VENV)/bin/assemble
 PAPERS := $(notdir $(patsubst %/tables.yaml,%,$(wildcard papers/*/tables.yaml)))
 # RELEASED: folder of the authors' weights. GIVEN: files that stand for stages, as in GIVEN="avid=FILE avid_cma=FILE".
@@ -30,7 +31,7 @@ reproduce reproduce-% bench: export MALLOC_MMAP_THRESHOLD_ ?= 268435456
 reproduce reproduce-% bench: export MALLOC_TRIM_THRESHOLD_ ?= 268435456
 
 # A misspelled variable would change nothing. What programs read may be set here as well.
-VARIABLES := SCALE SEEDS HARDWARE DATA TORCH PYTHON TEST_JOBS FAST ESTIMATE UPGRADE BENCH GROWTH FILE SAMPLE \
+VARIABLES := SCALE SEEDS HARDWARE DATA TORCH TORCH_INDEX PYTHON TEST_JOBS FAST ESTIMATE UPGRADE BENCH GROWTH FILE SAMPLE \
   RECORD PAPER RELEASED GIVEN FUZZ_MINUTES FUZZ_SEED FUZZ_TARGET PAPERS VENV
 PROGRAMS := ASSEMBLE_% WANDB_% HF_% OMP_% MALLOC_% CUDA_% NCCL_% SBATCH_% UV_% PIP_% PYTHON% LD_% SHELL MAKEFLAGS
 UNKNOWN := $(filter-out $(VARIABLES) $(PROGRAMS),$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name))))
@@ -46,34 +47,44 @@ endif
 help: ## List the targets
 	@grep -hE '^##@ |^[a-zA-Z_%-]+:.*?## ' $(MAKEFILE_LIST) \
 	  | sed -E 's/^##@ (.*)/\n\1/; s/^([a-zA-Z_%-]+):.*## (.*)/  \1\t\2/' | expand -t 22
-	@echo; echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder RERUN=1 KEEP=1 RELEASED=folder GIVEN=stage=file TORCH=cpu"
+	@echo; echo "  variables: SCALE=smoke|mini|single|paper SEEDS=\"0 1 2\" TEST_JOBS=2 HARDWARE=cpu|gpu1|gpu8|slurm DATA=folder RERUN=1 KEEP=1 RELEASED=folder GIVEN=stage=file TORCH=cpu|cuda"
 
 setup: $(STAMP) ## Make the virtual environment from requirements.lock
 
 # If uv is missing, pip installs it into .uv, because some systems do not allow pip outside a virtual environment.
-$(STAMP): requirements.lock pyproject.toml
-	@command -v uv >/dev/null || test -x .uv/bin/uv || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv; }
+# The lock without CUDA comes first: packages that are installed when the index of CPU builds does not answer, are needed anyway.
+$(STAMP): requirements.lock requirements-cpu.lock pyproject.toml
+	@command -v uv >/dev/null || test -x .uv/bin/uv || { echo "installing uv"; $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv; }
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); set -e; \
+	  case "$(TORCH)" in cpu|cuda) ;; *) echo "TORCH=$(TORCH): choose cpu or cuda"; exit 2;; esac; \
 	  test -x $(VENV)/bin/python || "$$UV" venv --quiet --python $(PYTHON) $(VENV); \
 	  export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
+	  all() { "$$UV" pip sync --compile-bytecode --require-hashes requirements.lock; }; \
 	  if [ "$(TORCH)" = cpu ]; then \
-	    "$$UV" pip install --quiet --compile-bytecode --torch-backend cpu --no-verify-hashes \
-	      --constraint requirements.lock --editable ".[dev,features,wandb-reports]"; \
+	    echo "PyTorch: CPU builds, a download of 0.5 GB (TORCH=cuda make setup: builds for NVIDIA GPUs, 3.3 GB)"; \
+	    awk '/^[^ ]/ { kept = !/^(torch|torchvision|torchaudio|triton)==|^nvidia-|^cuda-/ } kept' requirements.lock \
+	      | "$$UV" pip sync --compile-bytecode --require-hashes -; \
+	    "$$UV" pip install --compile-bytecode --no-deps --default-index $(TORCH_INDEX) -r requirements-cpu.lock \
+	      || { echo "PyTorch: $(TORCH_INDEX) gave no CPU builds, so requirements.lock is installed, with CUDA (3.3 GB)"; all; }; \
 	  else \
-	    "$$UV" pip sync --quiet --compile-bytecode --require-hashes requirements.lock; \
-	    "$$UV" pip install --quiet --no-deps --editable .; \
-	  fi
+	    echo "PyTorch: builds of requirements.lock, with CUDA on Linux (TORCH=cpu make setup: CPU builds, 0.5 GB in place of 3.3)"; all; \
+	  fi; \
+	  "$$UV" pip install --quiet --no-deps --editable .
 	@touch $@
 
 extra-%: $(STAMP) ## Install an optional part (extra-tensorboard, extra-captioning; see pyproject.toml)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock --editable ".[$*]"
 
-# One lock for all systems, by markers. Versions that still fit are kept; UPGRADE=1 takes the newest.
+# One lock for all systems, by markers. Versions that still fit are kept; UPGRADE=1 takes the newest. The CPU builds of the same
+# versions are locked without hashes if their index cannot be reached.
 lock: ## Rewrite requirements.lock from pyproject.toml (UPGRADE=1: newest versions)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); \
 	  "$$UV" pip compile pyproject.toml --quiet --extra dev --extra features --extra wandb-reports --universal \
-	    --python-version 3.11 --generate-hashes --no-header --no-annotate $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+	    --python-version 3.11 --generate-hashes --no-header --no-annotate $(if $(UPGRADE),--upgrade) --output-file requirements.lock; \
+	  pins=$$(grep -oE '^torch(vision|audio)?==[^ ]+' requirements.lock); \
+	  "$$UV" pip compile - --quiet --no-deps --python-version 3.11 --python-platform linux --default-index $(TORCH_INDEX) \
+	    --generate-hashes --no-header --no-annotate <<< "$$pins" > requirements-cpu.lock || echo "$$pins" > requirements-cpu.lock
 
 PLATFORMS := x86_64-unknown-linux-gnu aarch64-unknown-linux-gnu aarch64-apple-darwin
 

@@ -18,6 +18,7 @@ from common import files
 COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
 #: Extras for developers, which are not checked.
 DEVELOPING = ("dev", "docs", "bench", "mutation")
+_NO_GPU = "none found: the scales smoke and mini run on the CPU (with an NVIDIA GPU: make clean; make setup TORCH=cuda)"
 
 
 def doctor(
@@ -40,7 +41,7 @@ def doctor(
     machine = records.hardware()
     table.add_row("machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory")
     gpus = [] if "torch" in missing else _gpus()
-    for name in gpus or ["none found: the scales smoke and mini run on the CPU"]:
+    for name in gpus or [_NO_GPU]:
         table.add_row("gpu", name)
     free = shutil.disk_usage(working_folder()).free / 2**30
     table.add_row("disk", f"{free:.0f} GiB free at {working_folder()}")
