@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from papers.vx2text.loss import IGNORED
 from papers.vx2text.prompt import (
     DEFAULT_LIMITS,
     LETTERS,
-    MODALITIES,
     Modality,
     Prompt,
     PromptLimits,
@@ -170,6 +169,7 @@ class VideoTextData(ShardedDataModule):
 
     Args:
         tokenizer: of the language model.
+        modalities: None takes those of the data set.
         video_categories, audio_categories: of the classifiers, in their order, to count true tokens in the miniature.
         prompt: maximum pieces of each part of the text, and tokens per clip.
         slots: `media` reads the clips; `words` puts their true categories in the places of tokens, with some wrong
@@ -180,10 +180,12 @@ class VideoTextData(ShardedDataModule):
     Attributes:
         options: of a question.
         rows_per_item: training samples of each published item.
+        test_split: the one to measure; "val" where the answers of "test" are withheld.
     """
 
-    options: ClassVar[int] = 0
+    options = 0
     rows_per_item = 1
+    test_split = "test"
     scoring: Scoring = "label"
 
     def __init__(
@@ -191,7 +193,7 @@ class VideoTextData(ShardedDataModule):
         dataset: TVQA | TVC | AVSD,
         tokenizer: TextTokenizer,
         world: World | None = None,
-        modalities: Sequence[Modality] = MODALITIES,
+        modalities: Sequence[Modality] | None = None,
         video: VideoInput = DEFAULT_VIDEO,
         audio: AudioInput = DEFAULT_AUDIO,
         video_categories: Sequence[str] | None = None,
@@ -199,30 +201,24 @@ class VideoTextData(ShardedDataModule):
         prompt: PromptLimits = DEFAULT_LIMITS,
         slots: Literal["media", "words"] = "media",
         replaced: Fraction = 0.15,
-        train_split: str = "train",
-        validation_split: str = "validation",
-        test_split: str = "test",
         batch_size: PositiveInt = 64,
         test_batch_size: PositiveInt = 16,
         max_skipped_fraction: Fraction = 0.05,
         **kwargs: Any,
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)
-        if "audio" in modalities and "audio" not in dataset.streams:
+        self.modalities = dataset.streams if modalities is None else tuple(modalities)
+        if "audio" in self.modalities and "audio" not in dataset.streams:
             raise ValueError(
                 f"data.modalities: {dataset.title} is distributed without sound; leave audio out, here and in "
                 "model.modalities"
             )
         self.tokenizer = tokenizer
-        self.modalities = tuple(modalities)
-        self.video = video if "video" in modalities else None
-        self.audio = audio if "audio" in modalities else None
+        self.video = video if "video" in self.modalities else None
+        self.audio = audio if "audio" in self.modalities else None
         self.categories: dict[Modality, Sequence[str] | None] = {"video": video_categories, "audio": audio_categories}
         self.slots = slots
         self.replaced = replaced
-        self.train_split = train_split
-        self.validation_split = validation_split
-        self.test_split = test_split
         self.test_batch_size = test_batch_size
         self.prompt = prompt_for(tokenizer, prompt, self.video, self.audio)
 
@@ -252,10 +248,10 @@ class VideoTextData(ShardedDataModule):
         return VideoTextItems(listing, examples, self.prompt, source, self.scoring, **self.item_options)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(self.items(self.train_split, training=True), collate_fn=collate)
+        return self.training_loader(self.items("train", training=True), collate_fn=collate)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        items = self.items(self.validation_split, training=False)
+        items = self.items("validation", training=False)
         return self.evaluation_loader(items, self.test_batch_size, "validation", collate_fn=collate)
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -279,29 +275,22 @@ class VideoTextData(ShardedDataModule):
         # Without the vocabulary file, every text is one piece.
         any_tokenizer = SimpleNamespace(encode=lambda text: [5])
         facts = {} if self.tokenizer.pretrained is None else {"tokenizer": any_tokenizer}
-        items = self.dataset.published_counts.get(self.train_split)
+        items = self.dataset.published_counts.get("train")
         return ExampleBatch(batch, batches_of_epoch(items and items * self.rows_per_item, self.batch_size), facts)
 
 
 class QuestionAnsweringData(VideoTextData):
-    """TVQA: questions with five options ([7] and [10]). The answers of its test split are withheld; test on `val`.
+    """TVQA: questions with five options ([7] and [10]).
 
     Scoring `label` generates the letter of an option, `loglik` scores the text of each option, and `position` picks an
     option without a decoder.
     """
 
     options = len(LETTERS)
+    test_split = "val"
 
-    def __init__(
-        self,
-        dataset: TVQA,
-        tokenizer: TextTokenizer,
-        scoring: Scoring = "label",
-        modalities: Sequence[Modality] = ("video",),
-        test_split: str = "val",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
+    def __init__(self, dataset: TVQA, tokenizer: TextTokenizer, scoring: Scoring = "label", **kwargs: Any) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
         self.scoring = scoring
 
     def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
@@ -368,16 +357,10 @@ class CaptioningData(VideoTextData):
     """TVC: descriptions of moments ([10]), one per training sample; `val` has all of a moment as references."""
 
     rows_per_item = 2
+    test_split = "val"
 
-    def __init__(
-        self,
-        dataset: TVC,
-        tokenizer: TextTokenizer,
-        modalities: Sequence[Modality] = ("video",),
-        test_split: str = "val",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(dataset, tokenizer, modalities=modalities, test_split=test_split, **kwargs)
+    def __init__(self, dataset: TVC, tokenizer: TextTokenizer, **kwargs: Any) -> None:
+        super().__init__(dataset, tokenizer, **kwargs)
 
     def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
         rows: list[int] = []

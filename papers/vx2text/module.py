@@ -20,12 +20,12 @@ from common.protocols.text import GeneratedText, TextTest
 from common.training.noise import batch_generator, own_rows
 from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
-from papers.vx2text import monitoring
 from papers.vx2text.data import VideoTextData
 from papers.vx2text.fusion import VX2Text
 from papers.vx2text.gumbel import gumbel_noise
 from papers.vx2text.language_model import OptionClassifier
 from papers.vx2text.loss import per_answer, text_loss
+from papers.vx2text.monitoring import TokenWords
 from papers.vx2text.weights import load_classifier, load_language_model
 
 Batch = dict[str, Any]
@@ -154,8 +154,7 @@ class VX2TextModule(pl.LightningModule):
     def on_test_start(self) -> None:
         self.test.reset()
         self.speech_cut = OncePerSample("speech_cut")
-        self.true_tokens = monitoring.TrueTokens(self)
-        self.shift = monitoring.TokenShift(self)
+        self.token_words = TokenWords(self)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         index = batch["index"]
@@ -169,12 +168,11 @@ class VX2TextModule(pl.LightningModule):
         self.test.update_texts(index, map(GeneratedText, texts, *columns))
         if "speech_cut" in batch:
             self.speech_cut.update(index, speech_cut=batch["speech_cut"].float())
-        self.true_tokens.update(batch, named)
-        self.shift.update(batch, named)
+        self.token_words.update(batch, named)
 
     def on_test_epoch_end(self) -> None:
-        metrics = {**self.test.compute(self.device), **self.true_tokens.compute(self.device)}
+        metrics = {**self.test.compute(self.device), **self.token_words.compute(self.device)}
         if (speech := self.speech_cut.compute(self.device))["count"] > 0:
             metrics["speech_cut"] = speech["speech_cut"].float()
         self.log_dict({f"test/{name}": value for name, value in metrics.items()})
-        self.shift.draw(self.test)
+        self.token_words.draw(self.test)

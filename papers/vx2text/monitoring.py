@@ -1,4 +1,4 @@
-"""Categories chosen before and after end-to-end training, and samples of generated text."""
+"""The words of tokens, true or not, before and after end-to-end training; and samples of generated text."""
 
 from __future__ import annotations
 
@@ -33,49 +33,20 @@ LISTED = 10
 Counts = Mapping[str, tuple[int, int]]
 
 
-class TrueTokens:
-    """Counts the tokens that are true words of their clip, where the data set of a `VX2TextModule` lists those.
+class TokenWords:
+    """The words of a test set's tokens in a `VX2TextModule`: which are true, and what they were before training.
 
-    Only the miniature's data sets do. Tokens of absent modalities and clips without true words don't count.
-    """
-
-    def __init__(self, module: Any) -> None:
-        self.words: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = module.data.dataset.words()
-        self.categories = {name: module.data.categories[name] for name in module.model.tokens}
-        self.meters = {name: OncePerSample("precision") for name in self.categories}
-
-    def update(self, batch: dict[str, Any], named: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        for name, (chosen, _) in named.items():
-            categories, side = self.categories[name], MODALITIES.index(name)
-            if categories is None or not chosen.shape[1]:
-                continue
-            rows, hits = [], []
-            for row, (clip, present) in enumerate(zip(batch["clip"], batch[f"{name}_present"].tolist())):
-                true = self.words.get(clip, ((), ()))[side]
-                if present and true:
-                    rows.append(row)
-                    hits.append([categories[number] in true for number in chosen[row].tolist()])
-            if rows:
-                precision = torch.tensor(hits, dtype=torch.float32, device=chosen.device).mean(1)
-                self.meters[name].update(batch["index"][rows], precision=precision)
-
-    def compute(self, device: torch.device) -> dict[str, Tensor]:
-        means = {name: meter.compute(device) for name, meter in self.meters.items()}
-        return {f"{name}_token_precision": mean["precision"] for name, mean in means.items() if mean["count"] > 0}
-
-
-class TokenShift:
-    """Counts the categories of a test set's tokens before and after the end-to-end training of a `VX2TextModule`.
-
-    "Before" uses the initial weights, reloaded from their files; it doesn't exist without a file, or for a frozen
-    classifier.
+    Only data sets of the miniature list true words. "Before" uses the initial weights, reloaded from their files; it
+    doesn't exist without a file, or for a frozen classifier.
     """
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        self.true: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = module.data.dataset.words()
         self.before: dict[str, ModalityClassifier] = {}
         # By modality and sample, the categories of its tokens: before (may be empty) and after.
         self.words: dict[str, dict[int, tuple[list[str], list[str]]]] = {name: {} for name in module.model.tokens}
+        self.precision = {name: OncePerSample("precision") for name in module.model.tokens}
         for name, tokens in module.model.tokens.items():
             path = module.hparams[f"{name}_pretrained"]
             if tokens.projection is None and tokens.learns and path is not None and Path(path).is_file():
@@ -86,16 +57,29 @@ class TokenShift:
     @torch.no_grad()
     def update(self, batch: dict[str, Any], named: Mapping[str, tuple[Tensor, Tensor]]) -> None:
         for name, (chosen, _) in named.items():
-            tokens = self.module.model.tokens[name]
+            tokens, categories = self.module.model.tokens[name], self.module.data.categories[name]
             earlier = chosen[:, :0]
             if name in self.before:
                 clips = batch[name].flatten(0, 1) if name == "video" else batch[name]
                 earlier = largest(self.before[name](clips), tokens.tokens).reshape(len(chosen), -1)
-            present = batch[f"{name}_present"].tolist()
-            for item, there, *both in zip(batch["index"].tolist(), present, earlier.tolist(), chosen.tolist()):
-                if there:
-                    before, after = ([tokens.classifier.names[number] for number in row] for row in both)
-                    self.words[name][item] = before, after
+            columns = (batch["index"].tolist(), batch["clip"], batch[f"{name}_present"].tolist())
+            index, hits = [], []
+            for item, clip, present, *numbers in zip(*columns, earlier.tolist(), chosen.tolist()):
+                if not present:
+                    continue
+                before, after = ([tokens.classifier.names[number] for number in row] for row in numbers)
+                self.words[name][item] = before, after
+                true = self.true.get(clip, ((), ()))[MODALITIES.index(name)]
+                if categories is not None and after and true:
+                    index.append(item)
+                    hits.append([categories[number] in true for number in numbers[1]])
+            if index:
+                precision = torch.tensor(hits, dtype=torch.float32).mean(1)
+                self.precision[name].update(torch.tensor(index), precision=precision)
+
+    def compute(self, device: torch.device) -> dict[str, Tensor]:
+        means = {name: meter.compute(device) for name, meter in self.precision.items()}
+        return {f"{name}_token_precision": mean["precision"] for name, mean in means.items() if mean["count"] > 0}
 
     def draw(self, test: TextTest) -> None:
         """Write figures and tables to the run's `media` folder; all processes must call this."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -76,6 +76,25 @@ class TextToImageItems(ImageItems):
         return {**sample, "caption": torch.tensor(first + int(rng.integers(count)))}
 
 
+@dataclass(frozen=True)
+class Collate:
+    """Batches samples with the features of their captions, or with their tokens without a `store`."""
+
+    captions: Rows[str]
+    tokenizer: CaptionTokenizer
+    store: FeatureStore | None
+    pool: SentencePool
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
+        names = ("image", "index", "caption", "skipped")
+        batch = {name: torch.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
+        numbers = batch["caption"].numpy()
+        if self.store is None:
+            texts = [self.captions.column[number] for number in numbers.tolist()]
+            return batch | dict(zip(("tokens", "length"), encode_texts(texts, self.tokenizer)))
+        return batch | dict(zip(("words", "sentence", "length"), self.store.read(numbers, self.pool)))
+
+
 class TextToImageData(ShardedDataModule):
     """Images with captions to train and measure XMC-GAN.
 
@@ -142,7 +161,6 @@ class TextToImageData(ShardedDataModule):
         self.test_samples = test_samples
         self.reference_samples = reference_samples
         self.test_batch_size = test_batch_size
-        self.stores: dict[str, FeatureStore] = {}
 
     def setup(self, stage: str) -> None:
         self.listings: dict[str, Listing] = {}
@@ -152,26 +170,32 @@ class TextToImageData(ShardedDataModule):
             self.annotations[split] = self.dataset.annotations(split, listing)
             require_captions(listing, self.annotations[split])
         self.tokenizer.prepare(text for texts in self.annotations[self.split].captions for text in texts)
-        if self.text_features is not None:
-            # Open both now, so a missing store of the test split doesn't fail after days of training.
-            try:
-                self.stores = {
-                    split: self.text_features.open(self.dataset.name, split, annotations.captions, self.tokenizer)
-                    for split, annotations in self.annotations.items()
-                }
-            except FeaturesError as error:
-                raise FeaturesError(
-                    f"data.text_features: {error}. Make it once with `assemble data xmc_gan --text-features`, "
-                    "or set data.text_features to null and give the model a text_encoder"
-                ) from None
+        # Opens the stores of both splits now, so a missing one doesn't fail after days of training.
+        self.collate = {
+            split: Collate(read.captions, self.tokenizer, self._store(split), self.sentence_pool)
+            for split, read in self.annotations.items()
+        }
+
+    def _store(self, split: str) -> FeatureStore | None:
+        if self.text_features is None:
+            return None
+        try:
+            return self.text_features.open(self.dataset.name, split, self.annotations[split].captions, self.tokenizer)
+        except FeaturesError as error:
+            raise FeaturesError(
+                f"data.text_features: {error}. Make it once with `assemble data xmc_gan --text-features`, "
+                "or set data.text_features to null and give the model a text_encoder"
+            ) from None
+
+    def split_of(self, role: Role) -> str:
+        return self.split if role == "train" else self.test_split
 
     def items_of(self, role: Role) -> tuple[Listing, Table]:
         """The image of every item of a role, and its row in the table; known after setup."""
-        split = self.split if role == "train" else self.test_split
-        listing, table = (
-            self.listings[split],
-            item_table(self.annotations[split].captions, self.items, self.captions_per_image),
-        )
+        listing, captions = self.listings[self.split_of(role)], self.annotations[self.split_of(role)].captions
+        table = item_table(captions, self.items, self.captions_per_image)
+        if role == "train" and self.items == "images":
+            return listing, table
         if role != "train":
             order = np.random.default_rng(0).permutation(len(table))
             first = 0 if role == "reference" else len(order[: self.reference_samples])
@@ -179,19 +203,18 @@ class TextToImageData(ShardedDataModule):
             if role == "reference" and not self.official_quirks:
                 count = min(count, len(order))
             table = table[order[(first + np.arange(count)) % len(order)]]
-        whole = role == "train" and self.items == "images"
-        return listing if whole else listing.subset(table["image"]), table
+        return listing.subset(table["image"]), table
 
     # -- loaders -------------------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader[Any]:
         images = TextToImageItems(*self.items_of("train"), self.transform, training=True, **self.item_options)
-        return self.training_loader(images, self._collate(self.split), batches_at_once=self.minibatches)
+        return self.training_loader(images, self.collate[self.split], batches_at_once=self.minibatches)
 
     def test_dataloader(self) -> DataLoader[Any]:
         options = {**self.item_options, "seed": 0}
         images = TextToImageItems(*self.items_of("test"), self.transform, training=False, **options)
-        return self.evaluation_loader(images, self.test_batch_size, collate_fn=self._collate(self.test_split))
+        return self.evaluation_loader(images, self.test_batch_size, collate_fn=self.collate[self.test_split])
 
     def reference_loader(self) -> DataLoader[Any]:
         """Real images, `image` and `index`, over all ranks."""
@@ -207,12 +230,8 @@ class TextToImageData(ShardedDataModule):
     def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
         """Test batches without `image` for some captions, over all ranks; `index` is the position in `numbers`."""
         columns: dict[str, Any] = {"index": torch.arange(len(numbers)), "caption": torch.as_tensor(numbers)}
-        collate = self._collate(self.test_split)
+        collate = self.collate[self.test_split]
         return self.evaluation_loader(StackDataset(**columns), self.test_batch_size, "captions", collate_fn=collate)
-
-    def _collate(self, split: str) -> Callable[[Sequence[Sample]], dict[str, Tensor]]:
-        captions = self.annotations[split].captions
-        return partial(collate, captions, self.tokenizer, self.stores.get(split), self.sentence_pool)
 
     def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
         """One iteration of made-up minibatches with captions of maximum length, `size` per device; see `Example`."""
@@ -220,8 +239,6 @@ class TextToImageData(ShardedDataModule):
         batch = {
             "image": draw.uniform(count, 3, self.image_size, self.image_size),
             "index": torch.arange(count),
-            "caption": torch.arange(count),
-            "skipped": torch.zeros(count, dtype=torch.int64),
             "length": torch.full((count,), length),
         }
         if self.text_features is None:
@@ -242,39 +259,21 @@ class TextToImageData(ShardedDataModule):
         return self.tokenizer.vocabulary_size
 
     def texts(self, role: Role, captions: Sequence[int] | Tensor) -> list[str]:
-        column = self.annotations[self.split if role == "train" else self.test_split].captions.column
+        column = self.annotations[self.split_of(role)].captions.column
         return [column[int(number)] for number in captions]
 
     def attributes(self, role: Role) -> Tensor:
         """Attributes int64 [N, A] of left thing, right thing and ground, by `index`; for two-sided worlds."""
         if not isinstance(self.world, TwoSidesWorld) or not hasattr(self, "annotations"):
             raise StageError("no pictures with attributes: only the data.world two_objects or emoji_scenes draws them")
-        split = self.split if role == "train" else self.test_split
-        return torch.from_numpy(self.world.attributes_of(self.annotations[split])[self.items_of(role)[1]["image"]])
+        every = self.world.attributes_of(self.annotations[self.split_of(role)])
+        return torch.from_numpy(every[self.items_of(role)[1]["image"]])
 
     def describe(self) -> dict[str, dict[str, Any]]:
         described = super().describe()
         for name, entry in described.items():
             split = self.split if name.startswith("training") else self.test_split
             entry["annotations"] = self.annotations[split].fingerprint()[:16]
-            if split in self.stores:
-                entry["text_features"] = str(self.stores[split].about["bert"])[:16]
+            if (store := self.collate[split].store) is not None:
+                entry["text_features"] = str(store.about["bert"])[:16]
         return described
-
-
-def collate(
-    texts: Rows[str],
-    tokenizer: CaptionTokenizer,
-    store: FeatureStore | None,
-    pool: SentencePool,
-    samples: Sequence[Sample],
-) -> dict[str, Tensor]:
-    """Batch samples with the features of their captions, or with their tokens without a `store`."""
-    names = ("image", "index", "caption", "skipped")
-    batch = {name: torch.stack([sample[name] for sample in samples]) for name in names if name in samples[0]}
-    captions = batch["caption"].numpy()
-    if store is None:
-        tokens, length = encode_texts([texts.column[number] for number in captions.tolist()], tokenizer)
-        return {**batch, "tokens": tokens, "length": length}
-    words, sentence, length = store.read(captions, pool)
-    return {**batch, "words": words, "sentence": sentence, "length": length}

@@ -25,10 +25,14 @@ from common.metrics.gathering import OncePerSample, RowsOncePerSample
 from common.metrics.generation import FeatureStatistics, Moments, first_ranked, frechet_distance, object_accuracy
 from common.protocols.generation import ImageEvaluation, print_once, without_substitutes
 from common.training.optimizers import warm_up_then_cosine
-from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
 
 Batch = dict[str, Any]
 ATTRIBUTE_SIZES = TwoObjectsWorld.attribute_sizes()
+#: Tokens before and after a word that change its vector.
+RADIUS = 3
+#: Side of the grid of means of the networks that look at pictures.
+GRID = 4
 
 
 # -- text --------------------------------------------------------------------------------------------------------------
@@ -37,9 +41,9 @@ ATTRIBUTE_SIZES = TwoObjectsWorld.attribute_sizes()
 class NGramText(nn.Module):
     """Frozen random features of n-grams, which replace BERT in the miniature.
 
-    A word vector is the tanh of a sum of random vectors, one per token in a window of `radius` tokens on each side. The
+    A word vector is the tanh of a sum of random vectors, one per token in a window of `RADIUS` tokens on each side. The
     window binds color, shape and side to one object, and the tanh keeps part of that in the mean. The random vectors
-    act as BERT's weights, so `seed` is the same in every run.
+    act as BERT's weights, so they are the same in every run.
 
     Shapes:
         tokens int64 [n, T], length int64 [n] -> words [n, T, E] in (-1, 1), sentence [n, E]
@@ -47,21 +51,13 @@ class NGramText(nn.Module):
     Source: [14.2].
     """
 
-    def __init__(
-        self,
-        vocabulary_size: PositiveInt = 256,
-        width: PositiveInt = 48,
-        radius: PositiveInt = 3,
-        seed: NonNegativeInt = 0,
-    ) -> None:
+    def __init__(self, vocabulary_size: PositiveInt = 256, width: PositiveInt = 48) -> None:
         super().__init__()
         self.feature_dim = width
         self.vocabulary_size = vocabulary_size
-        self.radius = radius
-        generator = torch.Generator().manual_seed(seed)
-        table = torch.randn(2 * radius + 1, vocabulary_size, width, generator=generator)
-        table[:radius] *= 0.7
-        table[radius + 1 :] *= 0.7
+        table = torch.randn(2 * RADIUS + 1, vocabulary_size, width, generator=torch.Generator().manual_seed(0))
+        table[:RADIUS] *= 0.7
+        table[RADIUS + 1 :] *= 0.7
         table[:, 0] = 0.0  # padding says nothing
         self.table: Tensor
         self.register_buffer("table", table)
@@ -69,9 +65,8 @@ class NGramText(nn.Module):
     @torch.no_grad()
     def forward(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         mask = valid_mask(length, tokens.shape[1])
-        padded = nn.functional.pad(tokens * mask, (self.radius, self.radius))
-        windows = padded.unfold(1, 2 * self.radius + 1, 1)  # [n, T, window]
-        offsets = torch.arange(2 * self.radius + 1, device=tokens.device)
+        windows = F.pad(tokens * mask, (RADIUS, RADIUS)).unfold(1, 2 * RADIUS + 1, 1)  # [n, T, window]
+        offsets = torch.arange(2 * RADIUS + 1, device=tokens.device)
         words = torch.tanh(self.table[offsets, windows].sum(2) / 1.5) * mask[..., None]
         return words, pool_sentence(words, length, "masked_mean")
 
@@ -97,17 +92,17 @@ class PretrainedNetwork(nn.Module):
         return self.eval().requires_grad_(False)
 
 
-def convolutions(width: int, feature_dim: int, grid: int) -> nn.Sequential:
+def convolutions(width: int, feature_dim: int) -> nn.Sequential:
     """Three convolutions of stride 2, a grid of means, and a layer of ReLU features.
 
-    Each convolution doubles the channels, `width` in the first; a `grid` of 1 discards positions.
+    Each convolution doubles the channels, `width` in the first.
 
     Source: [14.4].
     """
     layers: list[nn.Module] = []
     for before, after in ((3, width), (width, 2 * width), (2 * width, 4 * width)):
         layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-    pool = [nn.AdaptiveAvgPool2d(grid), nn.Flatten(), nn.Linear(4 * width * grid**2, feature_dim), nn.ReLU()]
+    pool = [nn.AdaptiveAvgPool2d(GRID), nn.Flatten(), nn.Linear(4 * width * GRID**2, feature_dim), nn.ReLU()]
     return nn.Sequential(*layers, *pool)
 
 
@@ -133,13 +128,12 @@ class AttributeClassifier(PretrainedNetwork):
         self,
         width: PositiveInt = 16,
         feature_dim: PositiveInt = 64,
-        grid: PositiveInt = 4,
         sizes: Sequence[PositiveInt] = ATTRIBUTE_SIZES,
         pretrained: str | None = None,
     ) -> None:
         super().__init__(pretrained)
         self.sizes = list(sizes)
-        self.features = convolutions(width, feature_dim, grid)
+        self.features = convolutions(width, feature_dim)
         self.head = nn.Linear(feature_dim, sum(sizes))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,13 +173,12 @@ class PictureNetwork(PretrainedNetwork):
         task: Literal["crops"] = "crops",
         width: PositiveInt = 12,
         feature_dim: PositiveInt = 48,
-        grid: PositiveInt = 4,
         sizes: Sequence[PositiveInt] = ATTRIBUTE_SIZES,
         pretrained: str | None = None,
     ) -> None:
         super().__init__(pretrained)
         self.thing_sizes = sizes[: len(sizes) // 2]
-        self.features = convolutions(width, feature_dim, grid)
+        self.features = convolutions(width, feature_dim)
         self.head = nn.Linear(feature_dim, math.prod(self.thing_sizes))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -267,15 +260,14 @@ class MiniatureEvaluation(ImageEvaluation):
     | `captions` | number of captions |
 
     The network isn't part of the module's state. If it has no checkpoint, nothing is measured and a message says so.
-    `candidates` counts the texts to compare an image with, including its own; `seed` draws them.
+    `candidates` counts the texts to compare an image with, including its own.
 
     Source: [14.5].
     """
 
-    def __init__(self, evaluator: AttributeClassifier, candidates: PositiveInt = 100, seed: NonNegativeInt = 0) -> None:
+    def __init__(self, evaluator: AttributeClassifier, candidates: PositiveInt = 100) -> None:
         self.evaluator = evaluator
         self.candidates = candidates
-        self.seed = seed
 
     def load_pretrained(self, told: bool = True) -> None:
         self.evaluator.load_pretrained()
@@ -324,10 +316,10 @@ class MiniatureEvaluation(ImageEvaluation):
             "mini_fd": frechet_distance(Moments.of(rows["features"]), self._reference),
             "mini_fd_floor": frechet_distance(Moments.of(rows["real_features"]), self._reference),
         }
-        order = torch.from_numpy(np.random.default_rng(self.seed).permutation(len(index)))
+        order = torch.from_numpy(np.random.default_rng(0).permutation(len(index)))
         for suffix, own in (("", truth), ("_shuffled", truth[order])):
             text, identity = self.evaluator.one_hot(own), combination(own, self.evaluator.sizes)
-            hits = first_ranked(values, text, identity, self.candidates, self.seed)
+            hits = first_ranked(values, text, identity, self.candidates, seed=0)
             metrics[f"mini_r_precision{suffix}"] = 100 * float(hits.double().mean())
             soa_c, soa_i = self._objects(values, own)
             metrics[f"mini_soa_i{suffix}"] = soa_i

@@ -185,7 +185,7 @@ class XMCGANModule(pl.LightningModule):
             self.choice.require()
         if stage == "fit":
             self._check_training()
-            if self.image_network is not None and self.trainer.ckpt_path is None:
+            if self.image_network is not None:
                 self.image_network.load_pretrained()  # type: ignore[operator]
 
     def _check_data(self) -> None:

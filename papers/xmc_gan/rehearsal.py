@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from common.data.datasets.coco import CLASSES, coco_name
+from common.data.datasets.localized_narratives import (
+    LocalizedNarratives,
+    LocalizedNarrativesCOCO,
+    LocalizedNarrativesOpenImages,
+    write_narratives,
+)
 from common.data.rehearsal import annotated, words_of_captions, write_random_bert, write_random_coco
 
 TRAIN, TEST = 8, 4
@@ -16,11 +22,10 @@ TRAIN, TEST = 8, 4
 def write_datasets(root: Path) -> None:
     """Write every data set that a recipe reads to `$DATA`."""
     write_random_coco(root / "coco", "2014", train=TRAIN, val=TEST, names=CLASSES)
-    _write_narratives(root / "coco", "coco_{split}_localized_narratives", ("train", "val"), coco_name, "2017")
+    _write_narratives(LocalizedNarrativesCOCO(root / "coco"), ("train", "val"), coco_name)
     _write_narratives(
-        root / "open_images", "open_images_{split}_localized_narratives", ("train_v6", "validation"),
-        lambda number: f"{number:016x}.jpg", "",
-    )  # fmt: skip
+        LocalizedNarrativesOpenImages(root / "open_images"), ("train", "validation"), "{:016x}.jpg".format
+    )
 
 
 def write_weights(root: Path) -> None:
@@ -30,35 +35,13 @@ def write_weights(root: Path) -> None:
     _write_clip(root / "weights" / "clip-vit-base-patch32")
 
 
-def _write_narratives(root: Path, stem: str, parts: Sequence[str], name_of: Callable[[int], str], year: str) -> None:
-    """Pictures and one narrative for each, with the fields of the release."""
-    for first, part in zip((20001, 30001), parts):
-        split = part.partition("_")[0]
-        images = annotated(root / f"{split}{year}", range(first, first + TRAIN), name_of, CLASSES)
-        lines = [
-            json.dumps(
-                {
-                    "dataset_id": split,
-                    "image_id": Path(image.file_name).stem.lstrip("0") if year else Path(image.file_name).stem,
-                    "annotator_id": 1,
-                    "caption": " ".join(image.captions),
-                    "timed_caption": [{"utterance": "a", "start_time": 0.0, "end_time": 0.4}],
-                    "traces": [[{"x": 0.2, "y": 0.7, "t": 0.02}]],
-                    "voice_recording": "",
-                }
-            )
-            for image in images
-        ]
-        _write_parts(root / stem.format(split=part), lines, several=split == "train")
-
-
-def _write_parts(stem: Path, lines: Sequence[str], several: bool) -> None:
-    """One file, or two for the larger splits."""
-    groups: Iterable[tuple[str, Sequence[str]]] = [("", lines)]
-    if several:
-        groups = [("-00000-of-00002", lines[::2]), ("-00001-of-00002", lines[1::2])]
-    for ending, own in groups:
-        stem.with_name(f"{stem.name}{ending}.jsonl").write_text("".join(f"{line}\n" for line in own), encoding="utf-8")
+def _write_narratives(dataset: LocalizedNarratives, splits: Sequence[str], name_of: Callable[[int], str]) -> None:
+    """Pictures and one narrative for each."""
+    for first, split in zip((20001, 30001), splits):
+        images = annotated(dataset.root / dataset.folders[split], range(first, first + TRAIN), name_of, CLASSES)
+        zeros = "0" if dataset.id_digits else ""
+        narratives = [(Path(image.file_name).stem.lstrip(zeros), " ".join(image.captions)) for image in images]
+        write_narratives(dataset.root / dataset.files[split], narratives, 2 if split == "train" else None)
 
 
 def _write_networks(folder: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,8 +12,8 @@ from PIL import Image
 from common.data.datasets import coco, coco_cn, coco_karpathy, conceptual_captions, multi30k, stair_captions, voc
 from common.data.datasets.base import write_lines
 from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name
+from common.data.datasets.localized_narratives import write_narratives
 from common.data.regions import Regions, write_regions
-from tests.data.text_layouts import write_lines as _write_narratives
 
 #: Of the regions.
 HEIGHT, WIDTH, FEATURES, CLASSES = 30, 40, 6, 5
@@ -26,9 +25,9 @@ COCO = ("COCO_train2014_000000000009", "COCO_val2014_000000000042", "COCO_val201
 
 
 NARRATIVES = (
-    (391895, 11, "A man rides a bike."),
-    (522418, 12, "A woman cuts a cake."),
-    (391895, 13, "In the front a bike."),
+    ("391895", "A man rides a bike."),
+    ("522418", "A woman cuts a cake."),
+    ("391895", "In the front a bike."),
 )
 
 
@@ -145,29 +144,12 @@ def write_imagenet(
     return root
 
 
-def narrative(image: Any, annotator: int, caption: str, dataset: str = "mscoco_train2017") -> dict[str, Any]:
-    """One line of a released file, with all of its fields."""
-    word = {"utterance": "A", "start_time": 0.0, "end_time": 0.4}
-    return {
-        "dataset_id": dataset,
-        "image_id": str(image),
-        "annotator_id": annotator,
-        "caption": caption,
-        "timed_caption": [word],
-        "traces": [[{"x": 0.2, "y": 0.7, "t": 0.02}]],
-        "voice_recording": f"coco_train/{image}_{annotator}.ogg",
-    }
-
-
 def write_ln_coco(root: Path, parts: int = 2, folder: str = "") -> Path:
-    for image in {image for image, _, _ in NARRATIVES}:
+    for image in {int(image) for image, _ in NARRATIVES}:
         write_image(root / "train2017" / f"{image:012d}.jpg", image)
     write_image(root / "val2017" / f"{139:012d}.jpg", 139)
-    for part in range(parts):
-        name = f"coco_train_localized_narratives-{part:05d}-of-{parts:05d}.jsonl"
-        _write_narratives(root / folder / name, [narrative(*entry) for entry in NARRATIVES[part::parts]])
-    lines = [narrative(139, 4, "Ein Zimmer über \u2028 allem 猫.", "mscoco_val2017")]
-    _write_narratives(root / folder / "coco_val_localized_narratives.jsonl", lines)
+    write_narratives(root / folder / "coco_train_localized_narratives", NARRATIVES, parts)
+    write_narratives(root / folder / "coco_val_localized_narratives", [("139", "Ein Zimmer über \u2028 allem 猫.")])
     return root
 
 

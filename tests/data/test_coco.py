@@ -17,11 +17,14 @@ from common.data.annotations import kept_columns
 from common.data.datasets import coco as coco_module
 from common.data.datasets.coco import COCO, read_instances
 from common.data.datasets.coco_karpathy import COCOKarpathy
-from common.data.datasets.localized_narratives import LocalizedNarrativesCOCO, LocalizedNarrativesOpenImages
+from common.data.datasets.localized_narratives import (
+    LocalizedNarrativesCOCO,
+    LocalizedNarrativesOpenImages,
+    write_narratives,
+)
 from common.data.listing import DatasetMissing
-from tests.data.image_layouts import narrative, write_coco, write_features, write_image, write_karpathy, write_ln_coco
+from tests.data.image_layouts import write_coco, write_features, write_image, write_karpathy, write_ln_coco
 from tests.data.text_layouts import write_json
-from tests.data.text_layouts import write_lines as write_json_lines
 
 
 def changed(root: Path, name: str, change: Any) -> None:
@@ -251,13 +254,13 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
 
 def test_open_images(tmp_path: Path) -> None:
     stems = {
-        "train": "open_images_train_v6_localized_narratives-00000-of-00001",
+        "train": "open_images_train_v6_localized_narratives",
         "validation": "open_images_validation_localized_narratives",
     }
     for number, (split, stem) in enumerate(stems.items()):
         image = f"{number:016x}"
         write_image(tmp_path / split / f"{image}.jpg", number)
-        write_json_lines(tmp_path / f"{stem}.jsonl", [narrative(image, 1, f"An image to {split} with.", "open_images")])
+        write_narratives(tmp_path / stem, [(image, f"An image to {split} with.")], 1 if split == "train" else None)
     dataset = LocalizedNarrativesOpenImages(tmp_path)
     assert dataset.annotations("train").captions[0] == ("An image to train with.",)
     assert dataset.listing("val").names == ["validation/0000000000000001.jpg"]

@@ -9,7 +9,7 @@ from torch import nn
 
 from papers.vx2text.loss import per_answer, text_loss
 from papers.vx2text.miniature import words_found, words_loss
-from papers.vx2text.monitoring import TrueTokens
+from papers.vx2text.monitoring import TokenWords
 
 
 def test_the_loss_is_the_mean_over_words_and_not_over_answers() -> None:
@@ -44,7 +44,10 @@ def test_true_tokens_leave_out_what_is_absent_or_unknown() -> None:
         dataset=SimpleNamespace(words=lambda: words),
         categories={"video": ["red", "dog", "cat"], "audio": ["beep"]},
     )
-    meter = TrueTokens(SimpleNamespace(data=data, model=SimpleNamespace(tokens={"video": None, "audio": None})))
+    frozen = SimpleNamespace(learns=False, projection=None, classifier=SimpleNamespace(names=["red", "dog", "cat"]))
+    model = SimpleNamespace(tokens={"video": frozen, "audio": frozen})
+    hparams = {"video_pretrained": None, "audio_pretrained": None}
+    meter = TokenWords(SimpleNamespace(data=data, model=model, hparams=hparams))
     present = torch.tensor([True, False, True])
     batch = {"index": torch.arange(3), "clip": ["a", "b", "c"], "video_present": present, "audio_present": present}
     meter.update(batch, {"video": (torch.tensor([[0, 2], [0, 1], [0, 1]]), torch.zeros(0))})

@@ -144,7 +144,7 @@ def test_the_loss_of_the_evaluator_is_the_sum_over_attributes() -> None:
 
 def test_the_image_network_learns_the_thing_in_each_half() -> None:
     attributes, images = torch.tensor([[0, 1, 2, 3, 2], [1, 0, 1, 0, 1]]), torch.rand(2, 3, 32, 32)
-    crops = PictureNetwork("crops", grid=1).eval()
+    crops = PictureNetwork("crops").eval()
     assert crops(images).shape == (2, 12)
     halves = crops(images[..., :16]), crops(images[..., 16:])
     loss, _ = crops.loss_and_accuracy(images, attributes)
@@ -155,7 +155,7 @@ def test_the_image_network_learns_the_thing_in_each_half() -> None:
     torch.testing.assert_close(loss, expected[0] + expected[1])
 
     # The same things without attributes of their own.
-    whole = PictureNetwork("crops", grid=1, sizes=EMOJI_SIZES).eval()
+    whole = PictureNetwork("crops", sizes=EMOJI_SIZES).eval()
     whole.load_state_dict(crops.state_dict())
     things = torch.stack([attributes[:, 0] * 4 + attributes[:, 1], attributes[:, 2] * 4 + attributes[:, 3]], dim=1)
     found = whole.loss_and_accuracy(images, torch.cat([things, attributes[:, 4:]], dim=1))[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ from common.data.annotations import (
     read_json_lines,
     read_once,
 )
-from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, walk
+from common.data.datasets.base import IMAGE_SUFFIXES, MediaDataset, Scan, walk, write_lines
 from common.data.datasets.coco import fill_scan
 from common.data.listing import DatasetError, Listing
 from common.data.sequences import Texts
@@ -154,3 +155,25 @@ def _narrative_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
         "captions": np.frombuffer(captions.buffer, dtype=np.uint8),
         "ends": captions.ends,
     }
+
+
+def write_narratives(path: Path, narratives: Sequence[tuple[str, str]], parts: int | None = None) -> None:
+    """Write narratives, an image id and a text each, to `<path>.jsonl`, or to numbered parts as the larger splits."""
+    lines = [
+        json.dumps(
+            {
+                "dataset_id": path.name,
+                "image_id": image_id,
+                "annotator_id": number,
+                "caption": caption,
+                "timed_caption": [{"utterance": "a", "start_time": 0.0, "end_time": 0.4}],
+                "traces": [[{"x": 0.2, "y": 0.7, "t": 0.02}]],
+                "voice_recording": f"{image_id}_{number}.ogg",
+            },
+            ensure_ascii=False,
+        )
+        for number, (image_id, caption) in enumerate(narratives)
+    ]
+    for part in range(parts or 1):
+        ending = "" if parts is None else f"-{part:05d}-of-{parts:05d}"
+        write_lines(path.with_name(f"{path.name}{ending}.jsonl"), lines[part :: parts or 1])
