@@ -84,7 +84,7 @@ class CaptionTokenizer(ABC):
     pad_id: int = 0
     start_id: int
     end_id: int
-    vocabulary_size: int
+    vocabulary_size: int = 0  # before it is read
 
     def __init__(self, file: str | None, max_tokens: PositiveInt) -> None:
         self.file = file

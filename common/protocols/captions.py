@@ -188,7 +188,7 @@ class PairData(CaptionData):
         images = self.dataset.published_count(self.split)
         items = None if images is None else images * self.captions_per_image
         # The vocabulary may differ from the model's here.
-        return Example(batch, batches_of_epoch(items, self.batch_size), {"vocabulary_size": 0})
+        return Example(batch, batches_of_epoch(items, self.batch_size))
 
 
 def check_vocabulary(module: pl.LightningModule, encoder: nn.Module | None) -> None:

@@ -130,26 +130,19 @@ class RegionTextData(ShardedDataModule):
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    @property
-    def used_splits(self) -> list[tuple[Any, str]]:
-        splits = [split for split in (TRAIN, self.validation_split) if split is not None]
-        used = [(captioned.dataset, split) for captioned in self.training_sets for split in splits]
-        used += [(captioned.dataset, TEST) for captioned in self.test_sets.values()]
-        return list({(id(dataset), split): (dataset, split) for dataset, split in used}.values())
-
     def prepare_data(self) -> None:
         if self.world is not None:
             self.world.prepare()
 
     def setup(self, stage: str) -> None:
         if self.region_network is not None:
-            for dataset, split in self.used_splits:
-                dataset.regions_root = prepare_regions(dataset, split, self.region_network)
+            splits = [split for split in (TRAIN, self.validation_split) if split is not None]
+            used = [(captioned, split) for captioned in self.training_sets for split in splits]
+            for captioned, split in [*used, *((captioned, TEST) for captioned in self.test_sets.values())]:
+                captioned.dataset.regions_root = prepare_regions(captioned.dataset, split, self.region_network)
         self.tokenizer.prepare()
         if self.code_switching is not None:
             self.code_switching.prepare()
-        #: Widths of a region's feature in the data sets.
-        self.feature_dims: set[int] = {dataset.regions(split).feature_size for dataset, split in self.used_splits}
         if not self.evaluation_sets:  # also before training, so that missing test data fail early
             self.evaluation_sets = self.sets_to_search()
         if stage == "fit" and not self.training_pairs:
@@ -162,10 +155,6 @@ class RegionTextData(ShardedDataModule):
     @abstractmethod
     def read_training(self) -> None:
         """Read what training needs, so that errors occur before it starts."""
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self.tokenizer.vocabulary_size
 
     @property
     def languages(self) -> list[str]:
@@ -396,15 +385,15 @@ def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
     """Refuse an encoder that can't read the data; call after setup."""
     longest = max([data.tokenizer.max_tokens, *(test_set.tokens.shape[1] for test_set in data.evaluation_sets)])
     for name, size, needed in (
-        ("vocabulary_size", encoder.vocabulary_size, data.vocabulary_size),
+        ("vocabulary_size", encoder.vocabulary_size, data.tokenizer.vocabulary_size),
         ("languages", encoder.languages, len(data.languages)),
         ("positions", encoder.positions, data.max_regions + longest),
     ):
         if needed > size:
             raise ValueError(f"the data has {needed} for model.model.encoder.{name}, which is {size}; raise it")
-    if data.feature_dims != {encoder.feature_dim}:
-        dims = " and ".join(map(str, sorted(data.feature_dims)))
-        raise ValueError(
-            f"region features have {dims} dimensions, model.model.encoder.feature_dim is "
-            f"{encoder.feature_dim}: give it that number"
-        )
+    for items in (*data.training_pairs, *(test_set.images for test_set in data.evaluation_sets)):
+        if items.features.feature_size != encoder.feature_dim:
+            raise ValueError(
+                f"region features of {items.listing.name} have {items.features.feature_size} dimensions, "
+                f"model.model.encoder.feature_dim is {encoder.feature_dim}: give it that number"
+            )

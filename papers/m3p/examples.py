@@ -18,7 +18,6 @@ WORDS = (5, 900)
 
 def example_step(data: Any, model: M3P, size: int, draw: Draw) -> Example:
     """A step of a data module of `papers.m3p.data` with `size` pairs of each caption set on this device."""
-    facts = {"feature_dims": {model.encoder.feature_dim}, "vocabulary_size": model.encoder.vocabulary_size}
     schedule = data.schedule
     if schedule is None:
         # Sets that are pooled show the same images.
@@ -34,7 +33,7 @@ def example_step(data: Any, model: M3P, size: int, draw: Draw) -> Example:
         "relations": [pairs] * relations,
         "index": torch.arange(size),
     }
-    return Example(step, batches, facts)
+    return Example(step, batches)
 
 
 def _text(data: Any, size: int, draw: Draw) -> dict[str, Tensor]:

@@ -48,43 +48,29 @@ DEFAULT_MASKING = Masking()
 
 
 def mask_words(
-    tokens: Ints, maskable: Bools, noise: Floats, mask_id: int, vocabulary_size: int, masking: Masking = DEFAULT_MASKING
+    tokens: Ints,
+    maskable: Bools,
+    noise: Floats,
+    mask_id: int,
+    vocabulary_size: int,
+    masking: Masking = DEFAULT_MASKING,
+    each_row: bool = True,
 ) -> tuple[Ints, Ints]:
-    """Mask pieces of captions, at least one each; `maskable` excludes boundary tokens and padding.
+    """Mask some `maskable` pieces, at least one of each row; without `each_row`, at least one of all.
+
+    If none of all is chosen, it's the very first, as in the released code.
 
     Shapes:
         tokens, maskable [P, L]; noise [P, L, 3] -> tokens, labels [P, L]
 
-    Source: [6.2].
+    Source: [6.1] and [6.2].
     """
     chosen = (noise[:, :, 0] < masking.words) & maskable
-    lacking = np.flatnonzero(~chosen.any(axis=1) & maskable.any(axis=1))
-    chosen[lacking, maskable[lacking].argmax(axis=1)] = True
-    return _disguise(tokens, chosen, noise, mask_id, vocabulary_size, masking)
-
-
-def mask_stream(
-    tokens: Ints, noise: Floats, mask_id: int, pad_id: int, vocabulary_size: int, masking: Masking = DEFAULT_MASKING
-) -> tuple[Ints, Ints]:
-    """Mask tokens of blocks of running text, at least one, but never a row's first token or padding.
-
-    Closing tokens inside a row may be masked.
-
-    Shapes:
-        tokens [B, L]; noise [B, L, 3] -> tokens, labels [B, L]
-
-    Source: [6.1].
-    """
-    chosen = (noise[:, :, 0] < masking.words) & (tokens != pad_id)
-    chosen[:, 0] = False
-    if not chosen.any():
+    if each_row:
+        lacking = np.flatnonzero(~chosen.any(axis=1) & maskable.any(axis=1))
+        chosen[lacking, maskable[lacking].argmax(axis=1)] = True
+    elif not chosen.any():
         chosen[0, 0] = True
-    return _disguise(tokens, chosen, noise, mask_id, vocabulary_size, masking)
-
-
-def _disguise(
-    tokens: Ints, chosen: Bools, noise: Floats, mask_id: int, vocabulary_size: int, masking: Masking
-) -> tuple[Ints, Ints]:
     kind, word = noise[:, :, 1], noise[:, :, 2]
     masked = np.where(chosen & (kind < masking.mask), mask_id, tokens)
     at_random = chosen & (kind >= masking.mask) & (kind < masking.mask + masking.random)

@@ -67,7 +67,7 @@ def read_region_network(checkpoint: str | Path) -> RegionNetwork:
     return network.eval()
 
 
-def prepare_regions(dataset: LanguageCaptioned, split: str, checkpoint: str | Path, folder: Path | None = None) -> Path:
+def prepare_regions(dataset: LanguageCaptioned, split: str, checkpoint: str | Path) -> Path:
     """Compute and cache region features of a split's pictures in the published layout, `<split>.npz`.
 
     One process computes them while the others wait. Set the data set's `regions_root` to the returned folder, which is
@@ -76,15 +76,15 @@ def prepare_regions(dataset: LanguageCaptioned, split: str, checkpoint: str | Pa
     network = read_region_network(checkpoint)
     pictures = getattr(dataset, "coco", dataset).root.resolve()
     digest = hashlib.sha256(f"{_VERSION}\0{pictures}\0".encode() + Path(checkpoint).read_bytes()).hexdigest()[:24]
-    path = (folder or cache_folder() / "regions") / digest / f"{split}.npz"
+    path = cache_folder() / "regions" / digest / f"{split}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = dict.fromkeys(key for language in dataset.languages for key in dataset.captions(split, language).keys)
     with exclusive(path.with_suffix(".lock")):
         # Another data set may split the same pictures differently.
-        known = dict.fromkeys(RegionFeatures(path).keys if path.is_file() else ())
-        if not keys.keys() <= known.keys():
-            pairs = ((key, dataset.image_path(key, split)) for key in {**known, **keys})
-            write_regions(path, region_rows(network, pairs))
+        stored = dict.fromkeys(RegionFeatures(path).keys if path.is_file() else ())
+        if not keys.keys() <= stored.keys():
+            pictures = ((key, dataset.image_path(key, split)) for key in {**stored, **keys})
+            write_regions(path, region_rows(network, pictures))
     return path.parent
 
 
@@ -97,14 +97,14 @@ def region_rows(network: RegionNetwork, pictures: Iterable[tuple[str, Path]]) ->
     transform = ImageTransform(crop=network.side, resize=network.side, squeeze=True, training=False)
     device = next(network.parameters()).device
     remaining = iter(pictures)
-    while some := list(itertools.islice(remaining, _AT_ONCE)):
-        images = [read_image(path) for _, path in some]
+    while batch := list(itertools.islice(remaining, _AT_ONCE)):
+        images = [read_image(path) for _, path in batch]
         boxes = [region_boxes(image.height, image.width) for image in images]
-        parts = [image.crop(tuple(box)) for image, own in zip(images, boxes) for box in own.astype(int).tolist()]
+        parts = [image.crop(tuple(box)) for image, rows in zip(images, boxes) for box in rows.astype(int).tolist()]
         features = network.encoder(torch.stack([transform(part)[0] for part in parts]).to(device))
         probabilities = network.classifier(features).softmax(-1).cpu().split(REGIONS)
         for (key, _), image, box, feature, shares in zip(
-            some, images, boxes, features.cpu().split(REGIONS), probabilities
+            batch, images, boxes, features.cpu().split(REGIONS), probabilities
         ):
             labels, distribution = 1 + shares.argmax(-1).numpy(), np.pad(shares.numpy(), [(0, 0), (1, 0)])
             yield key, Regions(feature.numpy(), box, labels, image.height, image.width, distribution)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from papers.m3p.masking import DEFAULT_MASKING, NO_LABEL, WORD_NOISE, Ints, mask_stream
+from papers.m3p.masking import DEFAULT_MASKING, NO_LABEL, WORD_NOISE, Ints, mask_words
 from papers.m3p.pairs import PairCollator, PairItems
 
 
@@ -173,16 +173,11 @@ class MultitaskSteps(Dataset[Step]):
         tokens = stream.block(int(self._order(len(stream), place[0], again, number, _TEXT_ORDER, *groups)[block]))
         # Drawn for the rows of all ranks, so masking doesn't depend on their number.
         rng = np.random.default_rng((self.schedule.seed, *place, _TEXT_NOISE, *groups))
-        masked, labels = mask_stream(
-            tokens,
-            rng.random((*tokens.shape, WORD_NOISE)),
-            tokenizer.mask_id,
-            tokenizer.pad_id,
-            tokenizer.vocabulary_size,
-            self.collator.masking or DEFAULT_MASKING,
-        )
-        languages = np.full(len(tokens), number)
-        return {"tokens": masked, "token_mask": tokens != tokenizer.pad_id, "labels": labels, "languages": languages}
+        noise, valid = rng.random((*tokens.shape, WORD_NOISE)), tokens != tokenizer.pad_id
+        maskable = valid & (np.arange(tokens.shape[1]) > 0)  # closing tokens inside a row, too
+        masking, sizes = self.collator.masking or DEFAULT_MASKING, (tokenizer.mask_id, tokenizer.vocabulary_size)
+        masked, labels = mask_words(tokens, maskable, noise, *sizes, masking, each_row=False)
+        return {"tokens": masked, "token_mask": valid, "labels": labels, "languages": np.full(len(tokens), number)}
 
     def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """This rank's rows of a text block, in which the rows of the groups alternate."""

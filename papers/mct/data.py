@@ -143,9 +143,7 @@ class PretrainingData(CaptionData):
         }  # fmt: skip
         if self.tokenizer is not None:
             batch |= {f"tokens_{view}": self.example_captions(size, draw) for view in ("query", "key")}
-        # The vocabulary doesn't have to fit the model's here.
-        facts = {"vocabulary_size": 0, "tag_names": [str(number) for number in range(tags)]}
-        return Example(batch, self.published_batches(), facts)
+        return Example(batch, self.published_batches(), {"tag_names": [str(number) for number in range(tags)]})
 
     def published_batches(self) -> int | None:
         """Batches per epoch of the published data set; None if its size is unknown."""

@@ -21,7 +21,8 @@ CLASSES, WIDTH = 60, 64
 
 
 @pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     return region_network(tmp_path)
 
 
@@ -37,9 +38,9 @@ def test_the_five_boxes_cover_the_picture_once_and_its_quarters_once() -> None:
     assert areas[1:].sum() == areas[0] == 44 * 31
 
 
-def test_features_are_those_of_the_network(checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path) -> None:
+def test_features_are_those_of_the_network(checkpoint: Path, dataset: COCOKarpathy) -> None:
     for split in ("train", "test"):
-        dataset.regions_root = prepare_regions(dataset, split, checkpoint, tmp_path / "kept")
+        dataset.regions_root = prepare_regions(dataset, split, checkpoint)
     network = read_region_network(checkpoint)
     expected = dict(region_rows(network, [(key, dataset.image_path(key, "train")) for key in COCO]))
     for split, keys in (("train", COCO[:2]), ("test", COCO[2:])):
@@ -59,7 +60,7 @@ def test_features_are_those_of_the_network(checkpoint: Path, dataset: COCOKarpat
 def test_features_are_made_once(
     checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = prepare_regions(dataset, "train", checkpoint, tmp_path / "kept")
+    folder = prepare_regions(dataset, "train", checkpoint)
     asked: list[Any] = []
 
     def counting(network: RegionNetwork, pictures: Any) -> Any:
@@ -68,26 +69,26 @@ def test_features_are_made_once(
         return region_rows(network, pictures)
 
     monkeypatch.setattr(regions, "region_rows", counting)
-    assert prepare_regions(dataset, "train", checkpoint, tmp_path / "kept") == folder
+    assert prepare_regions(dataset, "train", checkpoint) == folder
     assert asked == []
     # Another data set of the same pictures shares them, and adds those that it divides otherwise.
     chinese = COCOCN(write_coco_cn(tmp_path / "coco_cn"), dataset.root)
-    assert prepare_regions(chinese, "train", checkpoint, tmp_path / "kept") == folder
+    assert prepare_regions(chinese, "train", checkpoint) == folder
     assert asked == []
     few = COCOKarpathy(dataset.root)
-    other = prepare_regions(few, "test", checkpoint, tmp_path / "kept")
+    other = prepare_regions(few, "test", checkpoint)
     assert other == folder
     assert asked == [[COCO[2]]]
     copy = tmp_path / "copy.ckpt"
     content = torch.load(checkpoint, weights_only=False)
     content["state_dict"]["network.classifier.bias"] += 1
     torch.save(content, copy)
-    assert prepare_regions(dataset, "train", copy, tmp_path / "kept") != folder
+    assert prepare_regions(dataset, "train", copy) != folder
 
 
 def test_a_picture_that_cannot_be_read_is_named(checkpoint: Path, dataset: COCOKarpathy, tmp_path: Path) -> None:
     path = dataset.image_path(COCO[0], "train")
     path.write_bytes(b"no picture")
     with pytest.raises(MediaError, match=path.name):
-        prepare_regions(dataset, "train", checkpoint, tmp_path / "kept")
-    assert not list((tmp_path / "kept").rglob("*.npz"))
+        prepare_regions(dataset, "train", checkpoint)
+    assert not list((tmp_path / "cache").rglob("*.npz"))

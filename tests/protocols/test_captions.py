@@ -125,7 +125,7 @@ def test_a_made_up_batch_is_one_as_the_loader_gives(tmp_path: Path, kind: Any) -
         assert value.shape[1:] == batch[name].shape[1:] or name == "tokens"
     assert example.batch["tokens"].shape == (3, 9)
     # Two captions of each of COCO's images.
-    assert (example.batches, example.facts) == (2 * 118287 // 3, {"vocabulary_size": 0})
+    assert (example.batches, example.facts) == (2 * 118287 // 3, {})
     texts = {data.words.decode(row.tolist()) for part in data.train_dataloader() for row in part["tokens"]}
     assert (len(texts), len(data.train_dataloader().dataset)) == (2, 2 * len(data.listing))
     assert len(data.test_dataloader()[-1].dataset) == 6

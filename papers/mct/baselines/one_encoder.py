@@ -93,7 +93,7 @@ class MaskedPretrainingData(PretrainingData):
             batch[f"lengths_{view}"] = torch.full((size,), tokens.shape[1])
             batch[f"tokens_{view}_masked"] = tokens.clone()
             batch[f"tokens_{view}_masked"][:, 1::7] = 1
-        return Example(with_places(batch), self.published_batches(), {"vocabulary_size": 0})
+        return Example(with_places(batch), self.published_batches())
 
 
 def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
