@@ -138,7 +138,8 @@ class M3P(encoder.M3P, TrainedModel):
     def gather(cls, stage: FinishedStage) -> Trained:
         data = stage.data()
         if not data.tokenizer.restore(stage.data_state):
-            data.prepare_data()
+            if data.world is not None:
+                data.world.prepare(["sentencepiece"])
             data.tokenizer.prepare()
         weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
         languages = data.languages

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -49,14 +49,8 @@ def test_every_image_gets_as_many_captions_as_are_asked_for(counts: list[int], e
         assert chosen.max() <= -(-each // count)  # no caption again before all have been taken
 
 
-class Gallery(NamedTuple):
-    image: torch.Tensor
-    image_mask: torch.Tensor
-    tokens: torch.Tensor
-    token_mask: torch.Tensor
-
-
-def model_and_gallery() -> tuple[M3P, Gallery]:
+def model_and_gallery() -> tuple[M3P, tuple[torch.Tensor, ...]]:
+    """A model, and the inputs of `score_pairs`."""
     torch.manual_seed(0)
     model = M3P(M3PEncoder(**tiny_sizes(feature_dim=8)), 4).eval()
     mask = valid(torch.randint(1, REGIONS + 1, (IMAGES,)), REGIONS)
@@ -64,17 +58,19 @@ def model_and_gallery() -> tuple[M3P, Gallery]:
         image = model.encoder.start_regions(torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5), mask)
     token_mask = valid(torch.randint(2, WIDTH + 1, (CAPTIONS,)), WIDTH)
     tokens = torch.randint(4, 39, (CAPTIONS, WIDTH)).where(token_mask, 1)
-    return model, Gallery(image, mask, tokens, token_mask)
+    return model, (image, mask, tokens, token_mask)
 
 
-def one_by_one(model: M3P, gallery: Gallery) -> torch.Tensor:
+def one_by_one(
+    model: M3P, image: torch.Tensor, image_mask: torch.Tensor, tokens: torch.Tensor, token_mask: torch.Tensor
+) -> torch.Tensor:
     scores = torch.empty(IMAGES, CAPTIONS)
     with torch.inference_mode():
         for i in range(IMAGES):
             for j in range(CAPTIONS):
-                text = model.encoder.start_text(gallery.tokens[j : j + 1], gallery.token_mask[j : j + 1], REGIONS)
-                start = torch.cat([gallery.image[i : i + 1], text], 1)
-                mask = torch.cat([gallery.image_mask[i], gallery.token_mask[j]])[None]
+                text = model.encoder.start_text(tokens[j : j + 1], token_mask[j : j + 1], REGIONS)
+                start = torch.cat([image[i : i + 1], text], 1)
+                mask = torch.cat([image_mask[i], token_mask[j]])[None]
                 scores[i, j] = model.match_head(model.encoder.encode(start, mask)[:, 0])[0]
     return scores
 
@@ -84,7 +80,7 @@ def test_tiles_of_any_size_score_each_pair_alone(budget: int, together: int, mon
     monkeypatch.setattr("papers.m3p.encoder.CAPTIONS_TOGETHER", together)
     model, gallery = model_and_gallery()
     scores = score_pairs(model, *gallery, budget)
-    torch.testing.assert_close(scores, one_by_one(model, gallery), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(scores, one_by_one(model, *gallery), rtol=1e-4, atol=1e-5)
 
 
 def test_half_precision_makes_no_ties() -> None:
@@ -100,7 +96,7 @@ def test_half_precision_makes_no_ties() -> None:
     assert len(scores.unique()) == len(expected.unique())
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.2)
     # The same where the weights themselves are of half precision, as with bf16-true.
-    half = gallery._replace(image=gallery.image.bfloat16())
+    half = gallery[0].bfloat16(), *gallery[1:]
     scores = score_pairs(model.bfloat16(), *half, 10**6)
     assert not torch.equal(scores, scores.bfloat16().float())
     assert len(scores.unique()) == len(expected.unique())
@@ -137,7 +133,7 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeyp
     with torch.no_grad():
         model.match_head.score.bias.add_(1.0)
     torch.testing.assert_close(score_pairs(model, *gallery, 10**6, partial), whole + 1)
-    other = gallery._replace(tokens=gallery.tokens.flip(0), token_mask=gallery.token_mask.flip(0))
+    other = *gallery[:2], *(rows.flip(0) for rows in gallery[2:])
     found = score_pairs(model, *other, 10**6, partial)
     torch.testing.assert_close(found, whole.flip(1) + 1, rtol=1e-4, atol=1e-5)
 
@@ -148,7 +144,7 @@ def test_a_test_joins_images_captions_and_sets(kind: type[RetrievalTest], tmp_pa
     features, boxes = torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5)
     owners = torch.arange(CAPTIONS) % IMAGES * 10
     owners[5] = 35  # the features of this one are missing
-    captions = {"tokens": gallery.tokens, "token_mask": gallery.token_mask, "owner": owners}
+    captions = {"tokens": gallery[2], "token_mask": gallery[3], "owner": owners}
     sets = [
         SimpleNamespace(
             name=f"multi30k_{one}", source=SimpleNamespace(language=one), images=0, numbers=torch.arange(CAPTIONS),
@@ -164,7 +160,7 @@ def test_a_test_joins_images_captions_and_sets(kind: type[RetrievalTest], tmp_pa
     test.reset(SimpleNamespace(trainer=trainer, device=torch.device("cpu"), model=model))
     with torch.inference_mode():
         for rows in torch.arange(IMAGES).flip(0).split(3):  # in any order, under numbers with gaps
-            images = {"regions": features[rows], "boxes": boxes[rows], "region_mask": gallery.image_mask[rows]}
+            images = {"regions": features[rows], "boxes": boxes[rows], "region_mask": gallery[1][rows]}
             test.update({"index": rows * 10, **images}, 0)
         found = test.compute()
     assert found["multi30k_en_mr"] == found["multi30k_de_mr"] == found["non_english_mr"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 
 from common.data.text import XLMRTokenizer
-from common.files import write_whole
 from papers.m3p import captions
 from papers.m3p.captions import file_identity, stream_tokens
 from papers.m3p.streams import LanguageStream, MultitaskSteps, Schedule, draw_sources, language_probabilities
@@ -130,25 +127,6 @@ def test_tokens_of_many_texts_are_kept(
     assert len(list((tmp_path / "tokens").iterdir())) == 2
     monkeypatch.setenv("ASSEMBLE_CACHE", str(kept))  # a file where a folder should be
     assert stream_tokens(TEXTS, tokenizer, "third texts").tolist() == expected
-
-
-def test_a_full_disk_leaves_no_half_of_the_tokens(
-    tokenizer: XLMRTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path))
-    monkeypatch.setattr(captions, "CHUNK", 3)
-
-    def full(output: Path, write: Callable[[Path], object]) -> Path:
-        def cut(path: Path) -> None:
-            path.write_bytes(b"half")
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        return write_whole(output, cut)
-
-    monkeypatch.setattr(captions, "write_whole", full)
-    tokens = stream_tokens(TEXTS, tokenizer, "texts of a test")
-    assert tokens.tolist() == stream_tokens(TEXTS, tokenizer).tolist()
-    assert not list((tmp_path / "tokens").iterdir())
 
 
 def test_a_file_that_was_just_changed_has_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
