@@ -54,10 +54,10 @@ class M3P(encoder.M3P, TrainedModel):
     @language.setter
     def language(self, name: str | None) -> None:
         if name is not None and name not in self.languages:
-            known = ", ".join(self.languages) or (
+            languages = ", ".join(self.languages) or (
                 "no language: leave it out, take the stage of pre-training, or fine-tune again with data.languages"
             )
-            raise StageError(f"--language {name}: the model knows {known}")
+            raise StageError(f"--language {name}: the model knows {languages}")
         self._language = None if name is None else self.languages.index(name)
 
     # -- use -----------------------------------------------------------------------------------------------------------
@@ -143,11 +143,13 @@ class M3P(encoder.M3P, TrainedModel):
             data.tokenizer.prepare()
         weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
         languages = data.languages
-        known = data.stated_languages is not None or len(languages) == len(weights["encoder.language.weight"])
+        # A fine-tuning has the languages of its sets, which may have other numbers than in its pre-training.
+        if data.stated_languages is None and len(languages) != len(weights["encoder.language.weight"]):
+            languages = []
         inputs: dict[str, Any] = {
             "tokenizer": with_arguments(stage.config["data"]["init_args"]["tokenizer"], model=None),
             "max_regions": data.max_regions,
-            "languages": languages if known else [],
+            "languages": languages,
             "detector": None,
         }
         if data.region_network is not None:
