@@ -27,7 +27,7 @@ from common.errors import STOP
 from common.memory.collective import rank, world_size
 from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
-from papers.m3p.captions import CaptionTokens, pad_captions
+from papers.m3p.captions import CaptionPool, CaptionTokens, pad_captions
 from papers.m3p.encoder import M3P, similar_lengths
 from papers.m3p.pairs import LanguageSet, RegionItems
 
@@ -61,14 +61,8 @@ class EvaluationSet:
         self.source = source
         self.images = images
         self.texts = captions.texts
-        image_of = {key: image for image, key in enumerate(images.keys)}
-        starts = captions.captions.captions.starts.tolist()
-        chosen = [
-            (number, image_of[key])
-            for row, key in enumerate(captions.captions.keys)
-            if key in image_of
-            for number in range(starts[row], starts[row + 1])[:each]
-        ]
+        pool = CaptionPool([captions], images.keys)
+        chosen = [(int(number), image) for image in range(len(pool)) for number in pool.of(image)[:each]]
         self.numbers, self.owner = torch.tensor(chosen).T.contiguous()
         width = min(captions.longest() + 2, longest or sys.maxsize)
         pieces = [captions.pieces(number)[: width - 2] for number, _ in chosen]
