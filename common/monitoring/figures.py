@@ -48,13 +48,6 @@ class Row(NamedTuple):
     cells: Sequence[Cell]
 
 
-class Described(NamedTuple):
-    """An image and the lines of text next to it, each with its color."""
-
-    image: Pixels
-    lines: Sequence[tuple[str, str]]
-
-
 def preview_of(dataset: Any, item: int) -> Pixels:
     """`dataset.preview(item)`, or a gray pixel for a clip without a readable frame."""
     from common.data.media import MediaError
@@ -108,18 +101,6 @@ def image_grid(rows: Sequence[Row], title: str = "") -> Figure:
                 _place(axis, cell.image, column, top, tallest, cell.color)
             lines = "\n".join(plain(line, 24) for line in cell.text.split("\n"))
             axis.text(column + 0.5, top + tallest, lines, fontsize=5.5, ha="center", va="top")
-    return figure
-
-
-def described_images(items: Sequence[Described], title: str = "", columns: int = 1) -> Figure:
-    """Images with text next to them, in one column or several."""
-    width, rows = 5, -(-len(items) // columns)
-    figure, axis = _canvas(width * columns, rows, title)
-    for number, item in enumerate(items):
-        left, top = width * (number % columns), number // columns
-        _place(axis, item.image, left, top, 1)
-        for line, (text, color) in enumerate(item.lines):
-            axis.text(left + 1.05, top + 0.05 + TEXT_LINE * line, plain(text, 85), fontsize=6, va="top", color=color)
     return figure
 
 
