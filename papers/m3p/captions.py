@@ -15,11 +15,11 @@ import numpy.typing as npt
 from common.data.annotations import LanguageCaptions
 from common.data.text import XLMRTokenizer
 from common.files import cache_folder, exclusive, make_folder, settled, stamp_of, write_whole
+from papers.m3p.masking import Ints
 
 # Number of texts tokenized at a time.
 CHUNK = 10_000
 
-Ints = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.integer[Any]]
 
 

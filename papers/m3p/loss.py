@@ -1,4 +1,7 @@
-"""Training losses of M3P from the hidden states of one forward pass per group of pairs."""
+"""Training losses of M3P from the hidden states of one forward pass per group of pairs.
+
+A `block` of text is that of `MultitaskSteps`, a `batch` of pairs that of `PairCollator`.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,8 @@ from common.memory.collective import share_of_mean
 from papers.m3p.candidates import candidates_of
 from papers.m3p.encoder import M3P
 
-#: A block of text or a batch of pairs, see `MultitaskSteps` and `PairCollator`.
-Batch = dict[str, Tensor]
 
-
-def text_terms(model: M3P, block: Batch) -> Batch:
+def text_terms(model: M3P, block: dict[str, Tensor]) -> dict[str, Tensor]:
     """`xmlm`, masked language modeling of a block of text.
 
     Source: [6.1].
@@ -34,8 +34,12 @@ def text_terms(model: M3P, block: Batch) -> Batch:
 
 
 def pair_terms(
-    model: M3P, batch: Batch, weights: Mapping[str, float], soft_classes: bool = False, temperature: float = 0.1
-) -> Batch:
+    model: M3P,
+    batch: dict[str, Tensor],
+    weights: Mapping[str, float],
+    soft_classes: bool = False,
+    temperature: float = 0.1,
+) -> dict[str, Tensor]:
     """Losses of a batch of pairs from one forward pass, and the `accuracy` of the match.
 
     Accuracy is the share of groups whose true pair scores highest. `vlm_ce` and `vlm_bce` train the match. These are
@@ -89,12 +93,12 @@ def _accuracy(scores: Tensor, target: Tensor) -> Tensor:
     return ((scores >= scores.gather(1, target[:, None])).sum(1) == 1).float().mean()
 
 
-def _word_loss(model: M3P, positions: Tensor, batch: Batch) -> Tensor:
+def _word_loss(model: M3P, positions: Tensor, batch: dict[str, Tensor]) -> Tensor:
     logits = model.words(positions[batch["word_places"]])
     return masked_language_modeling(logits, batch["word_targets"]) * share_of_mean(len(logits), logits.device)
 
 
-def _region_terms(model: M3P, hidden: Tensor, batch: Batch, soft_classes: bool) -> Batch:
+def _region_terms(model: M3P, hidden: Tensor, batch: dict[str, Tensor], soft_classes: bool) -> dict[str, Tensor]:
     """`mrm_class` and `mrm_regression` of the hidden states [K, D] of masked regions."""
     logits = model.region_heads.classes(hidden)
     if soft_classes:
@@ -106,7 +110,7 @@ def _region_terms(model: M3P, hidden: Tensor, batch: Batch, soft_classes: bool) 
     return {"mrm_class": loss * weight, "mrm_regression": regression * weight}
 
 
-def embedding_contrast(model: M3P, batch: Batch, temperature: float) -> tuple[Tensor, Tensor]:
+def embedding_contrast(model: M3P, batch: dict[str, Tensor], temperature: float) -> tuple[Tensor, Tensor]:
     """Contrast of the mean region embeddings and mean word embeddings of in-batch pairs, in both directions.
 
     Pairs of the same `group` [B] aren't negatives of each other. Also the share of images that find their caption.
