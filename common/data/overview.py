@@ -19,7 +19,7 @@ def report(datasets: Sequence[MediaDataset], console: Console | None = None) -> 
     for dataset in datasets:
         with console.status(f"Checking {dataset.title}"):
             statuses.append(dataset.status())
-        _print(console, dataset.full_title, _state(statuses[-1]), _details(statuses[-1]))
+        print_entry(console, dataset.full_title, _state(statuses[-1]), _details(statuses[-1]))
     return statuses
 
 
@@ -37,10 +37,10 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
         lines += [f"Missing: {', '.join(status.missing)}"] if status.missing else []
         if not status.present:
             lines.append(f"Get it from: {file.source.replace('{path}', str(status.path))}")
-        _print(console, file.title, state, lines)
+        print_entry(console, file.title, state, lines)
 
 
-def _print(console: Console, title: str, state: Text, lines: Sequence[str]) -> None:
+def print_entry(console: Console, title: str, state: Text, lines: Sequence[str]) -> None:
     console.print(Text.assemble((title, "bold"), ": ", state))
     # Text, not markup, because paths may contain square brackets.
     console.print(Text(printable("\n".join(f"  {line}" for line in lines))))

@@ -44,7 +44,7 @@ class ImageEvaluation(ABC):
     repeats: int = 1  # how often all images are generated, with different noise
 
     @abstractmethod
-    def load_pretrained(self, told: bool = True) -> None:
+    def load_pretrained(self, verbose: bool = True) -> None:
         """Read the networks, so a wrong file stops a run before it trains."""
 
     @abstractmethod
@@ -168,9 +168,9 @@ class GenerationEvaluation(ImageEvaluation):
                 self.missing.update(dict.fromkeys(metrics, f"{' and '.join(metrics)} will be left out: {reason}"))
         return loaded
 
-    def load_pretrained(self, told: bool = True) -> None:
+    def load_pretrained(self, verbose: bool = True) -> None:
         _ = self.networks
-        for line in dict.fromkeys(self.missing.values()) if told else ():
+        for line in dict.fromkeys(self.missing.values()) if verbose else ():
             print_once(line)
 
     def why_not(self, metric: str) -> str:

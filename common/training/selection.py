@@ -95,7 +95,7 @@ class CheckpointChoice:
         self.files()
         if self.evaluation.repeats != 1:
             raise ValueError("model.choice.evaluation.repeats: every checkpoint is scored once; set it to 1")
-        self.evaluation.load_pretrained(told=False)  # it only needs one metric
+        self.evaluation.load_pretrained(verbose=False)  # it only needs one metric
         reason = self.evaluation.why_not(self.key)
         if reason:
             raise ValueError(f"model.choice.key: {self.key} cannot be measured: {reason}")

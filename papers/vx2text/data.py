@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -37,7 +36,7 @@ from papers.vx2text.prompt import (
     Modality,
     Prompt,
     PromptLimits,
-    PromptText,
+    TextSample,
     TextTokenizer,
 )
 from papers.vx2text.true_words import TrueWords
@@ -48,24 +47,6 @@ MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
 #: Answer to a question with options: the letter of one; its text, by likelihood; or its position, for a model without a
 #: decoder.
 Scoring = Literal["label", "loglik", "position"]
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """The text of one sample.
-
-    Args:
-        answer: the model's target; None if withheld.
-        correct: position of the right option; -1 without options or if withheld.
-        references: texts to compare the output with, starting with the original answer if it is one.
-        kind: of the question, in the miniature.
-    """
-
-    text: PromptText
-    answer: str | None
-    references: tuple[str, ...]
-    correct: int = -1
-    kind: str = ""
 
 
 class VideoTextItems(ClipDataset):
@@ -79,7 +60,7 @@ class VideoTextItems(ClipDataset):
     def __init__(
         self,
         listing: Listing,
-        examples: Iterable[Example],
+        examples: Iterable[TextSample],
         prompt: Prompt,
         source: ClipReader | TrueWords,
         scoring: Scoring = "label",
@@ -95,20 +76,20 @@ class VideoTextItems(ClipDataset):
         example, clip = self.examples[item.file], self.listing[item.file]
         sample = self.source.read(clip, rng)
         if self.prompt.limits.speech:
-            sample["speech_cut"] = torch.tensor(self.prompt.speech_is_cut(example.text))
+            sample["speech_cut"] = torch.tensor(self.prompt.speech_is_cut(example))
         sample |= {
-            "input_ids": self.prompt.encode(example.text, sample.pop("words", None)),
+            "input_ids": self.prompt.encode(example, sample.pop("words", None)),
             "labels": [] if example.answer is None else self.prompt.answer(example.answer),
             "correct": torch.tensor(example.correct),
             "clip": clip.path.stem,
-            "question_text": example.text.question,
+            "question_text": example.question,
             "kind": example.kind,
             "answer_text": example.answer or "",
             "references": list(example.references),
         }
-        if example.text.options:
-            sample["options"] = example.text.options
-            sample |= option_targets(self.prompt, example.text.options, example.correct, self.scoring)
+        if example.options:
+            sample["options"] = example.options
+            sample |= option_targets(self.prompt, example.options, example.correct, self.scoring)
         return sample
 
     def transform(self, batch: list[Sample]) -> None:
@@ -226,7 +207,7 @@ class VideoTextData(ShardedDataModule):
         self.dataset.listing(self.test_split)  # missing test files fail before training
 
     @abstractmethod
-    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
+    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[TextSample]]:
         """Listing of a split with one file per example, and the examples."""
 
     @cached_property
@@ -293,16 +274,21 @@ class QuestionAnsweringData(VideoTextData):
         super().__init__(dataset, tokenizer, **kwargs)
         self.scoring = scoring
 
-    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
+    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[TextSample]]:
         return self.dataset.listing(split), map(self._example, self.dataset.questions(split))
 
-    def _example(self, question: Question) -> Example:
+    def _example(self, question: Question) -> TextSample:
         """A question with options and the speech of the whole clip."""
-        text = PromptText("question", question.text, self.spoken(question.clip), options=question.options)
-        if question.answer < 0:
-            return Example(text, None, ())
-        answer = question.options[question.answer]
-        return Example(text, answer, (answer,), question.answer)
+        answer = None if question.answer < 0 else question.options[question.answer]
+        return TextSample(
+            "question",
+            question.text,
+            self.spoken(question.clip),
+            options=question.options,
+            answer=answer,
+            references=() if answer is None else (answer,),
+            correct=question.answer,
+        )
 
 
 class DialogData(VideoTextData):
@@ -328,9 +314,9 @@ class DialogData(VideoTextData):
             raise ValueError("data.with_summary needs a caption in the prompt: set data.prompt.caption, such as to 128")
         self.with_summary = with_summary
 
-    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
+    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[TextSample]]:
         rows: list[int] = []
-        examples: list[Example] = []
+        examples: list[TextSample] = []
         for row, dialog in enumerate(self.dataset.dialogs(split)):
             first = len(dialog.turns) - 1 if split == self.test_split else 0
             for turn in range(first, len(dialog.turns)):
@@ -339,18 +325,18 @@ class DialogData(VideoTextData):
                     examples.append(self._example(dialog, turn))
         return self.dataset.listing(split).subset(rows), examples
 
-    def _example(self, dialog: Dialog, turn: int) -> Example:
+    def _example(self, dialog: Dialog, turn: int) -> TextSample:
         """A turn with the turns before it."""
         question, answer = dialog.turns[turn].question, dialog.turns[turn].answer
         history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
         caption = f"{dialog.caption} {dialog.summary}".strip() if self.with_summary else dialog.caption
-        text = PromptText("dialog", question, self.spoken(dialog.video), caption=caption, history=history)
         references: tuple[str, ...] = () if answer is None else (answer,)
         if dialog.references and turn == len(dialog.turns) - 1:
             references = tuple(sorted(dialog.references, key=lambda reference: reference != answer))
         # Real data have no kinds, even if a question has the same words.
         kind = "" if self.world is None else kind_of(question)
-        return Example(text, answer, references, kind=kind)
+        speech = self.spoken(dialog.video)
+        return TextSample("dialog", question, speech, caption, history, (), answer, references, kind=kind)
 
 
 class CaptioningData(VideoTextData):
@@ -362,13 +348,13 @@ class CaptioningData(VideoTextData):
     def __init__(self, dataset: TVC, tokenizer: TextTokenizer, **kwargs: Any) -> None:
         super().__init__(dataset, tokenizer, **kwargs)
 
-    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[Example]]:
+    def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[TextSample]]:
         rows: list[int] = []
-        examples: list[Example] = []
+        examples: list[TextSample] = []
         for row, moment in enumerate(self.dataset.moments(split)):
-            text = PromptText("caption", speech=self.spoken(moment.clip, moment.span))
+            speech = self.spoken(moment.clip, moment.span)
             references = tuple(description.text for description in moment.descriptions)
             for answer in references if training else references[:1] or (None,):
                 rows.append(row)
-                examples.append(Example(text, answer, references))
+                examples.append(TextSample("caption", "", speech, answer=answer, references=references))
         return self.dataset.listing(split).subset(rows), examples

@@ -9,13 +9,15 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 from common.types import Fraction, PositiveFloat, PositiveInt
+from papers.vx2text.loss import per_answer
 
 
 class LanguageModel(nn.Module):
     """T5 with random weights and the sizes of T5-base (222,903,552 parameters) by default.
 
     `papers.vx2text.weights.load_language_model` loads released weights. `embedding_scale` is the deviation of initial
-    embeddings; 1 is too much for a small network.
+    embeddings; 1 is too much for a small network. All methods take the embeddings [B, N, D] that the encoder reads and
+    their mask [B, N]; labels are -100 at padding.
 
     Source: [6].
     """
@@ -58,11 +60,7 @@ class LanguageModel(nn.Module):
         return self.t5.shared(tokens.clamp(min=0))
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Scores [B, M, V] of the next word at every place of the answer, given the words before it.
-
-        Shapes:
-            embeddings of the encoder's input [B, N, D]; mask [B, N]; labels [B, M], -100 for padding
-        """
+        """Scores [B, M, V] of the next word at every place of the answer `labels` [B, M], given the words before it."""
         return self.t5(
             inputs_embeds=embeddings,
             attention_mask=over_queries(mask),
@@ -87,10 +85,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def letter_scores(self, embeddings: Tensor, mask: Tensor, letters: Tensor) -> Tensor:
-        """Scores [B, O] of each option's letter as the first word of the answer.
-
-        Shapes:
-            embeddings of the encoder's input [B, N, D]; mask [B, N]; letters [B, O], word pieces
+        """Scores [B, O] of each option's letter, a word piece, as the first word of the answer.
 
         Source: [7], `label`.
         """
@@ -99,10 +94,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def option_scores(self, embeddings: Tensor, mask: Tensor, options: Tensor) -> Tensor:
-        """Mean log-likelihood [B, O] of each answer in nats per token; the encoder runs once.
-
-        Shapes:
-            embeddings of the encoder's input [B, N, D]; mask [B, N]; options [B, O, M], -100 for padding
+        """Mean log-likelihood [B, O] of each answer [B, O, M] in nats per token; the encoder runs once.
 
         Source: [7], `loglik`.
         """
@@ -115,9 +107,8 @@ class LanguageModel(nn.Module):
             decoder_input_ids=self.t5.prepare_decoder_input_ids_from_labels(flat),
             use_cache=False,
         ).logits
-        counted = flat != -100
-        likelihood = logits.float().log_softmax(-1).gather(2, flat.clamp(min=0)[:, :, None])[:, :, 0]
-        return ((likelihood * counted).sum(1) / counted.sum(1).clamp(min=1)).view(batch, count)
+        losses, words = per_answer(logits, flat)
+        return -(losses / words.clamp(min=1)).view(batch, count)
 
 
 def over_queries(mask: Tensor) -> Tensor:
@@ -138,11 +129,7 @@ class OptionClassifier(LanguageModel):
         self.head = nn.Linear(self.width, options)
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Scores [B, 1, options] in the place of an answer's only word; `labels` are unused.
-
-        Shapes:
-            embeddings of the encoder's input [B, N, D]; mask [B, N]
-        """
+        """Scores [B, 1, options] in the place of an answer's only word; `labels` are unused."""
         states = self.t5(inputs_embeds=embeddings, attention_mask=over_queries(mask)).last_hidden_state
         last = mask.long().cumsum(1).argmax(1)
         return self.head(states[torch.arange(len(last), device=last.device), last])[:, None]

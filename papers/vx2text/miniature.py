@@ -68,8 +68,12 @@ class ModalityClassification(pl.LightningModule):
         h: Any = self.hparams
         return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_fraction)
 
+    def forward(self, batch: Batch) -> Tensor:
+        """Scores [B, C] of the categories; one clip is cut from each file."""
+        return self.classifier(batch["video"][:, 0] if self.hparams["modality"] == "video" else batch["audio"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        logits = self.classifier(batch[self.hparams["modality"]])
+        logits = self(batch)
         loss = words_loss(logits, batch["words"], self.hparams["smoothing"])
         self.log("train/loss", loss.detach(), batch_size=len(logits))
         return loss
@@ -78,12 +82,12 @@ class ModalityClassification(pl.LightningModule):
         self.test = OncePerSample("precision", "loss")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        precision, loss = words_found(self.classifier(batch[self.hparams["modality"]]), batch["words"])
+        precision, loss = precision_and_loss(self(batch), batch["words"])
         self.test.update(batch["index"], precision=precision, loss=loss)
 
     def on_test_epoch_end(self) -> None:
-        found = self.test.compute(self.device)
-        self.log_dict({"test/precision": found["precision"], "test/loss": found["loss"], "test/clips": found["count"]})
+        means = self.test.compute(self.device)
+        self.log_dict({"test/precision": means["precision"], "test/loss": means["loss"], "test/clips": means["count"]})
 
 
 class TextPretraining(pl.LightningModule):
@@ -143,7 +147,7 @@ def words_loss(logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
     return -(F.log_softmax(logits.float(), dim=1) * target).sum(1).mean()
 
 
-def words_found(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+def precision_and_loss(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     """Share [B] of true words among as many most probable ones, and loss [B], from scores and true words [B, C]."""
     words = words.float()
     number = words.sum(1)
@@ -167,15 +171,12 @@ class CategoryItems(ClipDataset):
         clip = self.listing[item.file]
         sample = self.reader.read(clip, rng)
         name = "audio" if self.reader.video is None else "video"
-        if not sample.pop(f"{name}_present"):
+        if not sample[f"{name}_present"]:
             raise MediaError.of(clip.path, f"has no {name} stream")
         return {**sample, "words": self.marks[clip.label]}
 
     def transform(self, batch: list[Sample]) -> None:
         self.reader.transform(batch)
-        if self.reader.video is not None:
-            for sample in batch:
-                sample["video"] = sample["video"][0]  # one clip is cut from each file
 
 
 def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
@@ -239,9 +240,7 @@ class CategoryData(ShardedDataModule):
         return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size)
 
     def example_batch(self, module: pl.LightningModule, size: int, draw: Draw) -> Example:
-        clips = made_up_clips(self.video, self.audio, size, draw)[self.modality]
-        clips = clips[:, 0] if self.modality == "video" else clips
-        words = draw.integers(0, 4, size, len(self.categories)) < 1
+        batch = made_up_clips(self.video, self.audio, size, draw)
+        batch |= {"words": draw.integers(0, 4, size, len(self.categories)) < 1, "index": torch.arange(size)}
         items = self.dataset.published_counts.get(self.train_split)
-        batch = {self.modality: clips, "words": words, "index": torch.arange(size)}
         return Example(batch, batches_of_epoch(items, self.batch_size))

@@ -151,8 +151,15 @@ DEFAULT_LIMITS = PromptLimits()
 
 
 @dataclass(frozen=True, slots=True)
-class PromptText:
-    """The text of one sample; empty parts don't appear in the prompt."""
+class TextSample:
+    """The text of one sample. Empty parts don't appear in the prompt.
+
+    Attributes:
+        answer: the model's target; None if withheld.
+        references: texts to compare the output with, starting with the original answer if it is one.
+        correct: position of the right option; -1 without options or if withheld.
+        kind: of the question, in the miniature.
+    """
 
     task: Task
     question: str = ""
@@ -160,6 +167,10 @@ class PromptText:
     caption: str = ""
     history: tuple[tuple[str, str], ...] = ()
     options: tuple[str, ...] = ()
+    answer: str | None = None
+    references: tuple[str, ...] = ()
+    correct: int = -1
+    kind: str = ""
 
 
 class Prompt:
@@ -187,7 +198,7 @@ class Prompt:
         self.video = [PLACES["video"] - token for token in range(video_places)]
         self.audio = [PLACES["audio"] - token for token in range(audio_places)]
 
-    def encode(self, text: PromptText, words: Sequence[Sequence[str]] | None = None) -> list[int]:
+    def encode(self, text: TextSample, words: Sequence[Sequence[str]] | None = None) -> list[int]:
         """Ids of a prompt with its end token; words of the video and the audio may replace the modality tokens."""
         limits, encode = self.limits, self.tokenizer.encode
         video, audio = (self.video, self.audio) if words is None else map(self._joined, words)
@@ -211,7 +222,7 @@ class Prompt:
                 ids += [*encode(f"{part} :"), *content]
         return [*ids, self.tokenizer.eos_id]
 
-    def speech_is_cut(self, text: PromptText) -> bool:
+    def speech_is_cut(self, text: TextSample) -> bool:
         return len(self._joined(text.speech)) > self.limits.speech > 0
 
     def answer(self, text: str) -> list[int]:

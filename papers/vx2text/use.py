@@ -28,7 +28,17 @@ from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
 from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
 from papers.vx2text.gumbel import largest
 from papers.vx2text.language_model import LanguageModel, OptionClassifier
-from papers.vx2text.prompt import LETTERS, VOCABULARY, Modality, Prompt, PromptLimits, PromptText, Task, TextTokenizer
+from papers.vx2text.prompt import (
+    LETTERS,
+    MODALITIES,
+    VOCABULARY,
+    Modality,
+    Prompt,
+    PromptLimits,
+    Task,
+    TextSample,
+    TextTokenizer,
+)
 from papers.vx2text.tokens import ModalityClassifier, SigmoidClassifier, category_names
 
 
@@ -53,21 +63,17 @@ class VX2Text(fusion.VX2Text, TrainedModel):
     scoring: Scoring
     tokenizer: TextTokenizer
     prompt: Prompt
-    reader: ClipReader
-    readers: dict[Modality, ClipReader]
+    video: VideoInput | None
+    audio: AudioInput | None
 
     def read_inputs(self, trained: Trained) -> None:
         self.task, self.scoring = self.input(trained, "task", Task), self.input(trained, "scoring", Scoring)
-        video = self.input(trained, "video", VideoInput | None)
-        audio = self.input(trained, "audio", AudioInput | None)
+        self.video = self.input(trained, "video", VideoInput | None)
+        self.audio = self.input(trained, "audio", AudioInput | None)
         limits = self.input(trained, "prompt", PromptLimits)
         self.tokenizer = TextTokenizer(None, self.input(trained, "vocabulary_size", int))
         self.tokenizer.content = trained.file(VOCABULARY)
-        self.prompt = prompt_for(self.tokenizer, limits, video, audio)
-        self.reader = ClipReader(video, audio, training=False)
-        self.readers = {
-            "video": ClipReader(video, None, training=False), "audio": ClipReader(None, audio, training=False)
-        }  # fmt: skip
+        self.prompt = prompt_for(self.tokenizer, limits, self.video, self.audio)
         self.read_names(self.tokenizer)
 
     @classmethod
@@ -140,7 +146,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
             raise StageError("the question is empty; to describe the clip, run: assemble caption vx2text CLIP")
         if self.task == "caption":
             raise StageError("this model only describes clips, it does not answer: assemble caption vx2text CLIP")
-        text = PromptText(self.task, question, tuple(speech), known, tuple(history), tuple(options))
+        text = TextSample(self.task, question, tuple(speech), known, tuple(history), tuple(options))
         return self._write(clip, text)
 
     def caption(self, clip: str | Path, *, speech: Sequence[str] = ()) -> str:
@@ -148,17 +154,17 @@ class VX2Text(fusion.VX2Text, TrainedModel):
             raise StageError(
                 'this model only answers questions; ask it what happens: assemble answer vx2text CLIP "what happens ?"'
             )
-        return self._write(clip, PromptText("caption", speech=tuple(speech)))
+        return self._write(clip, TextSample("caption", speech=tuple(speech)))
 
     @torch.no_grad()
-    def _write(self, clip: str | Path, text: PromptText) -> str:
+    def _write(self, clip: str | Path, text: TextSample) -> str:
         """Text about a video file or a folder of numbered frames; sound or picture may be missing."""
         for part, flag in (("speech", "--speech"), ("caption", "--known"), ("history", "--turn")):
             if getattr(text, part) and not getattr(self.prompt.limits, part):
                 raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): leave out {flag}")
         if len(text.options) != (expected := len(LETTERS) if self.task == "question" else 0):
             raise StageError(f"this model reads {expected} options (--option); {len(text.options)} are given")
-        sample = self._read(clip, self.reader)
+        sample = self._read(clip, *MODALITIES)
         if self.tokens and not any(sample[f"{name}_present"] for name in self.tokens):
             raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, and this model reads nothing else")
         sample |= {"input_ids": self.prompt.encode(text)}
@@ -170,12 +176,14 @@ class VX2Text(fusion.VX2Text, TrainedModel):
 
     def words(self, clip: str | Path) -> dict[str, str]:
         """A clip's tokens in the prompt, by modality; skips missing modalities."""
-        sample = self._read(clip, self.reader)
+        sample = self._read(clip, *MODALITIES)
         present = [name for name in self.tokens if sample[f"{name}_present"]]
         texts = {name: self.captions(name, getattr(self, f"embed_{name}")([sample[name]])) for name in present}
         return {name: text[0] for name, text in texts.items() if text is not None}
 
-    def _read(self, clip: str | Path, reader: ClipReader) -> Sample:
+    def _read(self, clip: str | Path, *modalities: Modality) -> Sample:
+        video, audio = self.video if "video" in modalities else None, self.audio if "audio" in modalities else None
+        reader = ClipReader(video, audio, training=False)
         return dict(reader.sample(Clip(Path(clip), -1), np.random.default_rng(0)))
 
     def _read_stream(self, modality: Modality, file: str | Path) -> Tensor:
@@ -183,7 +191,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
             raise StageError(f"this model was trained without {modality}")
         if self.tokens[modality].projection is not None:
             raise StageError("this model reads continuous features, not probabilities of categories")
-        sample = self._read(file, self.readers[modality])
+        sample = self._read(file, modality)
         if not sample[f"{modality}_present"]:
             raise MediaError.of(Path(file), f"has no {modality} stream")
         return sample[modality]

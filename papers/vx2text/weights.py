@@ -57,19 +57,19 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     if path.is_dir() and not files:
         raise CheckpointError(f"{field}: {path} holds neither model.safetensors nor pytorch_model.bin")
     state = _named(files[0] if files else path, field)
-    found = _trained(state, "language_model") or state
+    weights = _trained(state, "language_model") or state
     expected = language_model.t5.state_dict()
     # The single embedding matrix has several names, of which a file has at least one.
     tied = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-    shared = [found[name] for name in tied if name in found][:1]
-    found |= {name: value for name in tied if name not in found for value in shared}
+    shared = [weights[name] for name in tied if name in weights][:1]
+    weights |= {name: value for name in tied if name not in weights for value in shared}
     parts = {name.partition(".")[0] for name in expected}  # an option classifier has no decoder
     unused = "relative_attention_bias.weight"  # of all layers in old files, of the first here
     load_exactly(
         language_model.t5,
         {
             name: value
-            for name, value in found.items()
+            for name, value in weights.items()
             if name in expected or (name.partition(".")[0] in parts and not name.endswith(unused))
         },
         f"{field}: the weights in {path} do not fit model.model.language_model",
@@ -86,18 +86,18 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
     """
     state = _named(checkpoint, "--checkpoint")
     part = _PART_OF[layout]
-    found = _trained(state, part)
+    weights = _trained(state, part)
     if part in _HEADS:
         # A stage that trains one classifier doesn't name its modality; only audio networks start with this layer.
-        if found and ("encoder.bn0.weight" in found) != (part == "audio"):
+        if weights and ("encoder.bn0.weight" in weights) != (part == "audio"):
             raise CheckpointError(f"--checkpoint: {checkpoint} holds a classifier, but not one of {part}")
-        found = {
+        weights = {
             name.replace("fc.", _HEADS[part], 1) if name.startswith("fc.") else name.removeprefix("encoder."): value
-            for name, value in found.items()
+            for name, value in weights.items()
         }
-    if not found:
+    if not weights:
         raise CheckpointError(f"--checkpoint: {checkpoint} holds no {part}; its entries are {first_of(list(state))}")
-    content = {"model": found} if layout == "panns" else found
+    content = {"model": weights} if layout == "panns" else weights
     return write_torch(output, content)
 
 

@@ -269,7 +269,7 @@ class MiniatureEvaluation(ImageEvaluation):
         self.evaluator = evaluator
         self.candidates = candidates
 
-    def load_pretrained(self, told: bool = True) -> None:
+    def load_pretrained(self, verbose: bool = True) -> None:
         self.evaluator.load_pretrained()
 
     def why_not(self, metric: str) -> str:
@@ -317,12 +317,11 @@ class MiniatureEvaluation(ImageEvaluation):
             "mini_fd_floor": frechet_distance(Moments.of(rows["real_features"]), self._reference),
         }
         order = torch.from_numpy(np.random.default_rng(0).permutation(len(index)))
-        for suffix, own in (("", truth), ("_shuffled", truth[order])):
-            text, identity = self.evaluator.one_hot(own), combination(own, self.evaluator.sizes)
+        for suffix, said in (("", truth), ("_shuffled", truth[order])):
+            text, identity = self.evaluator.one_hot(said), combination(said, self.evaluator.sizes)
             hits = first_ranked(values, text, identity, self.candidates, seed=0)
             metrics[f"mini_r_precision{suffix}"] = 100 * float(hits.double().mean())
-            soa_c, soa_i = self._objects(values, own)
-            metrics[f"mini_soa_i{suffix}"] = soa_i
+            soa_c, metrics[f"mini_soa_i{suffix}"] = self._objects(values, said)
             if not suffix:
                 metrics["mini_soa_c"] = soa_c
         ground = self.evaluator.named(values)[:, -1] == truth[:, -1]
@@ -331,7 +330,7 @@ class MiniatureEvaluation(ImageEvaluation):
 
     def _objects(self, values: Tensor, truth: Tensor) -> tuple[float, float]:
         right = (self.evaluator.named(values) == truth)[:, :-1]
-        hits = torch.cat([own.all(1) for own in right.chunk(2, dim=1)])
-        shapes = torch.cat([own[:, 0] for own in truth[:, :-1].chunk(2, dim=1)])
+        hits = torch.cat([half.all(1) for half in right.chunk(2, dim=1)])
+        shapes = torch.cat([half[:, 0] for half in truth[:, :-1].chunk(2, dim=1)])
         size = self.evaluator.sizes[0]
         return object_accuracy(shapes.bincount(minlength=size), shapes[hits].bincount(minlength=size))

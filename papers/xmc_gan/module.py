@@ -98,9 +98,8 @@ class XMCGANModule(pl.LightningModule):
         return self.generator if self.hparams["evaluated"] == "trained" else self.average
 
     def captions(self, batch: Batch) -> Captions:
-        if "words" in batch:
+        if self.text_encoder is None:
             return Captions(batch["words"], batch["sentence"], batch["length"])
-        assert self.text_encoder is not None
         words, sentence = self.text_encoder(batch["tokens"], batch["length"])
         return Captions(words, sentence, batch["length"])
 

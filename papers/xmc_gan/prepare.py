@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
 from rich.text import Text
 
+from common import files
 from common.data.listing import DatasetMissing
+from common.data.overview import print_entry
 from common.data.sequences import Rows
 from common.data.text import CaptionTokenizer
 from common.data.text_features import StoredFeatures, bert_digest, make_store
@@ -99,15 +100,15 @@ def _instance(section: dict[str, Any]) -> Any:
 
 
 def report(sections: Sections) -> None:
-    console = Console()
-    table = Table(title="Text features (frozen BERT)", title_justify="left", show_lines=True)
-    for heading in ("Captions", "State", "Path"):
-        table.add_column(heading, overflow="fold")
-    stores = {store: store.state() for store in wanted_stores(sections)}
-    for store, state in stores.items():
-        table.add_row(*map(Text, (f"{store.title}, T {store.tokenizer.max_tokens}", state, str(store.path))))
-    console.print(table)
-    if set(stores.values()) != {"present"}:
+    console = files.console()
+    console.print(Text("Text features (frozen BERT)", style="italic"))
+    states = {store: store.state() for store in wanted_stores(sections)}
+    for store, state in states.items():
+        style = "green" if state == "present" else "red"
+        print_entry(
+            console, f"{store.title}, T {store.tokenizer.max_tokens}", Text(state, style), [f"Path: {store.path}"]
+        )
+    if set(states.values()) != {"present"}:
         console.print(Text(f"`{COMMAND}` computes what it can, once: about 14 GB for COCO 2014, minutes on a GPU."))
 
 

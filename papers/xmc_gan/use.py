@@ -73,35 +73,33 @@ class XMCGAN(TrainedModel):
 
     @classmethod
     def gather(cls, stage: FinishedStage) -> Trained:
-        data, learned = stage.data(), None
+        data, config, learned = stage.data(), stage.config["model"]["init_args"], None
         if data.tokenizer.file is None:
             # The vocabulary comes from the training captions, which the miniature's world writes.
             data.prepare_data()
             data.setup("predict")
             data.tokenizer.restore(stage.data_state)
             captions = data.annotations[data.split].captions
-            learned = sorted({w for own in captions for text in own for w in WORD.findall(normalize_caption(text))})
+            learned = sorted(
+                {word for texts in captions for text in texts for word in WORD.findall(normalize_caption(text))}
+            )
         else:
             data.tokenizer.prepare()
         # The generator that the test measured.
-        raw = stage.config["model"]["init_args"].get("evaluated") == "trained"
-        generator = "generators.query" if raw else "generators.key"
-        weights = renamed(stage.state, generator=generator, discriminator="discriminator")
-        trained = without_sources(stage.config["model"]["init_args"])
-        arguments = {name: trained[name] for name in ("generator", "discriminator", "text_encoder")}
-        arguments["regions"] = any(name.startswith("discriminator.regions.") for name in weights)
-        if arguments["text_encoder"] is None:
+        generator = "generators.query" if config.get("evaluated") == "trained" else "generators.key"
+        parts = {"generator": generator, "discriminator": "discriminator", "text_encoder": "text_encoder"}
+        weights = renamed(stage.state, **parts)
+        encoder = config["text_encoder"]
+        if encoder is None:
             bert = BertText(data.text_features.bert, data.sentence_pool)
             bert.encoder.require_weights()
             weights |= {f"text_encoder.{name}": value for name, value in bert.state_dict().items()}
             sizes = {"pretrained": None, "sentence_pool": data.sentence_pool, "sizes": bert.sizes}
-            arguments["text_encoder"] = {"class_path": path_of(BertText), "init_args": sizes}
-        else:
-            weights |= renamed(stage.state, text_encoder="text_encoder")
-            given = stage.config["model"]["init_args"]["text_encoder"]
-            if given["class_path"] == path_of(BertText) and not given["init_args"].get("sizes"):
-                sizes = bert_sizes(Path(given["init_args"]["pretrained"]))
-                arguments["text_encoder"] = with_arguments(arguments["text_encoder"], sizes=sizes)
+            encoder = {"class_path": path_of(BertText), "init_args": sizes}
+        elif encoder["class_path"] == path_of(BertText) and not encoder["init_args"].get("sizes"):
+            encoder = with_arguments(encoder, sizes=bert_sizes(Path(encoder["init_args"]["pretrained"])))
+        arguments = without_sources({**{name: config[name] for name in parts}, "text_encoder": encoder})
+        arguments["regions"] = any(name.startswith("discriminator.regions.") for name in weights)
         tokenizer = stage.config["data"]["init_args"]["tokenizer"]
         inputs = {"tokenizer": with_arguments(tokenizer, **{data.tokenizer.field: None}), "learned_words": learned}
         model = {"class_path": path_of(cls), "init_args": arguments}
@@ -120,18 +118,18 @@ class XMCGAN(TrainedModel):
         tokenizer, learned, notes = self.tokenizer, self.learned_words, []
         pieces = WORD.findall(normalize_caption(caption))
         # Punctuation is tokenized like words, but a caption without it means the same.
-        words = [piece for piece in pieces if any(letter.isalnum() for letter in piece)]
+        words = dict.fromkeys(piece for piece in pieces if any(letter.isalnum() for letter in piece))
         if not words:
             raise StageError("the caption is empty: describe the image in quotes")
         if learned is not None:
-            unknown = [word for word in dict.fromkeys(words) if word not in learned]
+            unknown = [word for word in words if word not in learned]
         else:
-            unknown = [word for word in dict.fromkeys(words) if "[UNK]" in tokenizer.decode(tokenizer.encode(word))]
+            unknown = [word for word in words if "[UNK]" in tokenizer.decode(tokenizer.encode(word))]
         if unknown:
-            known = sorted(word for word in learned or () if word.isalnum())
-            some = f"; it learned from {', '.join(known)}" if 0 < len(known) <= LISTED_WORDS else ""
+            listed = sorted(word for word in learned or () if word.isalnum())
+            some = f"; it learned from {', '.join(listed)}" if 0 < len(listed) <= LISTED_WORDS else ""
             line = f"the model does not know {', '.join(unknown)}{some}"
-            if len(unknown) == len(set(words)):
+            if len(unknown) == len(words):
                 raise StageError(f"{caption!r}: {line}")
             notes.append(line)
         if more := tokenizer.excess(caption):
@@ -154,8 +152,8 @@ class XMCGAN(TrainedModel):
         noise = noise_of(torch.arange(number), self.generator.z_dim, seed).to(self.device)
         vectors, rows = self.vectors(captions), []
         for row in range(len(captions)):
-            own = (value[row : row + 1].expand(number, *value.shape[1:]) for value in vectors)
-            rows.append(self.generator(noise, *own).float().clamp(0, 1).cpu())
+            repeated = (value[row : row + 1].expand(number, *value.shape[1:]) for value in vectors)
+            rows.append(self.generator(noise, *repeated).float().clamp(0, 1).cpu())
         return torch.stack(rows)
 
     # -- embeddings ----------------------------------------------------------------------------------------------------

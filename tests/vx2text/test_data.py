@@ -126,15 +126,15 @@ def test_each_turn_is_trained_on_and_the_last_is_tested(world: NarratedWorld, to
     assert (len(training), len(validation), len(test)) == (9 * 4, 2 * 4, 7)
     for place in range(4):
         example = training.examples[place]
-        assert len(example.text.history) == place
+        assert len(example.history) == place
         assert training.listing[place].path.stem == "N0000"
     assert [test[place]["kind"] for place in range(7)] == list(QUESTIONS)
     for place in range(7):
         sample = test[place]
         assert sample["references"][0] == sample["answer_text"]
         assert len(sample["references"]) == 6
-    said = training.examples[3].text.history
-    assert [turn[0] for turn in said] == [training.examples[place].text.question for place in range(3)]
+    said = training.examples[3].history
+    assert [turn[0] for turn in said] == [training.examples[place].question for place in range(3)]
     assert [turn[1] for turn in said] == [training.examples[place].answer for place in range(3)]
 
 
@@ -147,8 +147,8 @@ def test_parts_of_the_prompt_can_be_left_out(world: NarratedWorld, tokenizer: Te
     for name in ("speech", "caption", "history"):
         assert f" {name} : " in whole
         assert f" {name} : " not in text(**{name: 0})
-    summary = dialogs(world, tokenizer, with_summary=True).items("train", True).examples[0].text.caption
-    caption = dialogs(world, tokenizer).items("train", True).examples[0].text.caption
+    summary = dialogs(world, tokenizer, with_summary=True).items("train", True).examples[0].caption
+    caption = dialogs(world, tokenizer).items("train", True).examples[0].caption
     assert summary.startswith(f"{caption} one hears")
 
 
@@ -197,11 +197,11 @@ def test_a_batch_of_questions(world: NarratedWorld, tokenizer: TextTokenizer) ->
 def test_speech_belongs_to_what_is_asked(world: NarratedWorld, tokenizer: TextTokenizer, tmp_path: Path) -> None:
     moments = CaptioningData(TVC("unused"), tokenizer, world=world, video=FRAMES, prompt=LIMITS).items("val", False)
     for place in range(len(moments)):
-        (line,) = moments.examples[place].text.speech
+        (line,) = moments.examples[place].speech
         assert line.split()[-1] in moments[place]["references"][1]
     write_tvqa(tmp_path, [question(0, CLIPS[0], ts="9.0-9.5")])
     items = QuestionAnsweringData(TVQA(tmp_path), tokenizer, video=FRAMES).items("val", False)
-    assert items.examples[0].text.speech == ("Hello.", "(Kate:) Späť, now.")
+    assert items.examples[0].speech == ("Hello.", "(Kate:) Späť, now.")
 
 
 def test_each_description_is_trained_on_and_all_are_references(
@@ -298,7 +298,7 @@ def categories(world: NarratedWorld, modality: str) -> CategoryData:
 def test_source_clips_with_their_words(world: NarratedWorld, modality: str) -> None:
     data, names = attached(categories(world, modality)), NAMES[modality]
     batch = next(iter(data.train_dataloader()))
-    assert batch[modality].shape == ((4, 3, 6, 24, 24) if modality == "video" else (4, 1, 33, 32))
+    assert batch[modality].shape == ((4, 1, 3, 6, 24, 24) if modality == "video" else (4, 1, 33, 32))
     assert batch["words"].dtype == torch.bool
     assert batch["words"].sum(1).tolist() == [3 if modality == "video" else 1] * 4
     items = data.items(data.train_split, False)

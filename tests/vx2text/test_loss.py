@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from papers.vx2text.loss import per_answer, text_loss
-from papers.vx2text.miniature import words_found, words_loss
+from papers.vx2text.miniature import precision_and_loss, words_loss
 from papers.vx2text.monitoring import TokenWords
 
 
@@ -59,7 +59,7 @@ def test_true_tokens_leave_out_what_is_absent_or_unknown() -> None:
 def test_words_are_counted_among_as_many_as_are_true() -> None:
     logits = torch.tensor([[3.0, 2.0, 1.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
     words = torch.tensor([[1, 0, 1, 0], [0, 0, 0, 1]], dtype=torch.bool)
-    precision, loss = words_found(logits, words)
+    precision, loss = precision_and_loss(logits, words)
     assert precision.tolist() == [0.5, 1.0]
     log = logits.log_softmax(1)
     torch.testing.assert_close(loss, -torch.stack([(log[0, 0] + log[0, 2]) / 2, log[1, 3]]))

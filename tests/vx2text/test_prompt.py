@@ -13,7 +13,7 @@ from papers.vx2text.prompt import (
     LETTERS,
     Prompt,
     PromptLimits,
-    PromptText,
+    TextSample,
     TextTokenizer,
 )
 
@@ -44,7 +44,7 @@ def positions(ids: list[int], wanted: list[int]) -> int:
     return next((place for place in range(len(ids)) if ids[place : place + len(wanted)] == wanted), -1)
 
 
-FULL = PromptText(
+FULL = TextSample(
     "dialog",
     "what color is it ?",
     ("hello i am anna", "hello i am ben"),
@@ -74,16 +74,16 @@ def test_the_order_of_the_parts(words: TextTokenizer) -> None:
 
 
 def test_an_empty_dialogue_has_no_history(words: TextTokenizer) -> None:
-    text = words.decode(Prompt(words).encode(PromptText("dialog", "who speaks ?")))
+    text = words.decode(Prompt(words).encode(TextSample("dialog", "who speaks ?")))
     assert text == "continue the dialog : question : who speaks ?"
-    blank = PromptText("dialog", "who speaks ?", speech=("", " "), caption=" ", history=(("", ""),))
+    blank = TextSample("dialog", "who speaks ?", speech=("", " "), caption=" ", history=(("", ""),))
     assert words.decode(Prompt(words).encode(blank)) == text
 
 
 @pytest.mark.parametrize(("limit", "cut"), [(9, False), (8, False), (7, True), (0, False)])
 def test_speech_that_does_not_fit_is_counted(words: TextTokenizer, limit: int, cut: bool) -> None:
     assert len(words.encode("hello i am anna")) == 4
-    text = PromptText("dialog", "who speaks ?", speech=("hello i am anna", "hello i am ben"))
+    text = TextSample("dialog", "who speaks ?", speech=("hello i am anna", "hello i am ben"))
     assert Prompt(words, PromptLimits(speech=limit)).speech_is_cut(text) == cut
 
 
@@ -102,7 +102,7 @@ def test_question_and_places_survive_any_text(
     pieces: TextTokenizer, speech: list[str], caption: str, history: list[tuple[str, str]], spoken: int, told: int
 ) -> None:
     limits = PromptLimits(speech=spoken, caption=16, history=told, question=12)
-    text = PromptText("dialog", "what is he doing ?", tuple(speech), caption, tuple(history))
+    text = TextSample("dialog", "what is he doing ?", tuple(speech), caption, tuple(history))
     prompt = Prompt(pieces, limits, video_places=12, audio_places=3)
     ids = prompt.encode(text)
     assert [number for number in ids if number < 0] == [*range(-1, -13, -1), -101, -102, -103]
@@ -115,7 +115,7 @@ def test_question_and_places_survive_any_text(
 
 def test_speech_is_cut_from_its_start(words: TextTokenizer) -> None:
     lines = tuple(f"hello i am {name}" for name in ("anna", "ben", "carla", "david"))
-    text = PromptText("caption", speech=lines)
+    text = TextSample("caption", speech=lines)
     kept = words.decode(Prompt(words, PromptLimits(speech=6)).encode(text))
     assert kept == "describe the video : speech : am carla hello i am david"
     assert "anna" in words.decode(Prompt(words, PromptLimits(speech=16)).encode(text))
@@ -125,7 +125,7 @@ def test_the_latest_turns_are_kept(words: TextTokenizer) -> None:
     turns = (("what shape is it ?", "it is a circle"), ("who speaks ?", "it is anna"))
 
     def told(limit: int) -> str:
-        text = PromptText("dialog", history=turns)
+        text = TextSample("dialog", history=turns)
         return words.decode(Prompt(words, PromptLimits(history=limit)).encode(text)).partition(" history : ")[2]
 
     assert told(15) == "what shape is it ? it is a circle who speaks ? it is anna"
@@ -136,13 +136,13 @@ def test_the_latest_turns_are_kept(words: TextTokenizer) -> None:
 
 
 def test_long_questions_and_options_are_cut_at_their_end(words: TextTokenizer) -> None:
-    text = PromptText("question", "what color is it ?", options=("red green", "blue", "", "left up", "down"))
+    text = TextSample("question", "what color is it ?", options=("red green", "blue", "", "left up", "down"))
     ids = Prompt(words, PromptLimits(question=2, option=1)).encode(text)
     assert words.decode(ids) == (
         "answer the question : question : what color options : (a) red (b) blue (c) (d) left (e) down"
     )
     with pytest.raises(ValueError, match="shorter"):
-        Prompt(words).encode(PromptText("question", "who ?", options=("one", "two")))
+        Prompt(words).encode(TextSample("question", "who ?", options=("one", "two")))
 
 
 def test_answers(words: TextTokenizer) -> None:
