@@ -84,7 +84,7 @@ class LogMel:
     1e-10. It isn't normalized, because the network starts with a normalization.
 
     Shapes:
-        several times [N] -> [1, N // hop + 1, mel_bins]
+        several times [N] -> [1, 1, N // hop + 1, mel_bins], one clip with one channel
 
     Source: [3].
     """
@@ -113,7 +113,7 @@ class LogMel:
             # One product each: that of several may be rounded differently.
             for power in torch.view_as_real(spectrum).square().sum(-1):
                 spectra.append(power.T @ self._bands)
-        return list(torch.stack(spectra).clamp_min_(1e-10).log10_().mul_(10.0)[:, None])
+        return list(torch.stack(spectra).clamp_min_(1e-10).log10_().mul_(10.0)[:, None, None])
 
 
 class ClipReader:
@@ -170,7 +170,7 @@ class ClipReader:
         return sample
 
     def transform(self, batch: Sequence[Sample]) -> None:
-        """Make `video` float32 [S, 3, T, crop, crop] and `audio` float32 [1, frames, mel_bins] of what was read."""
+        """Make `video` float32 [S, 3, T, crop, crop] and `audio` float32 [1, 1, frames, mel_bins] of what was read."""
         if self.video is not None:
             together(batch, "video", self.video_transform.together)
             for sample in batch:
@@ -206,12 +206,12 @@ def black(video: VideoInput) -> Tensor:
 
 
 def made_up_clips(video: VideoInput | None, audio: AudioInput | None, size: int, draw: Draw) -> dict[str, Tensor]:
-    """Made-up clips [B, S, 3, T, H, W] and spectrograms [B, 1, frames, bands], in the format of a batch."""
+    """Made-up clips [B, S, 3, T, H, W] and spectrograms [B, 1, 1, frames, bands], in the format of a batch."""
     clips: dict[str, Tensor] = {}
     if video is not None:
         clips["video"] = draw.normal(size, video.clips, 3, video.frames, video.crop, video.crop)
         clips["video_present"] = torch.ones(size, dtype=torch.bool)
     if audio is not None:
-        clips["audio"] = draw.normal(size, 1, audio.samples // audio.hop + 1, audio.mel_bins)
+        clips["audio"] = draw.normal(size, 1, 1, audio.samples // audio.hop + 1, audio.mel_bins)
         clips["audio_present"] = torch.ones(size, dtype=torch.bool)
     return clips

@@ -120,7 +120,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """Make a batch of samples.
 
     Returns:
-        `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32 [B, 1, frames, mel_bins] and
+        `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32 [B, 1, 1, frames, mel_bins] and
         `audio_present` bool [B], if the samples have them; `input_ids` int64 [B, N], padded with 0 at the end, negative
         in the places of modality tokens; `speech_cut` bool [B], whether speech is cut, if there is any; `labels` int64
         [B, M], -100 for padding; `answer_options` int64 [B, 5] or `option_labels` int64 [B, 5, M'] for options;

@@ -67,9 +67,8 @@ class VX2Text(nn.Module):
         embeddings, mask = self.language_model.embed(ids), ids != 0
         named: dict[str, tuple[Tensor, Tensor]] = {}
         for name, tokens in self.tokens.items():
-            clips = batch[name] if name == "video" else batch[name][:, None]
             table = table_of(tokens.pieces, self.language_model) if tokens.tied else None
-            rows, chosen, scores = tokens(clips, (noise or {}).get(name), table)
+            rows, chosen, scores = tokens(batch[name], (noise or {}).get(name), table)
             embeddings = place(embeddings, ids, rows, name)
             # A clip without this modality gets no tokens instead of invented ones.
             absent = ~batch[f"{name}_present"][:, None] & (ids <= PLACES[name]) & (ids > PLACES[name] - rows.shape[1])

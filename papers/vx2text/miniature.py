@@ -70,7 +70,7 @@ class ModalityClassification(pl.LightningModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Scores [B, C] of the categories; one clip is cut from each file."""
-        return self.classifier(batch["video"][:, 0] if self.hparams["modality"] == "video" else batch["audio"])
+        return self.classifier(batch[self.hparams["modality"]][:, 0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits = self(batch)

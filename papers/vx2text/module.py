@@ -89,7 +89,7 @@ class VX2TextModule(pl.LightningModule):
         generator = batch_generator(self, self.hparams["seed"])
         noise: dict[str, Tensor] = {}
         for name, tokens in self.model.tokens.items():
-            shape = tokens.noise_shape(batch[name].shape[1] if name == "video" else 1)
+            shape = tokens.noise_shape(batch[name].shape[1])
             if shape is not None:
                 noise[name] = own_rows(self, gumbel_noise(samples, *shape, generator=generator))
         return noise

@@ -60,8 +60,8 @@ class TokenWords:
             tokens, categories = self.module.model.tokens[name], self.module.data.categories[name]
             earlier = chosen[:, :0]
             if name in self.before:
-                clips = batch[name].flatten(0, 1) if name == "video" else batch[name]
-                earlier = largest(self.before[name](clips), tokens.tokens).reshape(len(chosen), -1)
+                scores = self.before[name](batch[name].flatten(0, 1))
+                earlier = largest(scores, tokens.tokens).reshape(len(chosen), -1)
             columns = (batch["index"].tolist(), batch["clip"], batch[f"{name}_present"].tolist())
             index, hits = [], []
             for item, clip, present, *numbers in zip(*columns, earlier.tolist(), chosen.tolist()):

@@ -205,20 +205,21 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self._read_stream("video", file)
 
     def read_audio(self, file: str | Path) -> Tensor:
-        """A window of a file's sound, float32 [1, frames, bands]."""
+        """A window of a file's sound, float32 [1, 1, frames, bands]."""
         return self._read_stream("audio", file)
 
-    @torch.no_grad()
     def embed_video(self, videos: Items) -> Tensor:
         """Probabilities [B, S, C] of the categories of video for each of S clips."""
-        clips = torch.stack(self.read_all("video", videos)).to(self.device)
-        return self.tokens["video"].scores(clips).float().softmax(-1)
+        return self._probabilities("video", videos)
 
-    @torch.no_grad()
     def embed_audio(self, sounds: Items) -> Tensor:
         """Probabilities [B, 1, C] of the categories of sound."""
-        windows = torch.stack(self.read_all("audio", sounds)).to(self.device)
-        return self.tokens["audio"].scores(windows[:, None]).float().softmax(-1)
+        return self._probabilities("audio", sounds)
+
+    @torch.no_grad()
+    def _probabilities(self, modality: Modality, items: Items) -> Tensor:
+        clips = torch.stack(self.read_all(modality, items)).to(self.device)
+        return self.tokens[modality].scores(clips).float().softmax(-1)
 
     def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str] | None:
         """Each file's tokens in the prompt: the most probable categories of each clip; None for continuous features."""

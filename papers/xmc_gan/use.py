@@ -87,8 +87,7 @@ class XMCGAN(TrainedModel):
             data.tokenizer.prepare()
         # The generator that the test measured.
         generator = "generators.query" if config.get("evaluated") == "trained" else "generators.key"
-        parts = {"generator": generator, "discriminator": "discriminator", "text_encoder": "text_encoder"}
-        weights = renamed(stage.state, **parts)
+        weights = renamed(stage.state, generator=generator, discriminator="discriminator")
         encoder = config["text_encoder"]
         if encoder is None:
             bert = BertText(data.text_features.bert, data.sentence_pool)
@@ -96,9 +95,12 @@ class XMCGAN(TrainedModel):
             weights |= {f"text_encoder.{name}": value for name, value in bert.state_dict().items()}
             sizes = {"pretrained": None, "sentence_pool": data.sentence_pool, "sizes": bert.sizes}
             encoder = {"class_path": path_of(BertText), "init_args": sizes}
-        elif encoder["class_path"] == path_of(BertText) and not encoder["init_args"].get("sizes"):
-            encoder = with_arguments(encoder, sizes=bert_sizes(Path(encoder["init_args"]["pretrained"])))
-        arguments = without_sources({**{name: config[name] for name in parts}, "text_encoder": encoder})
+        else:
+            weights |= renamed(stage.state, text_encoder="text_encoder")
+            if encoder["class_path"] == path_of(BertText) and not encoder["init_args"].get("sizes"):
+                encoder = with_arguments(encoder, sizes=bert_sizes(Path(encoder["init_args"]["pretrained"])))
+        parts = {"generator": config["generator"], "discriminator": config["discriminator"], "text_encoder": encoder}
+        arguments = without_sources(parts)
         arguments["regions"] = any(name.startswith("discriminator.regions.") for name in weights)
         tokenizer = stage.config["data"]["init_args"]["tokenizer"]
         inputs = {"tokenizer": with_arguments(tokenizer, **{data.tokenizer.field: None}), "learned_words": learned}

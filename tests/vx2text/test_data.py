@@ -98,7 +98,7 @@ def test_a_batch_of_dialogues(world: NarratedWorld, tokenizer: TextTokenizer) ->
     batch = next(iter(data.train_dataloader()))
     assert batch["video"].shape == (4, 1, 3, 6, 24, 24)
     assert batch["video"].dtype == torch.float32
-    assert batch["audio"].shape == (4, 1, 33, 32)
+    assert batch["audio"].shape == (4, 1, 1, 33, 32)
     for name in ("video", "audio"):
         assert batch[f"{name}_present"].tolist() == [True] * 4
     ids, labels = batch["input_ids"], batch["labels"]
@@ -298,7 +298,7 @@ def categories(world: NarratedWorld, modality: str) -> CategoryData:
 def test_source_clips_with_their_words(world: NarratedWorld, modality: str) -> None:
     data, names = attached(categories(world, modality)), NAMES[modality]
     batch = next(iter(data.train_dataloader()))
-    assert batch[modality].shape == ((4, 1, 3, 6, 24, 24) if modality == "video" else (4, 1, 33, 32))
+    assert batch[modality].shape == ((4, 1, 3, 6, 24, 24) if modality == "video" else (4, 1, 1, 33, 32))
     assert batch["words"].dtype == torch.bool
     assert batch["words"].sum(1).tolist() == [3 if modality == "video" else 1] * 4
     items = data.items(data.train_split, False)
@@ -448,7 +448,7 @@ def test_a_file_of_sound_alone(tmp_path: Path) -> None:
     black = (0.0 - torch.tensor(VIDEO.mean)) / torch.tensor(VIDEO.std)
     assert torch.allclose(sample["video"].amax(dim=(0, 2, 3, 4)), black)
     # The tone fills half of the window, silence the rest.
-    loudness = sample["audio"][0].amax(1)
+    loudness = sample["audio"][0, 0].amax(1)
     assert (loudness[:15] > -60).all()
     assert (loudness[18:] < -95).all()
 
@@ -459,10 +459,10 @@ def test_the_spectrogram_is_that_of_torchaudio() -> None:
         8000, n_fft=256, hop_length=250, f_min=50.0, f_max=4000.0, n_mels=32, norm="slaney", mel_scale="slaney"
     )(samples)
     (found,) = LogMel(AUDIO)([samples])
-    assert found.shape == (1, 33, 32)
-    assert torch.allclose(found[0].T, 10 * expected.clamp_min(1e-10).log10(), atol=1e-3)
+    assert found.shape == (1, 1, 33, 32)
+    assert torch.allclose(found[0, 0].T, 10 * expected.clamp_min(1e-10).log10(), atol=1e-3)
     # 64 bands up to 8 kHz, as PANNs: a window of ten seconds has 1,001 frames.
-    assert LogMel(AudioInput())([torch.zeros(10)])[0].shape == (1, 1001, 64)
+    assert LogMel(AudioInput())([torch.zeros(10)])[0].shape == (1, 1, 1001, 64)
     assert torch.equal(LogMel(AUDIO)([torch.cat([samples, samples])])[0], found)
     sounds = [samples[: 100 * number] * (number % 3) for number in range(20)]
     for sound, one in zip(sounds, LogMel(AUDIO)(sounds), strict=True):
