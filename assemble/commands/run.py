@@ -210,7 +210,9 @@ def plan(
     *,
     options: ManyStages,
     format_: Annotated[str, Option(choices=("text", "shell", "slurm"))] = "text",
-    estimate: Annotated[bool, "estimate memory, operations, steps and GPU hours of every stage; needs no GPU"] = False,
+    estimate: Annotated[
+        bool, "estimate memory, steps and GPU hours of every stage; with given stages only hours, cheapest first"
+    ] = False,
     utilization: Annotated[float, "with --estimate: assumed fraction of the card's peak matrix throughput"] = 0.3,
 ) -> int:
     """Print a paper's stages, or the unfinished ones as shell or SLURM commands."""
@@ -228,8 +230,10 @@ def plan(
     if estimate:
         from assemble.stages import estimate as estimating
 
-        runs = {f"{item.request.stage} {item.request.draw}": item.run for item in planned}
-        for line in estimating.estimate_lines(runs, utilization):
+        waiting = [item for item in planned if item.request.given is None]
+        runs = {f"{item.request.stage} {item.request.draw}": item.run for item in waiting}
+        table = estimating.cheapest_first if selection.given else estimating.estimate_lines
+        for line in table(runs, utilization):
             print(line, flush=True)
     else:
         print(render_plan(planned, format_))
@@ -247,6 +251,7 @@ def rehearse(
     scale: Annotated[str, Option(choices=("paper", "single"))] = "paper",
     stages: Annotated[Sequence[str], "only these stages and those they start from"] = (),
     folder: Annotated[Path | None, "folder of data and runs; default: runs/rehearsal"] = None,
+    released: Annotated[bool, "only what starts from the authors' weights: random ones in their layouts"] = False,
     jobs: Jobs = 0,
 ) -> int:
     """Check that the published recipes run, on tiny data in the layouts of the real data sets.
@@ -254,7 +259,9 @@ def rehearse(
     Weights are random, in the layouts of the released ones. configs/<paper>/rehearsal.yaml lists the reduced sizes.
     Finished stages are skipped.
     """
+    from assemble.reporting import render
     from assemble.reporting.progress import duration
+    from assemble.reporting.tables import load
     from assemble.stages import rehearse as rehearsal
     from assemble.stages.paper_modules import optional_part
     from assemble.stages.recipes import scales_of
@@ -262,7 +269,8 @@ def rehearse(
     names = [paper_named(name).name for name in papers] or [
         paper.name
         for paper in existing_papers()
-        if optional_part(paper.name, "rehearsal") is not None and scale in scales_of(paper.name)
+        if hasattr(optional_part(paper.name, "rehearsal"), "write_released" if released else "write_datasets")
+        and scale in scales_of(paper.name)
     ]
     if stages and len(names) > 1:
         raise StageError("--stages needs one paper: name it")
@@ -276,8 +284,13 @@ def rehearse(
                 scale=scale,
                 stages=stages,
                 jobs=jobs or min(usable_cores(), 4),
+                released=released,
             )
             print("\n".join([f"Rehearsal of {title}", *map(str, entries)]))
+            measured = [entry.record for entry in entries if entry.record is not None]
+            for filled in render.fill(load(name), scale, measured, given=True):
+                if filled.result.measured:
+                    render.print_table(filled, console(), measured_only=True)
             problems = sum(bool(entry.problem) for entry in entries)
             took = duration(sum(entry.record.wall_seconds for entry in entries if entry.record is not None))
             lines.append(f"{title}: {len(entries) - problems} of {len(entries)} stages passed, {took} in all")

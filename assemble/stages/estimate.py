@@ -9,11 +9,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from assemble.reporting.records import IGNORED_KEYS, SEED_KEYS, config_hash
 from assemble.stages import fake_step
 from assemble.stages.configuration import RunConfiguration
-from assemble.stages.synthetic import StopAfter, SyntheticTraining, devices_of, synthetic_training
+from assemble.stages.synthetic import (
+    StopAfter,
+    SyntheticTraining,
+    built_without_files,
+    devices_of,
+    quiet,
+    synthetic_training,
+)
 from common.errors import StageError
 from common.training.data_module import bytes_of, loader_plan
 from common.training.examples import Draw
@@ -104,8 +110,47 @@ class Estimate:
         return self.size * self.accumulated * self.devices / self.seconds(card, utilization)
 
 
+def one_core() -> Card:
+    """A core of this processor, by a product of two matrices in float32."""
+    matrix, rate = torch.rand(1024, 1024), 0.0
+    for _ in range(5):
+        began = time.process_time()
+        matrix @ matrix
+        rate = max(rate, 2 * 1024**3 / max(time.process_time() - began, 1e-6) / 1e12)
+    return Card("one core", rate, rate, rate)
+
+
+def estimate_test(run: RunConfiguration) -> Estimate:
+    """Estimate a stage that only runs a frozen encoder; fitting to its features, such as an SVM, is not counted."""
+    mode, meter, counter = FakeTensorMode(), fake_step.MemoryMeter(), fake_step.operation_counter()
+    cli = built_without_files(run, mode)
+    if not hasattr(cli.datamodule, "test_example"):
+        raise StageError(f"{run.recipe} does not train")
+    example = cli.datamodule.test_example(Draw(empty=True))
+    with mode, torch.no_grad(), meter, counter:
+        meter.add([*cli.model.parameters(), *cli.model.buffers()])
+        cli.model.eval()(mode.from_tensor(example.batch))
+    flops = counter.get_flop_counts().get("Global", {})
+    convolution = sum(count for kind, count in flops.items() if "conv" in str(kind))
+    return Estimate(
+        parameters=sum(p.numel() for p in cli.model.parameters()),
+        peak_bytes=meter.peak,
+        checkpoint_bytes=0,
+        convolution_flops=convolution,
+        other_flops=sum(flops.values()) - convolution,
+        steps=example.batches,
+        size=1,
+        accumulated=1,
+        devices=1,
+        precision=str(run.config["trainer"]["precision"]),
+        loader_bytes=0,
+    )
+
+
 def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
-    """Estimate a stage that trains; `size` is the batch on one device, None for its share of the recipe's."""
+    """Estimate a stage; `size` is the batch on one device of one that trains, None for its share of the recipe's."""
+    if not run.trains:
+        return estimate_test(run)
     training, meter, counter = fake_training(run, size)
     module = training.module
     stored = fake_step.MemoryMeter()
@@ -157,7 +202,7 @@ def fake_training(
         "callbacks": [fake_step.WithoutStorage(), *callbacks],
         "accumulate_grad_batches": 1,
     }
-    with _quiet(), fake_step.deep_copies_without_storage():
+    with quiet(), fake_step.deep_copies_without_storage():
         training = synthetic_training(run, arguments, Draw(empty=True), size, build_in=(mode,))
         if isinstance(precision := training.trainer.precision_plugin, MixedPrecision):
             precision.device = device.type
@@ -170,16 +215,6 @@ def fake_training(
             except (DataDependentOutputException, DynamicOutputShapeException) as error:
                 raise StageError(f"{run.recipe}: training steps depend on values of tensors ({error.func})") from error
     return training, meter, counter
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _steps(run: RunConfiguration, batches: int | None, accumulated: float) -> int | None:
@@ -207,6 +242,35 @@ def hours_text(hours: float | None) -> str:
     if hours is None:
         return "-"
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+
+
+#: Hours on one core up to which a stage counts as one for a CPU.
+CPU_HOURS = 24
+
+
+def cheapest_first(runs: Mapping[str, RunConfiguration], utilization: float) -> Iterator[str]:
+    """A table of hours, cheapest stage first, that says what a CPU can do."""
+    card, core = CARDS[1], one_core()
+    known: dict[str, list[float | None]] = {}
+    costs: dict[str, list[float | None]] = {}
+    for name, run in runs.items():
+        key = config_hash(run.config, IGNORED_KEYS | SEED_KEYS)
+        if key not in known:
+            try:
+                found = estimate(run)
+                known[key] = [found.hours(one, utilization) for one in (card, core)]
+            except StageError:
+                known[key] = [None, None]
+        costs[name] = known[key]
+    width = max(map(len, runs), default=0)
+    yield f"{'stage'.ljust(width)}  {f'h {card.name}'.rjust(12)}  {f'h {core.name}'.rjust(12)}  CPU"
+    for name, hours in sorted(costs.items(), key=lambda item: math.inf if item[1][0] is None else item[1][0]):
+        able = "-" if hours[1] is None else "yes" if hours[1] <= CPU_HOURS else "no"
+        yield f"{name.ljust(width)}  {'  '.join(hours_text(one).rjust(12) for one in hours)}  {able}"
+    yield (
+        f"estimates at {utilization:.0%} of the peak matrix rate of the card or of a core here, without fitting SVMs; "
+        f"CPU: up to {CPU_HOURS} h on one core; a dash: unknown; see docs/gpu.md"
+    )
 
 
 def estimate_lines(runs: Mapping[str, RunConfiguration], utilization: float) -> Iterator[str]:

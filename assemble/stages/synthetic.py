@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections import UserList
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import short_name
-from assemble.stages.cli import build
+from assemble.stages.cli import StageCLI, build
 from assemble.stages.configuration import RunConfiguration
 from assemble.stages.layers import leaves, merge, place
 from common.errors import StageError
@@ -113,17 +115,38 @@ def synthetic_training(
     if size % (config["model"]["init_args"].get("batch_norm_group") or 1):
         # One device cannot form a group that spans devices.
         config = merge(config, {"model": {"init_args": {"batch_norm_group": None}}})
-    quiet = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
+    nothing = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
     with ExitStack() as stack:
         for context in build_in:
             stack.enter_context(context)
-        cli = build(run, config, {**quiet, **trainer_arguments})
+        cli = build(run, config, {**nothing, **trainer_arguments})
     if not hasattr(cli.datamodule, "example_batch"):
         raise StageError(f"no synthetic batches: {type(cli.datamodule).__name__} has no method example_batch")
     made = cli.datamodule.example_batch(cli.model, size, draw)
     if hasattr(cli.model, "start_without_files"):
         cli.model.start_without_files()
     return SyntheticTraining(cli.trainer, cli.model, SyntheticData(cli.datamodule, made), size)
+
+
+def built_without_files(run: RunConfiguration, *contexts: AbstractContextManager[Any]) -> StageCLI:
+    """Build a stage's module and data module, but none of the files that they name, inside some contexts."""
+    config = {**without_files(run), "trainer": {"precision": run.config["trainer"]["precision"]}}
+    arguments = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE, "accelerator": "cpu"}
+    with quiet(), ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        return build(run, config, arguments)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Lightning's messages and all warnings."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def without_files(run: RunConfiguration) -> dict[str, Any]:

@@ -247,6 +247,14 @@ class SoundClassificationData(AudioVisualData):
             **self.item_options,
         )
 
+    def test_example(self, draw: Draw) -> Example:
+        """One window as the encoder takes it, and the number of windows of the published data set."""
+        audio = self.audio.transform(training=False)
+        counts = [self.dataset.published_count(split) for split in (self.train_split, self.test_split)]
+        windows = [self.training_windows, self.test_windows]
+        total = sum(n * w for n, w in zip(counts, windows)) if None not in counts else None
+        return Example(draw.normal(1, 1, audio.num_frames, audio.num_bins), total)
+
     def test_dataloader(self) -> list[DataLoader[Any]]:
         training = self._windows(self.listing, True, self.statistics_of_bins)
         test = self._windows(self.test_listing, False, self.statistics_of_bins)
@@ -407,6 +415,12 @@ class MultiLabelData(ImageData):
         batch["labels"] = draw.integers(-1, 2, size, module.num_classes).to(torch.int8)
         batches = batches_of_epoch(self.dataset.published_count(self.train_split), self.batch_size)
         return Example(batch, batches, {"num_classes": None})
+
+    def test_example(self, draw: Draw) -> Example:
+        """One image as the encoder takes it, and the number of images to learn from and to test on."""
+        counts = [self.dataset.published_count(split) for split in (self.train_split, self.test_split)]
+        total = None if None in counts else sum(counts)
+        return Example(self.example_images(1, draw)["image"], total)
 
     def test_dataloader(self) -> Any:
         test = self.evaluation_loader(self.images(self.test_split, training=False), self.test_batch_size)

@@ -14,7 +14,7 @@ from assemble.commands.main import main
 from assemble.reporting.papers import existing_papers, paper_named
 from assemble.stages import estimate as estimates
 from assemble.stages.configuration import resolve
-from assemble.stages.estimate import CARDS, Estimate, estimate
+from assemble.stages.estimate import CARDS, Card, Estimate, estimate
 from assemble.stages.fake_step import MemoryMeter, operation_counter
 from assemble.stages.layers import leaves
 from assemble.stages.plan import plan_stages
@@ -222,3 +222,21 @@ def test_the_plan_shows_an_estimate_of_every_configuration_once(
     assert len({len(line) for line in lines[:-1]}) == 1
     assert "50% of" in lines[-1]
     assert main([*command, "3"]) == 2
+
+
+def test_with_given_weights_the_cheapest_stage_comes_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "avid.pth").write_bytes(b"x")
+    monkeypatch.setattr(estimates, "one_core", lambda: Card("one core", 0.1, 0.1, 0.1))
+    flags = ["--given", f"avid={tmp_path / 'avid.pth'}", "--runs", str(tmp_path), "--stages", "ucf_1@avid", "esc@avid"]
+    assert main(["plan", "avid", "--scale", "paper", "--hardware", "gpu1", "--estimate", *flags]) == 0
+    head, first, second, _ = capsys.readouterr().out.splitlines()
+    assert head.split("  ")[0] == "stage"
+    assert (first.split()[0], first.split()[-1]) == ("esc@avid", "yes")
+    assert (second.split()[0], second.split()[-1]) == ("ucf_1@avid", "no")
+    # Two passes over the 2,000 files of ten windows, 2.88 GFLOP each.
+    found = estimate(resolve("avid_cma", "esc50_svm", scale="paper"))
+    assert found.steps == 40_000
+    assert found.flops == pytest.approx(2.88e9, rel=0.01)
+    assert float(first.split()[-2]) == pytest.approx(40_000 * 2.88e9 / 0.1e12 / 0.3 / 3600, rel=0.05)
