@@ -21,7 +21,7 @@ RUN = --scale $(SCALE) --seeds $(SEEDS) --hardware $(HARDWARE) --data "$(DATA)" 
   $(if $(RELEASED),--released "$(RELEASED)") $(if $(GIVEN),--given $(GIVEN))
 # After an edit of the code: RERUN=1 runs finished stages again, KEEP=1 uses them as they are.
 CODE = $(if $(RERUN),--rerun) $(if $(KEEP),--keep)
-REHEARSED = $(if $(filter single,$(SCALE)),--scale single)
+REHEARSED = $(if $(filter single,$(SCALE)),--scale single) $(if $(RELEASED),--released)
 
 # On small networks one thread per process is faster than two. The records were made with one.
 export OMP_NUM_THREADS ?= 1
@@ -108,7 +108,7 @@ reproduce: $(STAMP) ## Train and evaluate all papers
 	@failed=0; for paper in $(PAPERS); do \
 	  $(ASSEMBLE) reproduce $$paper $(RUN) $(CODE) || { status=$$?; case $$status in 129|130|138|143) exit $$status;; esac; failed=1; }; done; exit $$failed
 
-rehearse-%: $(STAMP) ## Run a paper's published recipes on tiny data in the real layouts
+rehearse-%: $(STAMP) ## Run a paper's published recipes on tiny data in the real layouts (RELEASED=1: from such weights)
 	$(ASSEMBLE) rehearse $* $(REHEARSED)
 
 rehearse: $(STAMP) ## Rehearse all papers

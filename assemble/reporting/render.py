@@ -66,9 +66,11 @@ def fill(
 def fill_both(
     source: Tables, scale: str, records: Sequence[Record], tables: Sequence[str] | None = None
 ) -> list[Filled]:
-    """Every table filled from our pre-training, then those that were measured from given weights."""
-    given = fill(source, scale, records, tables, given=True)
-    return fill(source, scale, records, tables) + [f for f in given if f.result.measured]
+    """Tables filled from our pre-training, unless only given weights were measured, then those from given weights."""
+    given = [f for f in fill(source, scale, records, tables, given=True) if f.result.measured]
+    shown = {f.result.table.id for f in given}
+    ours = [f for f in fill(source, scale, records, tables) if f.result.measured or f.result.table.id not in shown]
+    return ours + given
 
 
 def records_of(paper: str, runs: Path | None = None) -> list[Record]:

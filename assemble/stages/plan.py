@@ -87,7 +87,7 @@ def chosen(paper: str, selection: Selection) -> tuple[list[StageInstance], int]:
     if selection.everything or not selection.given:
         return instances, 0
     kept = started(instances, selection.given, selection.absent)
-    return kept, len(instances) - len(kept)
+    return kept, len({one.id for one in instances} - {one.id for one in kept} - {*selection.given})
 
 
 def given_text(paper: str, selection: Selection) -> list[str]:

@@ -10,20 +10,22 @@ import hashlib
 import shutil
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from assemble.reporting import records
 from assemble.reporting.papers import paper_named
-from assemble.reporting.tables import Tables, load
+from assemble.reporting.tables import StageInstance, Tables, load
+from assemble.stages.given import Given
 from assemble.stages.paper_modules import optional_part, part
 from assemble.stages.plan import Planned, plan_stages
 from assemble.stages.recipe_data import data_sections
 from assemble.stages.recipes import REHEARSAL
 from assemble.stages.reproduce import run_paper, say
-from assemble.stages.request import Selection, finished_record
+from assemble.stages.request import Selection, finished_record, requests_for
 from common.errors import StageError
-from common.files import environment, write_atomically
+from common.files import environment, write_atomically, write_whole
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,28 @@ def write_fixtures(paper: str, root: Path) -> None:
     write_atomically(mark, version)
 
 
+def write_released(paper: str, folder: Path, selection: Selection) -> dict[str, Given]:
+    """Write random weights in the layouts of the authors' files, unless they exist, and return the files by stage."""
+    given = {name: Given(folder / file.file, file.source, file.beside) for name, file in load(paper).released.items()}
+    if not given:
+        raise StageError(f"--released: papers/{paper}/tables.yaml names no released weights")
+    missing = {stage: file.path for stage, file in given.items() if not file.path.is_file()}
+    if missing:
+        from assemble.stages.lightning_workarounds import import_lightning
+
+        import_lightning()
+        from assemble.stages.synthetic import built_without_files
+
+        write = part(paper, "rehearsal", "cannot be rehearsed").write_released
+        stages = load(paper).stages
+        for stage, path in missing.items():
+            instance = StageInstance(stage, stages[stage].recipe, stages[stage].job, None)
+            (request,) = requests_for(paper, [instance], selection, 0)
+            cli = built_without_files(request.configuration)
+            write_whole(path, partial(write, stage, cli.model, cli.datamodule))
+    return given
+
+
 def rehearse(
     paper: str,
     folder: Path,
@@ -73,21 +97,28 @@ def rehearse(
     scale: str = "paper",
     stages: Sequence[str] = (),
     jobs: int = 1,
+    released: bool = False,
 ) -> list[Rehearsed]:
-    """Run every stage of a paper at a large scale on tiny data; skips finished ones."""
+    """Run every stage of a paper at a large scale on tiny data; skips finished ones.
+
+    With `released`, files in the layouts of the authors' weights stand for stages.
+    """
     name = paper_named(paper).name
     folder = folder.resolve()
     # With a separate cache and without W&B, since the measured values are meaningless.
     with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
         data = folder / "data" / name
         selection = Selection(scale, runs=folder, data=data, stages=tuple(stages), rehearsal=True, rerun=True)
-        planned = plan_stages(name, selection)
         write_fixtures(name, data)
+        if released:
+            selection = replace(selection, given=write_released(name, data / "released", selection))
+        planned = plan_stages(name, selection)
         say(f"reduced by configs/{name}/{REHEARSAL}.yaml")
         _forget_removed_parents(planned)
         failed = run_paper(name, selection, jobs=jobs, finished=lambda _: _remove_spent(planned))
     source = load(name)
-    return [_judged(item, source, failed.get(item.request.key)) for item in planned]
+    waiting = [item for item in planned if item.request.given is None]
+    return [_judged(item, source, failed.get(item.request.key)) for item in waiting]
 
 
 def _remove_spent(planned: Sequence[Planned]) -> None:

@@ -23,6 +23,7 @@ from assemble.reporting.progress import Watch, duration
 from assemble.reporting.runs import headline
 from assemble.stages import stopping
 from assemble.stages.needs import needs_of
+from assemble.stages.paper_modules import optional_part
 from assemble.stages.plan import (
     Planned,
     check_configurations,
@@ -136,9 +137,31 @@ def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: b
     if lines := needs.lines():
         say("\n".join([*lines, ""]))
     planned = needs.require(skip_missing)
+    _check_files(planned)
     if needs.blocked:
         say(f"{len(needs.blocked)} stages are left out: their data is missing, or they start from such a stage")
     return planned
+
+
+def _check_files(planned: Sequence[Planned]) -> None:
+    """Check names and shapes in the files that stand for stages, if anything is left to run."""
+    given = {item.request.stage: item for item in planned if item.request.given is not None}
+    if not given or all(item.done for item in planned):
+        return
+    from assemble.stages.lightning_workarounds import import_lightning
+
+    import_lightning()
+    from assemble.stages.synthetic import built_without_files
+    from common.encoders.checkpoint_files import CheckpointError
+
+    for stage, item in given.items():
+        check = getattr(optional_part(item.request.paper, "weights"), "check", None)
+        if check is not None:
+            cli = built_without_files(item.run)
+            try:
+                check(item.request.checkpoint(), cli.model, cli.datamodule)
+            except CheckpointError as error:
+                raise StageError(f"the file for {stage} cannot stand for it: {error}") from None
 
 
 def say(text: str) -> None:

@@ -6,6 +6,10 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
 
 from common.data.datasets.audioset import write_audioset
 from common.data.datasets.dcase import write_dcase
@@ -53,6 +57,25 @@ def write_datasets(root: Path) -> None:
     write_hmdb51(root / "hmdb51", _names(51), clips_per_class=3, write=_one_of(silent))
     write_esc50(root / "esc50", _names(3), write=_one_of(sounds))
     write_dcase(root / "dcase2014", ("bus", "park", "tube"), clips_per_scene=2, write=_one_of(sounds))
+
+
+def write_released(stage: str, module: Any, data: Any, path: Path) -> None:
+    """Write a file with the authors' names and layout for a stage; its banks have as many rows as the set has clips."""
+    clips, mined = data.dataset.published_count(data.split), module.loss.positives
+    # One stored number stands for all.
+    criterion = {f"nce_average.view{view}_mem": torch.zeros(1, 1).expand(clips, 128) for view in (1, 2)}
+    criterion["criterion.avg_exp_score"] = torch.tensor([2.25] if mined else 2.25)
+    if mined:
+        criterion["nce_average.positive_set"] = torch.zeros(1, 1, dtype=torch.int32).expand(clips, mined)
+    weights = {f"module.{name}": value for name, value in module.model.state_dict().items()}
+    optimizer = {"state": {0: {"step": 9, "exp_avg": torch.zeros(1)}}, "param_groups": [{"lr": 2e-4, "params": [0]}]}
+    if "audioset" in stage:  # half precision also occurs
+        weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
+    content = {"epoch": 30, "model": weights, "optimizer": optimizer, "train_criterion": criterion}
+    torch.save(content, path, _use_new_zipfile_serialization=not mined)  # files of old versions of torch, too
+    np.savez(
+        path.with_name("audio_norm_stats.npz"), mean=np.full(257, -30.0, np.float32), std=np.full(257, 20.0, np.float32)
+    )
 
 
 def _names(count: int) -> tuple[str, ...]:

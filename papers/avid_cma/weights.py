@@ -45,21 +45,52 @@ def load_pretraining(path: str | Path, model: nn.Module) -> Pretraining:
     """
     try:
         content, state = _read(path)
-        if weights := below(state, "model."):
-            found = Pretraining(weights, below(state, "loss."), content.get("listing_fingerprint"))
-        elif below(state, "video_model."):
-            memory = _released_memory(named_tensors(content.get("train_criterion")))
-            found = Pretraining(R2Plus1D.released_names(below(state, "")), memory)
-        else:
-            raise CheckpointError(
-                f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}. Give the "
-                "checkpoint of a pre-training, such as avid"
-            )
-        if problem := differences(model.state_dict(), found.model):
-            raise CheckpointError(f"{path}: the weights do not fit the network: {problem}")
+        weights = _fitting(path, state, model)
     except CheckpointError as error:
         raise CheckpointError(f"model.warm_start: {error}") from error
-    return found
+    if below(state, "model."):
+        return Pretraining(weights, below(state, "loss."), content.get("listing_fingerprint"))
+    return Pretraining(weights, _released_memory(named_tensors(content.get("train_criterion"))))
+
+
+def check(path: Path, module: Any, data: Any) -> None:
+    """Raise an error unless a file fits the networks of a pre-training, and a released one its loss and data set.
+
+    Source: [13].
+    """
+    content, state = _read(path)
+    _fitting(path, state, module.model)
+    criterion = named_tensors(content.get("train_criterion"))
+    bank = criterion.get("nce_average.view1_mem")
+    if bank is None:
+        return
+    clips = None if data.world is not None else data.dataset.published_count(data.split)
+    mined = criterion.get("nce_average.positive_set", torch.empty(0, 0)).shape[1]
+    if mined != module.loss.positives:
+        raise CheckpointError(
+            f"{path}: nce_average.positive_set has {mined} mined positives per clip, expected {module.loss.positives}: "
+            "the file is of AVID, not of AVID-CMA, or the other way round"
+        )
+    if clips is not None and not clips / 2 < len(bank) < clips * 2:
+        raise CheckpointError(
+            f"{path}: nce_average.view1_mem has {len(bank):,} rows, expected about {clips:,} for {data.dataset.title}: "
+            "the file is of another data set"
+        )
+
+
+def _fitting(path: str | Path, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The networks in a checkpoint of ours or a released one, which must fit `model`."""
+    weights = below(state, "model.")
+    if not weights and any(name.startswith("video_model.") for name in state):
+        weights = R2Plus1D.released_names(below(state, ""))
+    if not weights:
+        raise CheckpointError(
+            f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}. Give the "
+            "checkpoint of a pre-training, such as avid"
+        )
+    if problem := differences(model.state_dict(), weights):
+        raise CheckpointError(f"{path}: the weights do not fit the network: {problem}")
+    return weights
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from common.data.regions import Regions, write_regions
 from common.data.worlds.emoji_languages import EmojiLanguagesWorld
 from common.errors import StageError
 from common.files import read_yaml
+from papers.m3p.weights import RELEASED
 
 #: Of Visual Genome's detector: width of a feature and number of classes.
 FEATURES, CLASSES = 2048, 1600
@@ -90,3 +92,14 @@ def write_weights(root: Path) -> None:
         vocab_size=VOCABULARY, num_hidden_layers=2, max_position_embeddings=514, type_vocab_size=1
     )
     XLMRobertaForMaskedLM(config).save_pretrained(root / "weights" / "xlm-roberta-base")
+
+
+def write_released(stage: str, module: Any, data: object, path: Path) -> None:
+    """Write a model with the names of the released one, which has a prefix and layers for generation."""
+    import torch
+
+    state = module.model.state_dict()
+    released = {f"module.{theirs}": state[ours] for ours, theirs in RELEASED.items() if ours in state}
+    released["module.pred_layer.proj.weight"] = released["module.embeddings.weight"]
+    released["module.refine_embeddings.weight"] = torch.zeros(4, 4)
+    torch.save({"model": released}, path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -122,6 +122,16 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
         )
     model.load_state_dict(weights, strict=False)
     return sorted(set(state) - used)
+
+
+def check(path: Path, module: Any, data: object) -> None:
+    """Raise an error unless a file holds all weights of a pre-training's model, under our or the released names."""
+    state = tensors_in(read_checkpoint(path, "'model' or 'state_dict'"))
+    names = _our_names(state)
+    if not names:
+        raise CheckpointError(f"{path}: no weights of M3P: found {first_of(list(state))}")
+    if problem := differences(module.model.state_dict(), {ours: state[theirs] for ours, theirs in names.items()}):
+        raise CheckpointError(f"{path}: the weights do not fit the model: {problem}")
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -> Path:

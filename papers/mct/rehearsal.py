@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from common.data.datasets.coco import CLASSES
 from common.data.datasets.imagenet import imagenet_class
@@ -14,6 +17,7 @@ from common.data.rehearsal import (
     write_random_karpathy,
     write_random_voc,
 )
+from common.encoders.image import ImageResNet
 
 
 def write_datasets(root: Path) -> None:
@@ -31,3 +35,20 @@ def write_datasets(root: Path) -> None:
 def write_weights(root: Path) -> None:
     """Write BERT, which knows the words of the captions, to `$DATA`."""
     write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES), layers=2)
+
+
+def write_released(stage: str, module: Any, data: object, path: Path) -> None:
+    """Write a ResNet-50 as MoCo's, VirTex's or torchvision's file, by the stage that it stands for."""
+    encoder = next(part for part in module.modules() if isinstance(part, ImageResNet)).state_dict()
+    content: dict[str, Any]
+    if stage == "moco_v2_imagenet":
+        state = {f"module.encoder_{kind}.{name}": value for kind in "qk" for name, value in encoder.items()}
+        state |= {"module.encoder_q.fc.0.weight": torch.zeros(4, 4), "module.queue": torch.zeros(128, 64)}
+        content = {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": {"state": {}}}
+    elif stage == "virtex":
+        state = {f"visual.cnn.{name}": value for name, value in encoder.items()}
+        content = {"model": state | {"textual.embedding.words.weight": torch.zeros(4, 4)}, "iteration": 500_000}
+    else:
+        content = {name: value for name, value in encoder.items() if not name.endswith("num_batches_tracked")}
+        content |= {"fc.weight": torch.zeros(1000, 2048), "fc.bias": torch.zeros(1000)}
+    torch.save(content, path, _use_new_zipfile_serialization=stage != "in_sup")

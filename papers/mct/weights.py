@@ -8,17 +8,19 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.encoders.checkpoint_files import (
     CheckpointError,
     below,
+    differences,
     first_of,
     read_checkpoint,
     tensors_in,
     with_counters,
     write_torch,
 )
+from common.encoders.image import ImageResNet
 from common.files import write_whole
 
 Layout = Literal["torchvision", "timm", "detectron2"]
@@ -50,6 +52,13 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
     raise CheckpointError(
         f"{path}: no image backbone: expected one of {places}, found {first_of(list(state) or list(content))}"
     )
+
+
+def check(path: Path, module: nn.Module, data: object) -> None:
+    """Raise an error unless a file holds the image backbone of a pre-training."""
+    encoder = next(part for part in module.modules() if isinstance(part, ImageResNet))
+    if problem := differences(encoder.state_dict(), load_backbone(path)):
+        raise CheckpointError(f"{path}: the backbone does not fit the network: {problem}")
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvision") -> Path:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from assemble.commands.main import main
 from assemble.reporting import records
@@ -15,14 +18,20 @@ from assemble.reporting.promote import REFUSED, promote
 from assemble.reporting.tables import expand
 from assemble.stages import rehearse
 from assemble.stages.configuration import check_arguments, resolve
+from assemble.stages.given import Given
 from assemble.stages.layers import load_yaml
 from assemble.stages.needs import needs_of
 from assemble.stages.paper_modules import optional_part
 from assemble.stages.plan import plan_stages
 from assemble.stages.recipe_data import datasets_of
 from assemble.stages.recipes import REHEARSAL, family_of, recipes_of, scales_of
+from assemble.stages.reproduce import _check_files
 from assemble.stages.request import Selection
+from common.encoders.checkpoint_files import read_checkpoint
+from common.encoders.image import ImageResNet
+from common.errors import StageError
 
+GOLDEN = project_root() / "tests" / "golden"
 NAMES = [paper.name for paper in existing_papers() if optional_part(paper.name, "rehearsal")]
 
 
@@ -118,3 +127,51 @@ def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypat
     told = "without test/meteor, 2 steps, 2 metrics, 1 of them not finite, 7 s, 1.5 GiB"
     assert str(passed) == f"  in_sup: passed, {told}"
     assert str(judged({}, 2, "broke")) == "  in_sup: FAILED, broke"
+
+
+def test_tables_are_rehearsed_from_files_in_the_released_layouts(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of an old version of torch, and one in half precision; both with data parallelism's prefix."""
+    command = ["rehearse", "avid", "--released", "--folder", str(tmp_path), "--jobs", "1"]
+    assert main([*command, "--stages", "dcase@avid_cma", "dcase@cma_audioset"]) == 0
+    printed = capfd.readouterr().out
+    assert "AVID-CMA at scale paper: 4 stages, 2 given, 0 done, 2 to run" in printed
+    assert "AVID-CMA: 2 of 2 stages passed" in printed
+    assert "Transfer after pre-training on AudioSet, from the authors' weights (paper)" in printed
+    assert printed.count("† Measured here from the authors' weights, which we did not pre-train") == 2
+    folder = tmp_path / "data" / "avid_cma" / "released"
+    weights = read_checkpoint(folder / "AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar")["model"]
+    golden = json.loads((GOLDEN / "avid_cma" / "official_state_dict.json").read_text("utf-8"))
+    assert {n: list(x.shape) for n, x in weights.items()} == {f"module.{n}": s for n, s in golden["model"].items()}
+    # A file of another paper, of another stage or of another data set is refused with what differs.
+    network = {f"module.encoder_q.{name}": value for name, value in ImageResNet((1, 1, 1, 1)).state_dict().items()}
+    torch.save({"epoch": 200, "arch": "resnet50", "state_dict": network}, tmp_path / "moco.pth.tar")
+    others = {
+        "AVID_Audioset_Cross-N1024_checkpoint.pth.tar": "view1_mem has 1,784,108 rows, expected about 240,000",
+        "AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar": "positive_set has 32 mined positives",
+        "../../../moco.pth.tar": "no weights of an audio-visual model; its entries are encoder_q.conv1.weight",
+    }
+    for name, message in others.items():
+        monkeypatch.setattr(
+            rehearse, "write_released", lambda *_, name=name: {"avid": Given((folder / name).resolve(), "somewhere")}
+        )
+        assert main([*command, "--stages", "dcase@avid"]) == 2
+        error = capfd.readouterr().err
+        assert "the file for avid cannot stand for it: " in error
+        assert message in error
+
+
+@pytest.mark.parametrize("paper", ["mct", "m3p"])
+def test_released_layouts_fit_their_stages_and_no_others(paper: str, tmp_path: Path) -> None:
+    selection = Selection("paper", runs=tmp_path, data=tmp_path, rehearsal=True)
+    given = rehearse.write_released(paper, tmp_path / "released", selection)
+    assert len(given) == {"mct": 3, "m3p": 1}[paper]
+    planned = plan_stages(paper, replace(selection, given=given))
+    _check_files(planned)
+    wrong = tmp_path / "audio.pth"
+    torch.save({"model": {"module.audio_model.conv1.weight": torch.zeros(4)}}, wrong)
+    for stage in given:
+        planned = plan_stages(paper, replace(selection, given={**given, stage: Given(wrong)}))
+        with pytest.raises(StageError, match=rf"the file for {stage} cannot stand for it: .*audio_model"):
+            _check_files(planned)
