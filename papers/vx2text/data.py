@@ -96,14 +96,6 @@ class VideoTextItems(ClipDataset):
         self.source.transform(batch)
 
 
-def prompt_for(
-    tokenizer: TextTokenizer, limits: PromptLimits, video: VideoInput | None, audio: AudioInput | None
-) -> Prompt:
-    """A writer of prompts with places for the tokens of each clip and the sound."""
-    video_places = 0 if video is None else video.clips * limits.video_tokens
-    return Prompt(tokenizer, limits, video_places, 0 if audio is None else limits.audio_tokens)
-
-
 def option_targets(prompt: Prompt, options: Sequence[str], correct: int, scoring: Scoring) -> Sample:
     """Labels of the right option, which are empty if it is withheld (-1), and what tells all options apart."""
     if scoring == "loglik":
@@ -201,7 +193,9 @@ class VideoTextData(ShardedDataModule):
         self.slots = slots
         self.replaced = replaced
         self.test_batch_size = test_batch_size
-        self.prompt = prompt_for(tokenizer, prompt, self.video, self.audio)
+        self.prompt = Prompt(
+            tokenizer, prompt, 0 if self.video is None else self.video.clips, int(self.audio is not None)
+        )
 
     def setup(self, stage: str) -> None:
         self.dataset.listing(self.test_split)  # missing test files fail before training

@@ -177,7 +177,7 @@ class Prompt:
     """Writes prompts: task, video, audio, speech, caption, history, question, options.
 
     Each part follows a word that names it; T5 needs no other separator. Only text is cut: all places of modality tokens
-    and the question stay, even with long speech. `video_places` and `audio_places` count tokens over all clips.
+    and the question stay, even with long speech. Every one of the `clips` and `sounds` has as many places as tokens.
 
     Source: [5].
     """
@@ -186,9 +186,10 @@ class Prompt:
         self,
         tokenizer: TextTokenizer,
         limits: PromptLimits = DEFAULT_LIMITS,
-        video_places: int = 0,
-        audio_places: int = 0,
+        clips: int = 0,
+        sounds: int = 0,
     ) -> None:
+        video_places = clips * limits.video_tokens
         if video_places > (most := PLACES["video"] - PLACES["audio"]):
             raise ValueError(
                 f"data.prompt.video_tokens times data.video.clips must be at most {most}, not {video_places}"
@@ -196,7 +197,7 @@ class Prompt:
         self.tokenizer = tokenizer
         self.limits = limits
         self.video = [PLACES["video"] - token for token in range(video_places)]
-        self.audio = [PLACES["audio"] - token for token in range(audio_places)]
+        self.audio = [PLACES["audio"] - token for token in range(sounds * limits.audio_tokens)]
 
     def encode(self, text: TextSample, words: Sequence[Sequence[str]] | None = None) -> list[int]:
         """Ids of a prompt with its end token; words of the video and the audio may replace the modality tokens."""

@@ -25,7 +25,7 @@ from common.models.trained import SOURCES, Items, Trained, TrainedModel, with_ar
 from common.models.trained import Modality as AnyModality
 from papers.vx2text import fusion
 from papers.vx2text.clips import AudioInput, ClipReader, VideoInput
-from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets, prompt_for
+from papers.vx2text.data import CaptioningData, QuestionAnsweringData, Scoring, collate, option_targets
 from papers.vx2text.gumbel import largest
 from papers.vx2text.language_model import LanguageModel, OptionClassifier
 from papers.vx2text.prompt import (
@@ -70,10 +70,10 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         self.task, self.scoring = self.input(trained, "task", Task), self.input(trained, "scoring", Scoring)
         self.video = self.input(trained, "video", VideoInput | None)
         self.audio = self.input(trained, "audio", AudioInput | None)
-        limits = self.input(trained, "prompt", PromptLimits)
         self.tokenizer = TextTokenizer(None, self.input(trained, "vocabulary_size", int))
         self.tokenizer.content = trained.file(VOCABULARY)
-        self.prompt = prompt_for(self.tokenizer, limits, self.video, self.audio)
+        limits, clips = self.input(trained, "prompt", PromptLimits), 0 if self.video is None else self.video.clips
+        self.prompt = Prompt(self.tokenizer, limits, clips, int(self.audio is not None))
         self.read_names(self.tokenizer)
 
     @classmethod

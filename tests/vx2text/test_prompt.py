@@ -58,7 +58,7 @@ FULL = TextSample(
 
 
 def test_the_order_of_the_parts(words: TextTokenizer) -> None:
-    ids = Prompt(words, video_places=3, audio_places=2).encode(FULL)
+    ids = Prompt(words, PromptLimits(audio_tokens=2), clips=1, sounds=1).encode(FULL)
     assert words.decode([number for number in ids if number >= 0]) == (
         "continue the dialog : video : audio : speech : hello i am anna hello i am ben caption : a circle moves "
         "history : what shape is it ? it is a circle who speaks ? it is anna question : what color is it ? "
@@ -103,7 +103,7 @@ def test_question_and_places_survive_any_text(
 ) -> None:
     limits = PromptLimits(speech=spoken, caption=16, history=told, question=12)
     text = TextSample("dialog", "what is he doing ?", tuple(speech), caption, tuple(history))
-    prompt = Prompt(pieces, limits, video_places=12, audio_places=3)
+    prompt = Prompt(pieces, limits, clips=4, sounds=1)
     ids = prompt.encode(text)
     assert [number for number in ids if number < 0] == [*range(-1, -13, -1), -101, -102, -103]
     question = pieces.encode("question :") + pieces.encode("what is he doing ?")[:12] + [pieces.eos_id]
