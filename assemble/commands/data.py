@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from assemble.commands.parsing import Option, PaperName, existing_folder
 from assemble.reporting.papers import existing_papers, paper_named, working_folder
 from common.errors import StageError, optional_package
+
+if TYPE_CHECKING:
+    from common.data.fetch import OpenData
 
 
 def data_root() -> Path:
@@ -26,6 +29,9 @@ def data(
         "prints the terms first. An unknown name lists all options",
     ] = None,
     accept_license: Annotated[bool, "accept the terms of --fetch"] = False,
+    mirror: Annotated[
+        str | None, "with --fetch: a folder or an address that has the files, in place of their own"
+    ] = None,
     measure: Annotated[
         str | None,
         Option(
@@ -59,8 +65,10 @@ def data(
         raise StageError("--detector, --output and --distribution need --extract-regions FOLDER")
     if accept_license and fetch is None:
         raise StageError("--accept-license needs --fetch NAME")
+    if mirror is not None and fetch is None:
+        raise StageError("--mirror needs --fetch NAME")
     if fetch is not None:
-        return _fetch(paper_named(paper).short, root, fetch, accept_license)
+        return _fetch(paper_named(paper).short, root, fetch, accept_license, mirror)
     if extract_regions is not None:
         if output is None or detector is None:
             raise StageError("--extract-regions needs --output FILE (.h5 or .npz) and --detector WEIGHTS")
@@ -94,18 +102,43 @@ def data(
     return 0
 
 
-def _fetch(paper: str, root: Path, name: str, accepted: bool) -> int:
-    from common.data.fetch import fetch, open_data
+def _fetch(paper: str, root: Path, name: str, accepted: bool, mirror: str | None) -> int:
+    from common.data.fetch import fetch, mirrored, open_data
 
-    entry = open_data(name)
-    print(entry.describe())
+    entries = _released(paper) if name == "released" else [open_data(name)]
+    entries = [mirrored(entry, mirror) for entry in entries] if mirror else entries
+    for entry in entries:
+        print(entry.describe())
     if not accepted:
         raise StageError(f"nothing was fetched: read the terms, then add --accept-license to download to {root}")
-    fetch(entry, root)
-    if entry.note:
-        print(entry.note)
-    print(f"{entry.title} is in {root}; `assemble data {paper} --data {root}` lists what was found")
+    for entry in entries:
+        fetch(entry, root)
+        if entry.note:
+            print(entry.note)
+        print(f"{entry.title} is in {root}; `assemble data {paper} --data {root}` lists what was found")
+    if name == "released":
+        print(f"`make reproduce-{paper} SCALE=paper DATA={root} RELEASED={root / 'weights'}` fills tables from them")
     return 0
+
+
+def _released(paper: str) -> list[OpenData]:
+    """The authors' weights that have an address; says where the others are."""
+    from assemble.reporting.tables import load
+    from common.data import fetch as fetching
+
+    entries = []
+    for file in load(paper).released.values():
+        entry = fetching.addressed(file.file)
+        if entry is None and file.source.endswith(f"/{file.file}"):
+            address = fetching.OpenFile(file.source, f"weights/{file.file}", file.checksum or None)
+            entry = fetching.OpenData(file.file, file.license, file.source, "size unknown", (address,))
+        if entry is None:
+            print(f"{file.file}: get it from {file.origin}")
+        else:
+            entries.append(entry)
+    if not entries:
+        raise StageError(f"--fetch released: no file of {paper} has an address that we know of")
+    return entries
 
 
 def _extract(images: Path, output: Path, weights: Path, distribution: bool) -> int:

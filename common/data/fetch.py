@@ -5,9 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from dataclasses import dataclass
+import zipfile
+from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 from common.data import checksums
 from common.errors import StageError, nearest
@@ -58,8 +63,24 @@ def open_data(name: str) -> OpenData:
     return OpenData(files=files, **entry)
 
 
+def addressed(file: str) -> OpenData | None:
+    """The entry with an address for a file of this name, without the entry's other files."""
+    for name in read_yaml(TABLE, StageError):
+        entry = open_data(name)
+        if found := tuple(one for one in entry.files if Path(one.file).name == file):
+            return replace(entry, files=found)
+    return None
+
+
+def mirrored(data: OpenData, mirror: str) -> OpenData:
+    """The same files from a folder or from another address."""
+    base = mirror if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
+    files = (replace(file, address=f"{base}/{quote(Path(file.file).name)}") for file in data.files)
+    return replace(data, files=tuple(files))
+
+
 def fetch(data: OpenData, root: Path) -> None:
-    """Download all files of an entry with pooch, compare checksums and unpack; keeps existing files."""
+    """Download all files of an entry, check them and unpack; keeps existing files and resumes partial ones."""
     root.mkdir(parents=True, exist_ok=True)
     with exclusive(root / ".fetch.lock"):
         for file in data.files:
@@ -77,8 +98,8 @@ def _fetch_file(file: OpenFile, root: Path) -> None:
         print(f"{file.file}: already exists")
     else:
         _download(file.address, path)
-    problem = checksums.problem(path, file.checksum) if file.checksum else None
-    if problem is not None:
+    problem = (checksums.problem(path, file.checksum) if file.checksum else None) or _wrong_format(path)
+    if problem:
         wrong = path.with_name(f"{path.name}.wrong")
         os.replace(path, wrong)
         raise StageError(f"{path}: {problem}. It is kept as {wrong}; rerun the command to download it again")
@@ -96,14 +117,51 @@ def _fetch_file(file: OpenFile, root: Path) -> None:
 
 
 def _download(address: str, path: Path) -> None:
-    import pooch
-
+    """Download a file into `<path>.part` and rename it when it is whole; another attempt or call resumes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Without a checksum, because pooch does not support prefixes.
-    getter = pooch.create(
-        path.parent, base_url="", registry={path.name: None}, urls={path.name: address}, retry_if_failed=_RETRIES
-    )
-    try:
-        getter.fetch(path.name, downloader=pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=60))
-    except OSError as error:
-        raise StageError(f"{address} cannot be downloaded: {error}") from None
+    part, problem = path.with_name(f"{path.name}.part"), ""
+    for _ in range(_RETRIES + 1):
+        try:
+            if _receive(address, part):
+                os.replace(part, path)
+                return
+            problem = f"the connection broke off after {part.stat().st_size:,} bytes; rerun the command to resume"
+        except HTTPException as error:
+            problem = str(error) or type(error).__name__
+        except OSError as error:
+            problem = str(error)
+            if isinstance(error, HTTPError):
+                error.close()
+                if error.code == 416:  # the part has all bytes of the file, or is of another one
+                    part.unlink(missing_ok=True)
+                    continue
+                break
+    raise StageError(f"{address} cannot be downloaded: {problem}")
+
+
+def _receive(address: str, part: Path) -> bool:
+    """Append what is missing of a file, if the server can; whether all of it has arrived."""
+    start = part.stat().st_size if part.is_file() else 0
+    request = Request(address, headers={"Range": f"bytes={start}-"} if start else {})
+    with urlopen(request, timeout=60) as response:
+        resumes = response.status == 206
+        size = int(response.headers.get("Content-Length") or -1) + (start if resumes else 0)
+        with part.open("ab" if resumes else "wb") as file:
+            while block := response.read(2**20):
+                file.write(block)
+                if sys.stderr.isatty():
+                    print(f"\r{part.stem}: {file.tell() / 1e6:,.0f} of {size / 1e6:,.0f} MB", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    return size < 0 or part.stat().st_size == size
+
+
+def _wrong_format(path: Path) -> str:
+    """Why a file is not what its name says; empty if nothing speaks against it."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    if not path.name.endswith((".pth", ".pth.tar")) or start.startswith(b"\x80"):
+        return ""
+    if start.startswith(b"PK"):
+        return "" if zipfile.is_zipfile(path) else "the end of the archive is missing"
+    return f"not a checkpoint, since it starts with {start!r}; the publisher may have moved the file"

@@ -13,13 +13,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
-import pooch
 import pytest
 import yaml
 
 from assemble.commands.main import main
 from common.data import fetch as fetching
-from common.data.fetch import OpenData, OpenFile, fetch, open_data
+from common.data.fetch import OpenData, OpenFile, fetch, mirrored, open_data
 from common.errors import StageError
 from common.files import read_yaml
 
@@ -32,6 +31,7 @@ class Server(BaseHTTPRequestHandler):
     body: ClassVar[bytes] = BODY
     stops_after: ClassVar[int | None] = None
     asked: ClassVar[list[str]] = []
+    sent: ClassVar[int] = 0
 
     def do_GET(self) -> None:
         cls = type(self)
@@ -39,11 +39,16 @@ class Server(BaseHTTPRequestHandler):
         if self.path == "/lost":
             self.send_error(404, "Not Found")
             return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(cls.body)))
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        if start >= len(cls.body):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(cls.body) - start))
         self.end_headers()
         stop, cls.stops_after = cls.stops_after, None
-        self.wfile.write(cls.body if stop is None else cls.body[:stop])
+        cls.sent += (sent := cls.body[start:stop]) and len(sent)
+        self.wfile.write(sent)
 
     def log_message(self, *arguments: Any) -> None:
         pass
@@ -53,8 +58,7 @@ class Server(BaseHTTPRequestHandler):
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(pooch.core.time, "sleep", lambda seconds: None)
-    Server.body, Server.stops_after, Server.asked = BODY, None, []
+    Server.body, Server.stops_after, Server.asked, Server.sent = BODY, None, [], 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -93,11 +97,29 @@ class TestDownload:
             fetch(one(address, checksum=f"{kind}:{'0' * 12}"), tmp_path / "wrong")
         assert sorted(path.name for path in (tmp_path / "wrong/set").iterdir()) == ["file.bin.wrong"]
 
-    def test_a_broken_connection_is_tried_again(self, address: str, tmp_path: Path) -> None:
+    def test_a_broken_download_is_resumed(self, address: str, tmp_path: Path) -> None:
         Server.stops_after = 300_000
         fetch(one(address), tmp_path)
-        assert len(Server.asked) == 2
         assert (tmp_path / "set/file.bin").read_bytes() == BODY
+        assert (len(Server.asked), Server.sent) == (2, len(BODY))
+        # Another command resumes as well; a part that cannot belong to the file is fetched again.
+        for there in (BODY[:700_000], BODY + b"more"):
+            Server.sent = 0
+            (tmp_path / "set/file.bin").unlink()
+            (tmp_path / "set/file.bin.part").write_bytes(there)
+            fetch(one(address), tmp_path)
+            assert (tmp_path / "set/file.bin").read_bytes() == BODY
+            assert Server.sent == (len(BODY) - 700_000 if len(there) < len(BODY) else len(BODY))
+        assert [path.name for path in (tmp_path / "set").iterdir()] == ["file.bin"]
+
+    @pytest.mark.parametrize("body", [b"<!DOCTYPE html>", b"PK\x03\x04 cut off"])
+    def test_a_page_or_a_part_in_place_of_a_checkpoint_is_refused(
+        self, address: str, tmp_path: Path, body: bytes
+    ) -> None:
+        Server.body = body
+        with pytest.raises(StageError, match=r"not a checkpoint, since it starts with b'<!D|end of the archive"):
+            fetch(one(address, file="weights/x.pth.tar"), tmp_path)
+        assert [path.name for path in (tmp_path / "weights").iterdir()] == ["x.pth.tar.wrong"]
 
     @pytest.mark.parametrize("place", ["{address}/lost", "http://127.0.0.1:1/x"])
     def test_errors_name_the_address(self, address: str, tmp_path: Path, place: str) -> None:
@@ -175,3 +197,30 @@ def test_the_table() -> None:
                 ("https://", "http://images.cocodataset.org/", "http://host.robots.ox.ac.uk/")
             )
             assert not Path(file.file).is_absolute()
+
+
+def test_released_weights_come_from_a_mirror_or_a_folder(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Server.body = b"\x80\x02 as an old checkpoint starts"
+    first = ["data", "avid", "--data", str(tmp_path / "data"), "--fetch", "released"]
+    assert main([*first, "--mirror", address]) == 2
+    assert capsys.readouterr().out.count("license: CC BY-NC 4.0") == 4
+    assert not Server.asked
+    assert main([*first, "--mirror", address, "--accept-license"]) == 0
+    names = [
+        f"AVID{'-CMA' * mined}_{data}_{'InstX-N1024-PosW-N64-Top32' if mined else 'Cross-N1024'}_checkpoint.pth.tar"
+        for data in ("Kinetics", "Audioset")
+        for mined in (0, 1)
+    ]
+    assert Server.asked == [f"/{name}" for name in names]
+    # Offline, from a folder.
+    second = ["data", "avid", "--data", str(tmp_path / "other"), "--fetch", "released"]
+    assert main([*second, "--mirror", str(tmp_path / "data" / "weights"), "--accept-license"]) == 0
+    assert sorted(path.name for path in (tmp_path / "other" / "weights").iterdir()) == sorted(names)
+    assert len(Server.asked) == 4
+    # Files without a known address are named with their source.
+    assert main(["data", "m3p", "--fetch", "released"]) == 2
+    assert "checkpoint.pth: get it from https://github.com/microsoft/M3P" in capsys.readouterr().out
+    with pytest.raises(StageError, match=r"does not exist|No such file"):
+        fetch(mirrored(one(address), str(tmp_path / "nothing")), tmp_path / "third")
