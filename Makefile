@@ -217,10 +217,12 @@ $(VENV)/.mutation: $(STAMP)
 	@UV=$$(command -v uv || echo "$(CURDIR)/.uv/bin/uv"); export VIRTUAL_ENV="$(CURDIR)/$(VENV)"; \
 	  "$$UV" pip install --quiet --constraint requirements.lock "mutmut>=3.8,<4" "pytest-cov>=6" && touch $@
 
-lint: $(STAMP) ## Check style and types
+lint: $(STAMP) ## Check style, types and workflows
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
+	@if lint=$$(PATH="$(VENV)/bin:$$PATH" command -v actionlint); then echo "$$lint"; "$$lint"; \
+	  else echo "actionlint is missing (make extra-actions), so .github/workflows is not checked"; fi
 
 format: $(STAMP) ## Format the code
 	$(VENV)/bin/ruff check --fix .

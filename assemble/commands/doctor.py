@@ -17,7 +17,7 @@ from common import files
 #: Packages with compiled parts; importing them shows whether their versions fit together.
 COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
 #: Extras for developers, which are not checked.
-DEVELOPING = ("dev", "docs", "bench", "mutation")
+DEVELOPING = ("dev", "docs", "bench", "mutation", "actions")
 _NO_GPU = "none found: the scales smoke and mini run on the CPU (with an NVIDIA GPU: make clean; make setup TORCH=cuda)"
 
 

@@ -1,12 +1,18 @@
-"""Every reference to a page leads somewhere: sections of `docs/papers`, and files that documents name."""
+"""Every reference leads somewhere: to sections of `docs/papers`, and from files for GitHub to targets and commands."""
 
 from __future__ import annotations
 
 import functools
 import re
+from contextlib import redirect_stdout
+from fnmatch import fnmatch
+from io import StringIO
 from pathlib import Path
 
 import pytest
+import yaml
+
+from assemble.commands.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.stem for path in (ROOT / "docs" / "papers").glob("*.md") if path.stem != "README")
@@ -62,3 +68,41 @@ def test_prose_is_free_of_opaque_phrases() -> None:
     for path in [*texts("common", "papers", "configs", "docs"), *ROOT.glob("*.md"), ROOT / "Makefile"]:
         found = OPAQUE.search(path.read_text(encoding="utf-8"))
         assert not found, f"{path.relative_to(ROOT)}: {found and found.group()!r}"
+
+
+#: Questions of a form on GitHub, and what each kind needs besides `type` and `attributes`.
+QUESTIONS = {"markdown": {"value"}, "textarea": {"label"}, "input": {"label"}, "checkboxes": {"label", "options"}}
+
+
+def test_files_for_github_name_targets_and_commands_that_exist() -> None:
+    files = [*(ROOT / ".github").rglob("*.yml"), ROOT / "action.yml"]
+    targets = re.findall(r"^([\w%-]+):.*?## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = 0
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        assert yaml.safe_load(text), path
+        for line in re.findall(r"run: (?:\.venv/bin/)?((?:make|assemble) .*)|`\.venv/bin/(assemble .*?)`", text):
+            named += 1
+            program, *words = "".join(line).split()
+            if program == "make":
+                names = [word for word in words if "=" not in word]
+                known = [any(fnmatch(name, target.replace("%", "*")) for target in targets) for name in names]
+                assert all(known), f"{path.name}: make {' '.join(names)}"
+            else:
+                options = [word for word in words[1:] if word.startswith("--")]
+                with redirect_stdout(StringIO()) as printed, pytest.raises(SystemExit):
+                    main([words[0], "--help"])
+                assert all(option in printed.getvalue() for option in options), f"{path.name}: assemble {words}"
+    assert named > 12
+
+
+def test_forms_for_issues_have_what_github_asks_for() -> None:
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+    assert len(forms) >= 2
+    for path in forms:
+        form = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert {"name", "description", "body"} <= form.keys() <= {"name", "description", "labels", "body"}
+        ids = [question["id"] for question in form["body"] if question["type"] != "markdown"]
+        assert len(ids) == len(set(ids)) > 0
+        for question in form["body"]:
+            assert QUESTIONS[question["type"]] <= question["attributes"].keys(), f"{path.name}: {question}"
