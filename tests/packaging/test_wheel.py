@@ -135,21 +135,34 @@ def test_training_export_and_use_work_without_a_checkout(site: Path, away: Path)
     assert '"revision": null' in (run / "record.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["common/__init__.py", "common.py"])
+def test_packages_below_one_of_the_user_and_a_folder_of_configurations_do_not_collide(
+    site: Path, tmp_path: Path
+) -> None:
+    for name in ("mine/__init__.py", "mine/common/__init__.py", "mine/papers/__init__.py", "configs/mine.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    done = python(site, tmp_path, "-c", "import mine.common, mine.papers; from papers.avid_cma import loss")
+    assert done.returncode == 0, done.stderr
+    assert "avid_cma" in assemble(site, tmp_path, "list avid")
+
+
+@pytest.mark.parametrize("name", ["common/__init__.py", "common.py", "papers/__init__.py"])
 def test_a_foreign_common_beside_a_script_is_named(site: Path, tmp_path: Path, name: str) -> None:
     foreign = tmp_path / name
     foreign.parent.mkdir(exist_ok=True)
     foreign.write_text("")
+    taken = name.split("/")[0].removesuffix(".py")
     done = python(site, tmp_path, "-c", "from papers.avid_cma import AVID")
     assert done.returncode == 1
-    assert f"ImportError: `import common` finds {foreign}" in done.stderr
+    stops = {"common": f"ImportError: `import common` finds {foreign}", "papers": "No module named 'papers.avid_cma'"}
+    assert stops[taken] in done.stderr
     # A folder of the user may come first: the command says the same, in one line.
     command = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from representation_assemble import main; sys.exit(main())"
     )
     done = python(site, site.parent, "-c", command, str(tmp_path), "list")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"assemble: `import common` finds {foreign}, ")
+    assert done.stderr.startswith(f"assemble: `import {taken}` finds {foreign}, ")
     assert len(done.stderr.splitlines()) == 1
     done = python(site, site.parent, "-c", command, str(site), "--version")
     assert done.stdout == f"assemble {common.__version__}\n"
