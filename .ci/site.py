@@ -189,7 +189,14 @@ def put_together(folder: Path) -> None:
     (folder / "api").mkdir()
     for name, (title, text, parts) in REFERENCE.items():
         lines = [f"# {title}", "", text, ""]
-        lines += [f"::: {module}\n" for part in parts for module in modules(part)]
+        # A method's entry in the contents names its class too, since several classes have `embed_video`.
+        lines += [
+            f"::: {module}\n    options: {{toc_label: '{'.'.join(module.split('.')[3:])}'}}\n"
+            if module.count(".") == 4
+            else f"::: {module}\n"
+            for part in parts
+            for module in modules(part)
+        ]
         (folder / "api" / f"{name}.md").write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from assemble.reporting import charts, code, media, render
+from assemble.reporting import charts, code, compare, media, render
 from assemble.reporting.aggregate import Cell, select
 from assemble.reporting.claims import AGREES, DIFFERS, FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE
 from assemble.reporting.curves import Curves, band_of, importance, read_points, thinned
@@ -129,6 +129,13 @@ class _Section:
         ]
         self.claims = [pair for table in filled if table.scale == self.best for pair in table.claims]
         order = render.prominent(ours for ours, _ in self.claims)
+        compared = []
+        if self.best:
+            mine = [r for r in self.fresh if r.scale == self.best]
+            compared = compare.compare(
+                self.source, self.best, mine, compare.others_recorded(paper.name, self.best, mine)
+            )
+        self.match = compare.summary(compared) if compared else "no runs" + f" at {self.best}" * bool(self.best)
         self.headline = sorted((p for p in self.claims if p[0] in order), key=lambda p: order.index(p[0]))
         self.first = next((table for table in filled if table.measured and table.claims), None)
         self.remarks = render.remarks([f for table in measured for f in (table.recorded, table.yours)])

@@ -54,6 +54,10 @@ def test_the_reference_names_what_is_there(folder: Path) -> None:
     known = set(modules())
     named_there = re.findall(r"^::: (\S+)$", "\n".join(p.read_text() for p in (folder / "api").iterdir()), re.MULTILINE)
     assert len(named_there) > 40
+    embed = (folder / "api" / "embed.md").read_text(encoding="utf-8")
+    labels = re.findall(r"toc_label: '(.+)'", embed)
+    assert "AVID.embed_video" in labels
+    assert len(labels) == len(set(labels))
     for name in named_there:
         assert not known.isdisjoint(".".join(name.split(".")[:parts]) for parts in range(3, 7)), name
     assert {"common.losses.nce", "common.memory.bank", "papers.avid_cma.use.AVID"} <= set(named_there)

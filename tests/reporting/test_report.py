@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import os
 import re
 from html.parser import HTMLParser
@@ -14,7 +15,9 @@ import pytest
 from assemble.reporting import media, report
 from assemble.reporting.curves import importance, read_points, thinned
 from assemble.reporting.papers import existing_papers, runs_root
+from assemble.reporting.records import RECORD_FILE, write
 from assemble.reporting.report import page
+from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import load
 from tests.reporting.conftest import Capsys, Saved
 
@@ -180,6 +183,20 @@ def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
     for paper in existing_papers():
         source = load(paper.name)
         assert paper.name in page.ids
+        assert f"card-{paper.name}" in page.ids
         for table in source.tables:
             assert any(i.startswith(f"{paper.short}-{table.id}-".replace("_", "-")) for i in page.ids if i), table.id
+    glance = text[text.index("do your runs match?") : text.index("What papers on")]
+    assert glance.count("no runs at mini") == len(existing_papers())
+    assert "S + W + I lowers the Frechet distance" in glance  # a claim that fails
+    assert "CMA&#39;s linear probe" not in glance  # a claim that holds
     assert len(text) < 3_000_000
+
+
+def test_the_first_screen_says_whether_your_runs_match(tmp_path: Path) -> None:
+    for record in [r for r in find_promoted("avid_cma", "mini") if r.seed == 0]:
+        again = dataclasses.replace(record, started="2030-01-01T00:00:00+00:00")
+        write(tmp_path / "avid_cma" / "mini" / "seed0" / record.stage / RECORD_FILE, again)
+    text = written("avid_cma", runs=tmp_path)
+    glance = text[text.index("do your runs match?") : text.index("What papers on")]
+    assert "matches the recorded runs: " in glance
