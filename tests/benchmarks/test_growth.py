@@ -30,6 +30,9 @@ from papers.m3p.encoder import M3P, M3PEncoder
 from tests.benchmarks.speed import Step, about_machine, amount
 from tests.data.media_factory import listing_of
 
+#: A color per part; the last four are readable on light and dark pages.
+COLORS = (*charts.SERIES, "#c0504d", "#7b61c9", "#7d8a1c", "#1f9e9e")
+
 
 class Part(NamedTuple):
     """Steps for ascending N, the expected power of N in the time, and the largest published N if it is beyond."""
@@ -173,9 +176,9 @@ def _drawn() -> str:
         axis.grid(axis="y", color=charts.LINE)
         charts.add_text(figure, left, 16, title, fontweight="bold")
         for number, (name, rows) in enumerate(FOUND.items()):
-            color, style = number % len(charts.SERIES), ("-", "--", ":")[(number + number // len(charts.SERIES)) % 3]
+            style = ("-", "--", ":")[(number + number // len(charts.SERIES)) % 3]
             places, values = [row[0] for row in rows], [row[column] / unit for row in rows]
-            axis.plot(places, values, style, color=charts.SERIES[color], linewidth=1.5, label=name)
+            axis.plot(places, values, style, color=COLORS[number], linewidth=1.5, label=name)
         axis.xaxis.set_major_formatter("{x:,.0f}")
         axis.yaxis.set_major_formatter("{x:,.0f}")
         axis.minorticks_off()

@@ -135,3 +135,15 @@ def test_the_citation_names_this_version_and_the_five_papers() -> None:
 def test_a_diagram_is_what_its_script_draws(paper: str) -> None:
     drawn = DIAGRAMS[paper]().svg()
     assert (IMAGES / f"{paper}.svg").read_text(encoding="utf-8") == drawn, "run python docs/images/diagrams.py"
+
+
+def test_the_lines_of_a_figure_have_colors_of_their_own() -> None:
+    legend = (IMAGES / "growth.svg").read_text(encoding="utf-8").split('text-anchor: start; fill: #1b1f24" x="610.7"')
+    colors = [re.findall(r"stroke: (#\w{6}); stroke-width: 1.5", part)[-1] for part in legend[:-1]]
+    assert len(colors) == len(set(colors)) == 10
+
+
+def test_figures_use_what_every_viewer_draws() -> None:
+    figures = [path for folder in ("docs", "papers") for path in (ROOT / folder).rglob("*.svg")]
+    assert len(figures) > 6
+    assert not [path.name for path in figures if "var(" in path.read_text(encoding="utf-8")]
