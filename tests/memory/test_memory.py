@@ -1,4 +1,4 @@
-"""Key queue: first in first out at any batch size, masks, tags, restore, and losses with an early gradient."""
+"""Memory banks, queues of keys, momentum encoders, and the groups of a batch on any number of devices."""
 
 from __future__ import annotations
 
@@ -11,11 +11,48 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
 
+from common.memory.bank import MemoryBank, last_occurrence
 from common.memory.collective import all_gather_rows
+from common.memory.groups import groups_here, join_groups, require_groups, split_groups
+from common.memory.momentum import MomentumPair
 from common.memory.queue import KeyQueue
 from tests.distributed.harness import run_distributed
-from tests.memory.test_bank import unit
+
+
+def unit(*shape: int, seed: int = 0) -> torch.Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@given(
+    index=st.lists(st.integers(0, 11), min_size=1, max_size=20),
+    momentum=st.floats(0, 1),
+    seed=st.integers(0, 50),
+)
+@settings(max_examples=50)
+def test_update_is_the_sequential_loop(index: list[int], momentum: float, seed: int) -> None:
+    bank, embeddings = MemoryBank(12, 6, momentum), unit(len(index), 6, seed=seed + 1)
+    bank.vectors.copy_(unit(12, 6, seed=seed))
+    before = bank.vectors.clone()
+    expected = before.clone()
+    for row, embedding in zip(index, embeddings):
+        # Every occurrence blends with the row from before the step; the last one stays.
+        expected[row] = F.normalize(momentum * before[row] + (1 - momentum) * embedding, dim=0)
+    bank.write(torch.tensor(index), embeddings)
+    torch.testing.assert_close(bank.vectors, expected)
+    torch.testing.assert_close(bank.vectors.norm(dim=1), torch.ones(12))
+    untouched = [row for row in range(12) if row not in index]
+    assert torch.equal(bank.vectors[untouched], before[untouched])
+
+
+@given(st.lists(st.integers(0, 8), min_size=1, max_size=30))
+@settings(max_examples=50)
+def test_last_occurrence(index: list[int]) -> None:
+    expected = [len(index) - 1 - index[::-1].index(item) for item in index]
+    assert last_occurrence(torch.tensor(index)).tolist() == expected
+
 
 # -- writing -----------------------------------------------------------------------------------------------------------
 
@@ -204,3 +241,71 @@ def test_scores_are_float32_under_autocast_and_scale_with_a_loss_scale() -> None
     assert {score.dtype for score in scores} == {torch.float32}
     gradient = torch.autograd.grad(squares(*scores) * 1024, queries)[0] / 1024
     assert torch.equal(gradient, expected)
+
+
+def network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+
+
+def test_buffers_are_copied() -> None:
+    pair = MomentumPair(network())
+    pair.query(torch.randn(8, 4) + 3)
+    pair.update(0.5)
+    query, key = pair.query[1], pair.key[1]  # type: ignore[index]
+    assert torch.equal(key.running_mean, query.running_mean)
+    assert int(key.num_batches_tracked) == 1
+
+
+def test_the_average_starts_as_a_copy_without_gradient_and_trains_along() -> None:
+    query = network()
+    pair = MomentumPair(query)
+    assert pair.query is query
+    for key, source in zip(pair.key.parameters(), query.parameters()):
+        assert torch.equal(key, source)
+        assert key.data_ptr() != source.data_ptr()
+        assert not key.requires_grad
+    assert pair.key.training
+    assert not pair.eval().key.training
+    assert pair.train().key.training
+    rows = torch.randn(6, 4)
+    (query(rows) - pair.key(rows)).pow(2).sum().backward()
+    assert all(key.grad is None for key in pair.key.parameters())
+    assert all(source.grad is not None for source in query.parameters())
+    pair.update(0.9)
+    assert not any(key.requires_grad for key in pair.key.parameters())
+
+
+def group_of(size: int, batch_size: int, processes: int) -> dict[int, frozenset[int]]:
+    """The group that every sample is in, as the ranks find it."""
+    found: dict[int, frozenset[int]] = {}
+    own = {rank: torch.arange(batch_size)[rank::processes] for rank in range(processes)}
+    for rank, samples in own.items():
+        count = groups_here("size", len(samples), size)
+        apart = max(1, processes * len(samples) // size) if len(samples) < size else processes
+        for place in range(count):
+            members = torch.cat([split_groups(own[r], count)[place] for r in range(rank % apart, processes, apart)])
+            found |= {int(sample): frozenset(members.tolist()) for sample in split_groups(samples, count)[place]}
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4, 8, 16])
+def test_a_group_is_the_same_on_any_number_of_devices(processes: int) -> None:
+    require_groups("size", 4, 16, processes)
+    found = group_of(4, 16, processes)
+    assert found == {sample: frozenset(range(sample % 4, 16, 4)) for sample in range(16)}
+
+
+def test_samples_of_groups_come_back_in_order() -> None:
+    x = torch.arange(12.0).view(6, 2)
+    assert join_groups(split_groups(x, 3)).equal(x)
+    assert join_groups(split_groups(x, 1)).equal(x)
+    with pytest.raises(ValueError, match="size is 4"):
+        groups_here("size", 6, 4)
+
+
+@pytest.mark.parametrize(("size", "batch_size", "processes"), [(8, 56, 8), (9, 56, 7), (64, 32, 1)])
+def test_devices_that_cannot_hold_the_groups_are_refused(size: int, batch_size: int, processes: int) -> None:
+    with pytest.raises(ValueError, match="negatives_group"):
+        require_groups("model.loss.negatives_group", size, batch_size, processes)
+    require_groups("model.loss.negatives_group", None, batch_size, processes)
