@@ -265,7 +265,9 @@ def rehearse(
     from assemble.stages import rehearse as rehearsal
     from assemble.stages.paper_modules import optional_part
     from assemble.stages.recipes import scales_of
+    from assemble.stages.request import Selection
 
+    root = (folder or runs_root() / "rehearsal").resolve()
     names = [paper_named(name).name for name in papers] or [
         paper.name
         for paper in existing_papers()
@@ -278,14 +280,9 @@ def rehearse(
     with stopping.listening():
         for name in names:
             title = paper_named(name).title
-            entries = rehearsal.rehearse(
-                name,
-                folder or runs_root() / "rehearsal",
-                scale=scale,
-                stages=stages,
-                jobs=jobs or min(usable_cores(), 4),
-                released=released,
-            )
+            data = root / "data" / name
+            wanted = Selection(scale, runs=root, data=data, stages=tuple(stages), rehearsal=True, rerun=True)
+            entries = rehearsal.rehearse(name, wanted, jobs or min(usable_cores(), 4), released)
             print("\n".join([f"Rehearsal of {title}", *map(str, entries)]))
             measured = [entry.record for entry in entries if entry.record is not None]
             for filled in render.fill(load(name), scale, measured, given=True):

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-from assemble.commands.parsing import Option, PaperNames, at_least
+from assemble.commands.parsing import Option, PaperNames, at_least, one_of
 from assemble.reporting import code, records
 from assemble.reporting.draws import INSTRUCTION_SETS, NATIVE
 from assemble.reporting.papers import Paper, checkout, existing_papers, paper_named, runs_root
@@ -22,66 +22,104 @@ from common.files import write_atomically
 def verify(
     papers: PaperNames = (),
     *,
+    rehearsal: Annotated[bool, "run published recipes on a rehearsal's tiny data instead"] = False,
     record: Annotated[bool, "record the values of this code instead, with several instruction sets"] = False,
     isa: Annotated[
         str, Option("emulate the floating-point rounding of another CPU; default: native", choices=INSTRUCTION_SETS)
     ] = NATIVE,
+    device: Annotated[str, Option("cuda compares this GPU with the recorded CPU", choices=("cpu", "cuda"))] = "cpu",
+    precision: Annotated[
+        Sequence[str],
+        Option("only 32 is judged; default: 32, on a GPU all three", parse=one_of(("32", "tf32", "bf16"))),
+    ] = (),
     stages: Annotated[Sequence[str], "only these stages and those they start from"] = (),
     folder: Annotated[Path | None, "folder of the runs and of result.json; default: runs/verify"] = None,
     jobs: Annotated[int, Option("stages in parallel; default: one per core, at most 4", parse=at_least(1))] = 0,
 ) -> int:
     """Check that this code, on this machine, computes what was recorded.
 
-    Runs the smoke stages with seed 0 and compares every logged value with papers/*/results/smoke/fingerprint.json.
-    Exits with 1 if rounding does not explain a difference, and names the first one.
+    Runs the smoke stages with seed 0 and compares every logged value with papers/*/results/smoke/fingerprint.json, or
+    with --rehearsal one stage of each published recipe with rehearsal.json. Exits with 1 if rounding does not explain a
+    difference, and names the first one.
     """
     from assemble.stages import verify as verification
     from assemble.stages.plan import default_jobs, plan_stages
 
     if stages and (record or len(papers) != 1):
         raise StageError("--stages compares stages of one paper: name it, and record without --stages")
+    if record and (device != "cpu" or precision):
+        raise StageError("--record takes the values of the CPU at full precision: leave out --device and --precision")
+    if device == "cpu" and "tf32" in precision:
+        raise StageError("--precision tf32 is of NVIDIA GPUs: add --device cuda")
+    accelerators = _gpu() if device == "cuda" else []
+    precisions = precision or (["32", "tf32", "bf16"] if accelerators else ["32"])
     chosen = [paper_named(name) for name in papers] or existing_papers()
-    folder, jobs, began = folder or runs_root() / "verify", jobs or default_jobs("cpu"), time.monotonic()
-    recorded = {} if record else {paper.name: verification.read(paper) for paper in chosen}
+    folder, began = folder or runs_root() / "verify", time.monotonic()
+    jobs = jobs or default_jobs("gpu1" if accelerators else "cpu")
+    recorded = {} if record else {paper.name: verification.read(paper, rehearsal) for paper in chosen}
+    floor = verification.FLOORS[device]
     width = max(len(paper.title) for paper in chosen)
     results: dict[str, Any] = {}
     for paper in chosen:
         name = paper.title.ljust(width)
         if record:
-            fingerprint = verification.record(paper, folder, jobs, _show)
+            fingerprint = verification.record(paper, folder, rehearsal, jobs, _show)
             print(f"{name}  recorded {_size(fingerprint.stages)}; {_jumps(fingerprint)}", flush=True)
             continue
         fingerprint = recorded[paper.name]
-        wanted = verification.selection(paper, folder, isa, stages=tuple(stages))
-        values = verification.measure(paper, wanted, jobs, _show)
-        _show("")
-        planned = [item.request.stage for item in plan_stages(paper.name, wanted)] if stages else None
-        differences, largest = verification.compare(fingerprint, values, planned)
-        results[paper.name] = {"agrees": not differences, "largest": largest, "differences": differences[:100]}
-        if differences:
-            print(f"{name}  differs")
-            log = (wanted.runs / "log.txt").read_text(encoding="utf-8").splitlines()
-            failed = [line.strip() for line in log if line.startswith("  FAILED")]
-            print("\n".join(_explained(paper, fingerprint, values, differences, failed)), flush=True)
-        else:
-            told = (
-                f"(largest difference {largest:.1e}, rounding explains {verification.FLOOR:.0e}; {_jumps(fingerprint)})"
+        results[paper.name] = {"agrees": True}
+        for kind in precisions:
+            wanted = verification.selection(
+                paper, folder, isa, rehearsal=rehearsal, stages=stages, device=device, precision=kind
             )
-            print(f"{name}  {_size(values)}: agrees {told}", flush=True)
+            planned = [item.request.stage for item in plan_stages(paper.name, wanted)] if stages else None
+            if planned is not None and not (planned := [stage for stage in planned if stage in fingerprint.stages]):
+                raise StageError(f"--stages {' '.join(stages)}: recorded are {', '.join(fingerprint.stages)}")
+            values = verification.measure(paper, wanted, jobs, _show, kind)
+            _show("")
+            differences, relative = verification.compare(fingerprint, values, planned, floor)
+            largest = max((difference for _, difference in relative), default=0.0)
+            result = {"largest": largest, **({"values": values} if accelerators else {})}
+            if kind != "32":
+                ordered = [0.0, *sorted(difference for quantity, difference in relative if quantity == "train/loss")]
+                half, most = (ordered[len(ordered) * tenths // 10] for tenths in (5, 9))
+                results[paper.name][kind] = {**result, "half": half, "nine_of_ten": most}
+                print(f"{name}  {kind}: half of the losses differ by up to {half:.0e}, nine of ten by {most:.0e}")
+                continue
+            results[paper.name] |= {**result, "agrees": not differences, "differences": differences[:100]}
+            if differences:
+                print(f"{name}  differs")
+                log = (wanted.runs / "log.txt").read_text(encoding="utf-8").splitlines()
+                failed = [line.strip() for line in log if line.startswith("  FAILED")]
+                print("\n".join(_explained(paper, wanted, fingerprint, values, differences, failed)), flush=True)
+            else:
+                explains = f"{'rounding' if device == 'cpu' else 'another device'} explains {floor:.0e}"
+                agrees = f"agrees (largest difference {largest:.1e}, {explains}; {_jumps(fingerprint)})"
+                print(f"{name}  {_size(values)}: {agrees}", flush=True)
     took = duration(time.monotonic() - began)
     if record:
-        print(f"{took}; commit papers/*/results/smoke/fingerprint.json with the change that explains it")
+        print(f"{took}; commit papers/*/results/smoke/*.json with the change that explains it")
         return 0
-    about = {"isa": isa, "machine": records.hardware(isa=isa), "versions": records.versions()}
+    about = {"isa": isa, "machine": records.hardware(accelerators, isa), "versions": records.versions()}
     about |= {"git": records.git_state(checkout()), "ended": datetime.now(UTC).isoformat(timespec="seconds")}
     write_atomically(folder / "result.json", json.dumps({**about, "papers": results}, indent=1, default=vars) + "\n")
     differing = [paper.short for paper in chosen if not results[paper.name]["agrees"]]
-    if differing:
-        named = " ".join(differing)
+    if differing and device == "cpu":
+        named = " ".join([*differing, *["--rehearsal"] * rehearsal])
         print(f"If you meant to change this, record a new fingerprint: assemble verify {named} --record")
-    else:
+    elif not differing and "32" in precisions:
         print(f"This code, on this machine, computes what was recorded. {took}")
+    if accelerators:
+        print(f"Please send us {folder / 'result.json'}, which has all values")
     return 1 if differing else 0
+
+
+def _gpu() -> list[str]:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise StageError("--device cuda: torch finds no GPU on this machine; without it, the CPU is compared")
+    return [torch.cuda.get_device_name()]
 
 
 def _show(text: str) -> None:
@@ -101,34 +139,34 @@ def _jumps(fingerprint: Any) -> str:
 
 
 def _explained(
-    paper: Paper, fingerprint: Any, values: Any, differences: Sequence[Any], failed: Sequence[str]
+    paper: Paper, wanted: Any, fingerprint: Any, values: Any, differences: Sequence[Any], failed: Sequence[str]
 ) -> Iterator[str]:
     """Where a run leaves the recorded one: the first stage, step and quantity, then what follows from it."""
     from assemble.stages.verify import code_of, descendants
 
     first = differences[0]
-    stages = list(dict.fromkeys(one.stage for one in differences))
-    yield f"  first   {_told(first, fingerprint, values)}"
+    stages = list(dict.fromkeys(item.stage for item in differences))
+    yield f"  first   {_difference_text(first, fingerprint, values)}"
     if first.stage in values and first.stage in fingerprint.stages:
         step = str(first.step)
-        together = [one.quantity for one in differences if (one.stage, one.step) == (first.stage, first.step)]
+        together = [item.quantity for item in differences if (item.stage, item.step) == (first.stage, first.step)]
         same = [name for name, curve in values[first.stage].items() if step in curve and name not in together]
         also = [f"{first.stage}, step {step}: {_list(together[1:])}"] if together[1:] else []
         yield from (
             [f"  also    {'; '.join([*also, *([f'equal: {_list(same)}'] if same else [])])}"] if also or same else []
         )
-    below = descendants(paper, [first.stage])
+    below = descendants(paper, wanted, [first.stage])
     follow = [stage for stage in stages[1:] if stage in below]
     if follow:
         yield f"  then    {_list(follow)}, which start{'s' * (len(follow) == 1)} from it"
-    apart = [one for one in differences if one.stage not in {first.stage, *follow}]
-    for one in list({one.stage: one for one in reversed(apart)}.values())[::-1][:4]:
-        yield f"  and     {_told(one, fingerprint, values)}"
-    if (more := len({one.stage for one in apart}) - 4) > 0:
-        yield f"          and {more} more stages that do not start from it"
+    apart = {item.stage: item for item in reversed(differences) if item.stage not in {first.stage, *follow}}
+    for difference in [*apart.values()][::-1][:4]:
+        yield f"  and     {_difference_text(difference, fingerprint, values)}"
+    if len(apart) > 4:
+        yield f"          and {len(apart) - 4} more stages that do not start from it"
     yield from (f"  failed  {line.removeprefix('FAILED ')}" for line in failed[:3])
     revision = str(fingerprint.made["revision"])[:8]
-    changed = code.differing(fingerprint.code, code_of(paper))
+    changed = code.differing(fingerprint.code, code_of(paper, wanted.rehearsal))
     mine, theirs = records.versions(), fingerprint.made["versions"]
     others = [f"{name} {mine.get(name)} instead of {old}" for name, old in theirs.items() if mine.get(name) != old]
     if changed:
@@ -138,18 +176,19 @@ def _explained(
     yield from [f"  using   {', '.join(others)}"] if others else []
 
 
-def _told(one: Any, fingerprint: Any, values: Any) -> str:
-    if one.stage not in values:
-        return f"{one.stage}: did not finish"
-    if one.stage not in fingerprint.stages:
-        return f"{one.stage}: is new, and the fingerprint lacks it"
-    place = f"{one.stage}, step {one.step}, {one.quantity}"
-    if one.value is None or one.recorded is None:
-        return f"{place}: {'is not logged, but was' if one.value is None else 'is new'}"
+def _difference_text(difference: Any, fingerprint: Any, values: Any) -> str:
+    stage, new, old = difference.stage, difference.value, difference.recorded
+    if stage not in values:
+        return f"{stage}: did not finish"
+    if stage not in fingerprint.stages:
+        return f"{stage}: is new, and the fingerprint lacks it"
+    place = f"{stage}, step {difference.step}, {difference.quantity}"
+    if new is None or old is None:
+        return f"{place}: {'is not logged, but was' if new is None else 'is new'}"
     digits = 4
-    while digits < 9 and f"{one.value:.{digits}g}" == f"{one.recorded:.{digits}g}":
+    while digits < 9 and f"{new:.{digits}g}" == f"{old:.{digits}g}":
         digits += 1
-    return f"{place}: {one.value:.{digits}g} instead of {one.recorded:.{digits}g} (rounding explains {one.allowed:.0e})"
+    return f"{place}: {new:.{digits}g} instead of {old:.{digits}g} (rounding explains {difference.allowed:.0e})"
 
 
 def _list(names: Sequence[str]) -> str:

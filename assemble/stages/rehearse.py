@@ -90,28 +90,17 @@ def write_released(paper: str, folder: Path, selection: Selection) -> dict[str, 
     return given
 
 
-def rehearse(
-    paper: str,
-    folder: Path,
-    *,
-    scale: str = "paper",
-    stages: Sequence[str] = (),
-    jobs: int = 1,
-    released: bool = False,
-) -> list[Rehearsed]:
-    """Run every stage of a paper at a large scale on tiny data; skips finished ones.
+def rehearse(paper: str, selection: Selection, jobs: int = 1, released: bool = False) -> list[Rehearsed]:
+    """Run a paper's selected stages on tiny data, which is written to `selection.data`; skips finished ones.
 
     With `released`, files in the layouts of the authors' weights stand for stages.
     """
     name = paper_named(paper).name
-    folder = folder.resolve()
     # With a separate cache and without W&B, since the measured values are meaningless.
-    with environment(ASSEMBLE_CACHE=str(folder / "cache"), WANDB_MODE="disabled"):
-        data = folder / "data" / name
-        selection = Selection(scale, runs=folder, data=data, stages=tuple(stages), rehearsal=True, rerun=True)
-        write_fixtures(name, data)
+    with environment(ASSEMBLE_CACHE=str(selection.runs / "cache"), WANDB_MODE="disabled"):
+        write_fixtures(name, selection.data)
         if released:
-            selection = replace(selection, given=write_released(name, data / "released", selection))
+            selection = replace(selection, given=write_released(name, selection.data / "released", selection))
         planned = plan_stages(name, selection)
         say(f"reduced by configs/{name}/{REHEARSAL}.yaml")
         _forget_removed_parents(planned)

@@ -29,6 +29,7 @@ from common.files import read_bytes, stamp_of
 class Selection:
     """The user's selection of stages; `everything` includes those that run only on request.
 
+    `arguments` override the configuration of every stage, as on the command line.
     `given` are the stages that files stand for, `absent` those whose released file was not found.
     """
 
@@ -46,6 +47,7 @@ class Selection:
     rerun: bool = False
     given: Mapping[str, Given] = field(default_factory=dict)
     absent: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,7 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
             data=selection.data,
             parents={} if given else {name: made[parent] for name, parent in instance.parents.items()},
             overrides=instance.overrides,
+            arguments=selection.arguments,
             rehearsal=selection.rehearsal,
             isa=selection.isa,
             rerun=selection.rerun,

@@ -1,9 +1,10 @@
-"""`assemble verify`: compares the first steps of every smoke stage with recorded ones.
+"""`assemble verify`: compares the first steps of the smoke stages, or of published recipes, with recorded ones.
 
 The same code computes the same losses and gradient norms on every processor, up to rounding; nearly every fault moves
-them by more. The recorded values, seed 0, are in `papers/<paper>/results/smoke/fingerprint.json`, with their spread
-over instruction sets. A separate process runs the stages, in an empty folder with an empty cache, so that no earlier
-file replaces a computation.
+them by more. The recorded values, seed 0, are in `papers/<paper>/results/smoke/`, with their spread over instruction
+sets: `fingerprint.json` of the smoke stages, `rehearsal.json` of the published recipes on a rehearsal's tiny data.
+A separate process runs the stages, in an empty folder with an empty cache, so that no earlier file replaces a
+computation.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,17 @@ from assemble.stages.request import Selection, StageRequest, fingerprint
 from common.errors import StageError
 from common.files import parsing, write_atomically
 
-SCALE = "smoke"
-#: Relative difference that rounding explains for any quantity, and the value below which it counts as absolute.
-FLOOR, LEAST = 5e-5, 0.01
+#: Relative difference that rounding explains for any quantity, by device; docs/comparing-runs.md derives it.
+FLOORS = {"cpu": 5e-5, "cuda": 5e-4}
+FLOOR = FLOORS["cpu"]
+#: Value below which a difference counts as absolute.
+LEAST = 1e-3
 #: Largest difference between the recorded instruction sets, times this, is explained as well.
 MARGIN = 4.0
-#: Weakest first; the values are those of the last.
+#: Weakest first; the values are those of the last. Published sizes take minutes without AVX2.
 ROUNDINGS = ("sse41", "avx2", NATIVE)
+#: Option `--precision` to that of the trainer; `tf32` rounds factors of float32 products on a GPU.
+PRECISIONS = {"32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed"}
 #: Stage -> quantity -> step -> value.
 Values = dict[str, dict[str, dict[str, float]]]
 
@@ -55,10 +60,10 @@ class Fingerprint:
     spread: Values
     stages: Values
 
-    def allowed(self, stage: str, quantity: str, step: str, value: float) -> float:
+    def allowed(self, stage: str, quantity: str, step: str, value: float, floor: float = FLOOR) -> float:
         """Difference from a recorded value that rounding explains."""
         spread = self.spread.get(stage, {}).get(quantity, {}).get(step, 0.0)
-        return max(_floor(value), MARGIN * spread)
+        return max(floor * max(abs(value), LEAST), floor / FLOOR * MARGIN * spread)
 
 
 @dataclass(frozen=True)
@@ -73,28 +78,23 @@ class Difference:
     allowed: float
 
 
-def _floor(value: float) -> float:
-    """Difference that rounding explains for a value of any quantity."""
-    return FLOOR * max(abs(value), LEAST)
+def path_of(paper: Paper, rehearsal: bool = False) -> Path:
+    return paper.results / "smoke" / ("rehearsal.json" if rehearsal else "fingerprint.json")
 
 
-def path_of(paper: Paper) -> Path:
-    return paper.results / SCALE / "fingerprint.json"
-
-
-def read(paper: Paper) -> Fingerprint:
-    path = path_of(paper)
+def read(paper: Paper, rehearsal: bool = False) -> Fingerprint:
+    path = path_of(paper, rehearsal)
     if not path.is_file():
         raise StageError(
             f"{path} is missing, so there is nothing to compare with; record it on code you trust: "
-            f"`assemble verify {paper.short} --record`"
+            f"`assemble verify {paper.short}{' --rehearsal' * rehearsal} --record`"
         )
     with parsing(path, StageError):
         content = json.loads(path.read_text(encoding="utf-8"))
         return Fingerprint(**content)
 
 
-def write(paper: Paper, recorded: Fingerprint) -> None:
+def write(path: Path, recorded: Fingerprint) -> None:
     """Write one line per quantity, so that a change shows what it moved."""
 
     def block(content: Any, depth: int) -> str:
@@ -103,38 +103,63 @@ def write(paper: Paper, recorded: Fingerprint) -> None:
         lines = (f"{' ' * depth}{json.dumps(name)}: {block(inner, depth + 1)}" for name, inner in content.items())
         return "{\n" + ",\n".join(lines) + f"\n{' ' * (depth - 1)}}}"
 
-    write_atomically(path_of(paper), block(vars(recorded), 1) + "\n")
+    write_atomically(path, block(vars(recorded), 1) + "\n")
 
 
-def selection(paper: Paper, folder: Path, isa: str = NATIVE, **chosen: Any) -> Selection:
-    """The smoke stages with seed 0; `chosen` are further fields."""
-    runs = (folder / paper.name / isa).resolve()
-    return Selection(SCALE, runs=runs, data=runs / "data", isa=isa, **chosen)
+def selection(
+    paper: Paper,
+    folder: Path,
+    isa: str = NATIVE,
+    *,
+    rehearsal: bool = False,
+    stages: Sequence[str] = (),
+    device: str = "cpu",
+    precision: str = "32",
+) -> Selection:
+    """The stages to run with seed 0, by default one of each recipe, at smoke also of each of its settings."""
+    parts = ["rehearsal" if rehearsal else "", "" if device == "cpu" else device, precision.replace("32", ""), isa]
+    runs = (folder / paper.name / "-".join(filter(None, parts))).resolve()
+    wanted = Selection(
+        "paper" if rehearsal else "smoke",
+        hardware="cpu" if device == "cpu" else "gpu1",
+        runs=runs,
+        data=runs / "data" / paper.name,
+        isa=isa,
+        stages=tuple(stages),
+        rehearsal=rehearsal,
+        arguments=("--trainer.precision", PRECISIONS[precision]) if rehearsal or precision != "32" else (),
+    )
+    if stages:
+        return wanted
+    first: dict[tuple[str, str], str] = {}
+    for item in plan_stages(paper.name, wanted):
+        first.setdefault((item.request.recipe, "" if rehearsal else str(item.request.overrides)), item.request.stage)
+    return replace(wanted, stages=tuple(first.values()))
 
 
-def record(paper: Paper, folder: Path, jobs: int, show: Callable[[str], object]) -> Fingerprint:
+def record(paper: Paper, folder: Path, rehearsal: bool, jobs: int, show: Callable[[str], object]) -> Fingerprint:
     """Run the stages under every instruction set and write the fingerprint."""
-    here = [isa for isa in ROUNDINGS if isa in instruction_sets_here()]
+    here = [isa for isa in ROUNDINGS[rehearsal:] if isa in instruction_sets_here()]
     if len(here) < 2:
         raise StageError("a fingerprint is recorded with several instruction sets, so on an x86 processor with AVX2")
-    runs = {isa: measure(paper, selection(paper, folder, isa), jobs, show) for isa in here}
+    chosen = {isa: selection(paper, folder, isa, rehearsal=rehearsal) for isa in here}
+    runs = {isa: measure(paper, chosen[isa], jobs, show) for isa in here}
     values = runs[here[-1]]
-    spread: Values = {}
     for isa, other in runs.items():
-        wanted = selection(paper, folder, isa)
-        planned = [item.request.stage for item in plan_stages(paper.name, wanted)]
-        if bad := [
-            one for one in planned if _shape(other.get(one, {})) != _shape(values.get(one, {})) or one not in other
-        ]:
-            raise StageError(f"{bad[0]} fails or logs other quantities with --isa {isa}: see {wanted.runs / 'log.txt'}")
+        for item in plan_stages(paper.name, chosen[isa]):
+            stage = item.request.stage
+            if stage not in other or _shape(other[stage]) != _shape(values.get(stage, {})):
+                log = chosen[isa].runs / "log.txt"
+                raise StageError(f"{stage} fails or logs other quantities with --isa {isa}: see {log}")
+    spread: Values = {}
+    made = Fingerprint({**_provenance(), "roundings": here}, code_of(paper, rehearsal), spread, values)
     for stage, quantities in values.items():
         for name, curve in quantities.items():
             for step, value in curve.items():
                 widest = max(abs(other[stage][name][step] - value) for other in runs.values())
-                if MARGIN * widest > _floor(value):
+                if MARGIN * widest > made.allowed(stage, name, step, value):
                     spread.setdefault(stage, {}).setdefault(name, {})[step] = float(f"{widest:.3g}")
-    made = Fingerprint({**_provenance(), "roundings": here}, code_of(paper), spread, values)
-    write(paper, made)
+    write(path_of(paper, rehearsal), made)
     return made
 
 
@@ -143,50 +168,49 @@ def _shape(quantities: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]
 
 
 def _provenance() -> dict[str, Any]:
-    hardware, versions = records.hardware(), records.versions()
     return {
         "revision": records.git_state(checkout())["revision"],
-        "cpu": hardware["cpu"],
-        "versions": {name: versions[name] for name in ("torch", "torchvision", "lightning", "numpy", "av")},
+        "cpu": records.hardware()["cpu"],
+        "versions": records.versions(),
     }
 
 
-def code_of(paper: Paper) -> dict[str, str]:
-    """The files behind a paper's smoke stages, with the hash of their code."""
+def code_of(paper: Paper, rehearsal: bool = False) -> dict[str, str]:
+    """The files behind a paper's stages, with the hash of their code."""
     files: dict[str, str] = {}
-    for item in plan_stages(paper.name, Selection(SCALE)):
+    for item in plan_stages(paper.name, selection(paper, Path(), rehearsal=rehearsal)):
         files |= fingerprint(item.run)
     return {name: hashes.partition(":")[0] for name, hashes in sorted(files.items())}
 
 
 def compare(
-    recorded: Fingerprint, values: Values, stages: Iterable[str] | None = None
-) -> tuple[list[Difference], float]:
-    """What rounding does not explain, by stage and step, and the largest relative difference that it does.
+    recorded: Fingerprint, values: Values, stages: Iterable[str] | None = None, floor: float = FLOOR
+) -> tuple[list[Difference], list[tuple[str, float]]]:
+    """What rounding does not explain, by stage and step; and the relative differences of quantities without a spread.
 
     Args:
         stages: those that should have values; None for all.
     """
-    differences, largest = [], 0.0
+    differences, relative = [], []
     for stage in dict.fromkeys([*recorded.stages, *values] if stages is None else stages):
         before, mine = recorded.stages.get(stage, {}), values.get(stage, {})
         here = []
         for name in dict.fromkeys([*before, *mine]):
             for step in dict.fromkeys([*before.get(name, {}), *mine.get(name, {})]):
                 old, new = before.get(name, {}).get(step), mine.get(name, {}).get(step)
-                allowed = 0.0 if old is None else recorded.allowed(stage, name, step, old)
+                allowed = 0.0 if old is None else recorded.allowed(stage, name, step, old, floor)
                 if old is None or new is None or not abs(new - old) <= allowed:  # also if one is not a number
                     here.append(Difference(stage, int(step), name, new, old, allowed))
-                elif step not in recorded.spread.get(stage, {}).get(name, {}):
-                    largest = max(largest, abs(new - old) / max(abs(old), LEAST))
-        differences += sorted(here, key=lambda one: (one.step, one.quantity != "train/loss"))
-    return differences, largest
+                if old is not None and new is not None and step not in recorded.spread.get(stage, {}).get(name, {}):
+                    relative.append((name, abs(new - old) / max(abs(old), LEAST)))
+        differences += sorted(here, key=lambda item: (item.step, item.quantity != "train/loss"))
+    return differences, relative
 
 
-def descendants(paper: Paper, stages: Sequence[str]) -> set[str]:
+def descendants(paper: Paper, chosen: Selection, stages: Sequence[str]) -> set[str]:
     """The stages that start from one of `stages`, directly or not."""
     below: set[str] = set()
-    for item in plan_stages(paper.name, Selection(SCALE)):
+    for item in plan_stages(paper.name, chosen):
         if any(parent.stage in below or parent.stage in stages for parent in item.request.parents.values()):
             below.add(item.request.stage)
     return below
@@ -200,22 +224,22 @@ def measure(
     selection: Selection,
     jobs: int,
     show: Callable[[str], object] = lambda text: None,
-    variables: Mapping[str, str] | None = None,
+    precision: str = "32",
 ) -> Values:
-    """Run smoke stages in the empty folder `selection.runs`, and return what the finished ones logged.
+    """Run stages in the empty folder `selection.runs`, and return what the finished ones logged.
 
     Args:
         show: called with the progress.
-        variables: of the environment.
     """
     runs = selection.runs
     shutil.rmtree(runs, ignore_errors=True)
     runs.mkdir(parents=True)
     requests = [item.request for item in plan_stages(paper.name, selection)]
     program = "import sys; from assemble.stages.verify import _run; sys.exit(_run(*sys.argv[1:]))"
-    command = [sys.executable, "-c", program, paper.name, json.dumps(vars(selection), default=str), str(jobs)]
+    chosen = json.dumps(vars(selection), default=str)
+    command = [sys.executable, "-c", program, paper.name, chosen, str(jobs), precision]
     log, cache = runs / "log.txt", runs / "cache"
-    settings = {"ASSEMBLE_CACHE": str(cache), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1", **(variables or {})}
+    settings = {"ASSEMBLE_CACHE": str(cache), "WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
     with (
         stopping.listening(),
         log.open("w", encoding="utf-8") as output,
@@ -226,7 +250,8 @@ def measure(
             show(f"{paper.title}: {len(_finished(requests))} of {len(requests)} stages")
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.5)
-    shutil.rmtree(cache, ignore_errors=True)
+    for folder in (cache, selection.data):
+        shutil.rmtree(folder, ignore_errors=True)
     finished = _finished(requests)
     if not finished or (process.returncode and len(finished) == len(requests)):
         last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-1:]
@@ -248,12 +273,22 @@ def _finished(requests: Sequence[StageRequest]) -> list[StageRequest]:
     return [request for request in requests if (request.directory / records.RECORD_FILE).is_file()]
 
 
-def _run(paper: str, selection: str, jobs: str) -> int:
+def _run(paper: str, selection: str, jobs: str, precision: str) -> int:
     """Run the stages in a new process, which has not imported torch."""
     from assemble.reporting.draws import use
+    from assemble.stages.rehearse import rehearse
     from assemble.stages.reproduce import run_paper
 
     values = json.loads(selection)
     use(values["isa"])
     paths = {name: Path(values[name]) for name in ("runs", "data")}
-    return bool(run_paper(paper, Selection(**{**values, **paths}), jobs=int(jobs)))
+    chosen = Selection(**{**values, **paths})
+    like: Any = nullcontext()
+    if chosen.hardware != "cpu":
+        from assemble.stages.like_cpu import like_cpu
+
+        like = like_cpu(tf32=precision == "tf32")
+    with like:
+        if chosen.rehearsal:
+            return any(stage.problem for stage in rehearse(paper, chosen, int(jobs)))
+        return bool(run_paper(paper, chosen, jobs=int(jobs)))

@@ -347,19 +347,6 @@ def test_features_are_normalized_and_logits_precise(kind: Any) -> None:
         assert MultiLabelTagging(no_encoder(3), 2)(given)["head"].dtype == torch.float32
 
 
-def test_decay_and_milestones_reach_the_optimizer() -> None:
-    image, video, decay = image_encoder(), video_encoder(), {"weight_decay": 0.5}
-    for module, milestones in (
-        (SupervisedClassification(image, 3, **decay), [30, 60]),
-        (MultiLabelTagging(image, 3, **decay), [60, 80]),
-        (ActionRecognition(video, 3, warmup_epochs=2, **decay), [8, 12, 16]),
-        (LinearProbes(video, 3, {"pool": 1}, **decay), [6, 9]),
-    ):
-        configured: Any = module.configure_optimizers()
-        assert list(configured["lr_scheduler"]["scheduler"].milestones) == milestones
-        assert {group["weight_decay"] for group in configured["optimizer"].param_groups} == {0.5}
-
-
 def test_what_a_model_needs_of_the_data_is_checked(tmp_path: Path) -> None:
     encoder = no_encoder(4)
     encoder.vocabulary_size = 4  # type: ignore[assignment]

@@ -19,19 +19,19 @@ from papers.vx2text import VX2Text
 from papers.vx2text.monitoring import listed_categories
 from tests.data.media_factory import tone, write_video, write_wav
 from tests.data.text_layouts import write_frames
-from tests.stages import request
+from tests.stages import request, shared
 
 
 @pytest.fixture(scope="module")
-def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of the three tasks, trained for a step, and of what they start from."""
-    runs = tmp_path_factory.mktemp("runs")
+def stages() -> dict[str, Path]:
+    """Folders of the three tasks, trained for a few steps, and of what they start from."""
     done = {}
-    for name in ("video_words", "audio_words", "text_words", "text_words_questions", "text_words_captions",
-                 "avsd", "tvqa", "tvqa_no_decoder", "tvc"):  # fmt: skip
-        stage = request(f"vx2text/{name}", runs)
-        run_stage(stage)
-        done[name] = stage.directory
+    with shared("vx2text") as runs:
+        for name in ("video_words", "audio_words", "text_words", "text_words_questions", "text_words_captions",
+                     "avsd", "tvqa", "tvqa_no_decoder", "tvc"):  # fmt: skip
+            stage = request(f"vx2text/{name}", runs)
+            run_stage(stage, unless_done=True)
+            done[name] = stage.directory
     return done
 
 

@@ -142,14 +142,6 @@ def test_the_minibatches_go_to_different_steps() -> None:
     assert not torch.equal(seen[0][2], seen[1][2])
 
 
-def test_the_average_moves_by_its_momentum() -> None:
-    module = tiny(average_momentum=0.75)
-    start = [value.clone() for value in module.average.parameters()]
-    module.training_step(tiny_batch(8)[0], 0)
-    for average, value, before in zip(module.average.parameters(), module.generator.parameters(), start, strict=True):
-        torch.testing.assert_close(average, before + 0.25 * (value - before), rtol=0, atol=1e-7)
-
-
 WEIGHTS = {
     "sentence": ("weight_sentence", "real_sentence", "fake_sentence"),
     "word": ("weight_word", "real_word", "fake_word"),
