@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from assemble.stages.configuration import RunConfiguration, check_arguments, take_switches
+from assemble.stages.configuration import RunConfiguration, check_arguments, check_keys, take_switches
 from assemble.stages.layers import Layer, classes_in, merge, place
 from assemble.stages.lightning_workarounds import dump_without_validation, whole_number_limits
 from assemble.stages.request import StageRequest
@@ -114,8 +114,10 @@ def check(request: StageRequest) -> None:
     run = request.configuration
     config = run.with_placeholders(DATA="data", RUN="run")
     parents = [Layer(f"tables.yaml, from {name}", place(config, name, None)) for name in request.parents]
+    started = functools.reduce(merge, (layer.content for layer in parents), config)
     try:
-        check_arguments(functools.reduce(merge, (layer.content for layer in parents), config), [*run.layers, *parents])
+        check_keys(take_switches(started)[1], parents)
+        check_arguments(started, [*run.layers, *parents])
         _Parsed(config)
         for path, node in classes_in(config["model"]):
             if path.rpartition(".")[2] == "loss":  # refuses what does not go together

@@ -209,7 +209,7 @@ def fake_training(
         with mode:
             fake_step.place(training.module, device)
         meter.add([*training.module.parameters(), *training.module.buffers()])
-        with fake_step.fused_attention(), mode, watch or nullcontext(), meter, counter:
+        with fake_step.memory_of_cuda(), fake_step.fused_attention(), mode, watch or nullcontext(), meter, counter:
             try:
                 training.run()
             except (DataDependentOutputException, DynamicOutputShapeException) as error:

@@ -46,6 +46,49 @@ class MemoryMeter(TorchDispatchMode):
         self.now -= size
 
 
+#: What autocast computes in float32 on CUDA but not on the CPU: aten/src/ATen/autocast_mode.h.
+FLOAT32_ON_CUDA = (
+    "cumsum", "exp", "group_norm", "layer_norm", "linalg_vector_norm", "log", "log1p", "log_softmax.int", "logsumexp",
+    "native_layer_norm", "norm.Scalar", "norm.ScalarOpt_dim", "pow.Scalar", "pow.Tensor_Scalar", "pow.Tensor_Tensor",
+    "reciprocal", "rms_norm", "rsqrt", "softmax.int", "softplus", "sum", "sum.dim_IntList", "upsample_bilinear2d",
+    "upsample_nearest2d",
+)  # fmt: skip
+#: The reverse: what autocast computes in float32 only on the CPU.
+FLOAT32_ON_CPU = ("adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d")
+
+
+@contextmanager
+def memory_of_cuda() -> Iterator[None]:
+    """Let tensors of the CPU take the memory that they would on CUDA: precisions of autocast, masks of dropout.
+
+    Tensors of the device cuda would need its driver for their backward pass.
+    """
+    autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+
+    def widened(tensor: Tensor) -> Tensor:
+        return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+    def in_float32(operator: Any) -> Any:
+        def compute(*args: Any, **kwargs: Any) -> Any:
+            with torch._C._ExcludeDispatchKeyGuard(autocast):
+                return operator(*tree_map_only(Tensor, widened, args), **tree_map_only(Tensor, widened, kwargs))
+
+        return compute
+
+    def dropout(tensor: Tensor, p: float, train: bool) -> Tensor:
+        return torch.native_dropout(tensor, p, train)[0] if train and p > 0 else tensor
+
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        for name in FLOAT32_ON_CUDA:
+            packet, _, overload = name.partition(".")
+            operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
+            library.impl(name, in_float32(operator), "AutocastCPU")
+        for name in FLOAT32_ON_CPU:
+            library.impl(name, torch.library.fallthrough_kernel, "AutocastCPU")
+        library.impl("dropout", dropout, "AutogradCPU")
+        yield
+
+
 @contextmanager
 def fused_attention() -> Iterator[None]:
     """Compute attention without storing the attention matrix, like a GPU's fused kernel.

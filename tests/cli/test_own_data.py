@@ -117,15 +117,14 @@ def test_what_does_not_fit_is_refused_before_anything_runs(tmp_path: Path) -> No
         resolve("avid", "avid", arguments=["--data.dataset", "foldr"])
     with pytest.raises(ConfigurationError, match=r"0 classes of .*esc50 have video"):
         resolve("avid", "avid", arguments=["--data.dataset", "esc50"])
+    (request,) = requests_for("avid_cma", [StageInstance("x", "cma", "pretrain", None)], Selection(scale="smoke"), 0)
     with pytest.raises(ConfigurationError, match=r"video\.fpz.*did you mean 'fps'"):
-        resolve("avid", "avid", arguments=["--data.video.fpz", "3"])
-    (request,) = requests_for("avid_cma", [StageInstance("x", "cma", "pretrain", None)], Selection(), 0)
+        check(replace(request, arguments=("--data.video.fpz", "3")))
     for field in ("model.init_args.warm_strat", "modle.init_args.warm_start"):
         with pytest.raises(ConfigurationError, match=r"tables\.yaml, from .*did you mean"):
-            assert replace(request, parents={field: request}).configuration
-    arguments = ["--model.loss.within_negatives", "5120"]
+            check(replace(request, parents={field: request}))
     with pytest.raises(ConfigurationError, match="at most negatives"):
-        check(resolve("avid", "cma", scale="smoke", arguments=arguments))
+        check(replace(request, arguments=("--model.loss.within_negatives", "5120")))
 
 
 def test_wrong_numbers_and_missing_captions_are_told(

@@ -111,9 +111,9 @@ def test_commands_that_do_not_train_work_without_a_checkout_and_torch(site: Path
     about = "from assemble.stages.request import fingerprint; from assemble.stages.configuration import resolve; "
     about += "import json, sys; print(json.dumps(fingerprint(resolve('avid', 'cma')))); "
     about += "assert not {'torch', 'lightning'} & sys.modules.keys()"
-    printed = assemble(site, away, "plan avid", "tables avid", "claims avid", "report avid", after=about)
+    printed = assemble(site, away, "list avid", "tables avid", "claims avid", "report avid", after=about)
     assert json.loads(printed.splitlines()[-1]) == fingerprint(resolve("avid", "cma"))
-    for expected in ("ucf_1@avid_cma", "Transfer after pre-training on Kinetics", "holds"):
+    for expected in ("ucf101_fine_tune", "Transfer after pre-training on Kinetics", "holds"):
         assert expected in printed
     page = (away / "runs" / "report.html").read_text(encoding="utf-8")
     assert "Transfer after pre-training on Kinetics" in page
@@ -130,7 +130,8 @@ def test_training_export_and_use_work_without_a_checkout(site: Path, away: Path)
     run = away / "runs" / "avid_cma" / "smoke" / "seed0" / "avid"
     export = f"export avid --checkpoint {run / 'checkpoints' / 'last.ckpt'} --output avid"
     use = "from papers.avid_cma import AVID; print(AVID.from_export('avid').training, AVID.__module__)"
-    printed = assemble(site, away, "fit avid/avid --scale smoke", export, after=use)
+    printed = assemble(site, away, "plan avid", "fit avid/avid --scale smoke", export, after=use)
+    assert "ucf_1@avid_cma" in printed
     assert printed.endswith("\nFalse papers.avid_cma.use\n")
     assert '"revision": null' in (run / "record.json").read_text(encoding="utf-8")
 
