@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -232,16 +233,21 @@ def plan(
 
         waiting = [item for item in planned if item.request.given is None]
         runs = {f"{item.request.stage} {item.request.draw}": item.run for item in waiting}
-        table = estimating.cheapest_first if selection.given else estimating.estimate_lines
-        for line in table(runs, utilization):
+        if selection.given:
+            verdicts = dict(zip(runs, map(needs.verdict, waiting)))
+            first = estimating.cheapest_first(runs, utilization, verdicts)
+            lines: Iterable[str] = itertools.chain(first, ["", *needs.lines()])
+        else:
+            lines = estimating.estimate_lines(runs, utilization)
+        for line in lines:
             print(line, flush=True)
     else:
         print(render_plan(planned, format_))
         if (files := given_text(paper_named(paper).name, selection)) and format_ == "text":
             print("\n".join(["", *files]))
-        if (lines := needs.lines()) and (format_ == "text" or needs.blocked):
+        if (table := needs.lines()) and (format_ == "text" or needs.blocked):
             # The standard output of a script stays a script.
-            print("\n".join(["", *lines]), file=sys.stdout if format_ == "text" else sys.stderr)
+            print("\n".join(["", *table]), file=sys.stdout if format_ == "text" else sys.stderr)
     return 0
 
 

@@ -248,8 +248,10 @@ def hours_text(hours: float | None) -> str:
 CPU_HOURS = 24
 
 
-def cheapest_first(runs: Mapping[str, RunConfiguration], utilization: float) -> Iterator[str]:
-    """A table of hours, cheapest stage first, that says what a CPU can do."""
+def cheapest_first(
+    runs: Mapping[str, RunConfiguration], utilization: float, verdicts: Mapping[str, str]
+) -> Iterator[str]:
+    """A table of memory and hours, cheapest stage first, with what a CPU can do and each stage's verdict."""
     card, core = CARDS[1], one_core()
     known: dict[str, list[float | None]] = {}
     costs: dict[str, list[float | None]] = {}
@@ -258,15 +260,19 @@ def cheapest_first(runs: Mapping[str, RunConfiguration], utilization: float) -> 
         if key not in known:
             try:
                 found = estimate(run)
-                known[key] = [found.hours(one, utilization) for one in (card, core)]
+                known[key] = [*(found.hours(one, utilization) for one in (card, core)), found.memory]
             except StageError:
-                known[key] = [None, None]
+                known[key] = [None, None, None]
         costs[name] = known[key]
     width = max(map(len, runs), default=0)
-    yield f"{'stage'.ljust(width)}  {f'h {card.name}'.rjust(12)}  {f'h {core.name}'.rjust(12)}  CPU"
-    for name, hours in sorted(costs.items(), key=lambda item: math.inf if item[1][0] is None else item[1][0]):
+    yield f"{'stage'.ljust(width)}  {f'h {card.name}'.rjust(12)}  {f'h {core.name}'.rjust(12)}  CPU  {'memory':>8}  go?"
+    for name, (*hours, memory) in sorted(
+        costs.items(), key=lambda item: math.inf if item[1][0] is None else item[1][0]
+    ):
         able = "-" if hours[1] is None else "yes" if hours[1] <= CPU_HOURS else "no"
-        yield f"{name.ljust(width)}  {'  '.join(hours_text(one).rjust(12) for one in hours)}  {able}"
+        size = "-" if memory is None else size_text(memory)
+        times = "  ".join(hours_text(one).rjust(12) for one in hours)
+        yield f"{name.ljust(width)}  {times}  {able:3}  {size:>8}  {verdicts[name]}"
     yield (
         f"estimates at {utilization:.0%} of the peak matrix rate of the card or of a core here, without fitting SVMs; "
         f"CPU: up to {CPU_HOURS} h on one core; a dash: unknown; see docs/gpu.md"

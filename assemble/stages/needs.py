@@ -47,6 +47,13 @@ class Needs:
     def disk_is_short(self) -> bool:
         return self.needed is not None and self.needed > self.free
 
+    def verdict(self, item: Planned) -> str:
+        """Whether a stage can run: `go`, or what is missing."""
+        for (title, _, problem), stages in self.rows.items():
+            if problem and item in stages:
+                return f"no: {title} {problem}"
+        return "no: it starts from a stage that cannot run" if item.request.key in self.blocked else "go"
+
     def lines(self) -> list[str]:
         """The table of what is needed and found; empty if nothing is read and the disk has room."""
         if not (self.rows or self.disk_is_short):
@@ -56,7 +63,14 @@ class Needs:
         rows = [(title, problem or state, _names(stages)) for (title, state, problem), stages in self.rows.items()]
         rows = [("needed", "found", "read by"), *rows, ("disk", space, "")]
         widths = [max(map(len, column)) for column in zip(*rows)]
-        return [printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
+        table = [printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
+        if any(item.request.given for item in self.planned):
+            able = sum(not item.done for item in self.runnable)
+            go = "no-go" if self.disk_is_short or not able else "go"
+            table.append(
+                f"{go}: {able} stages can run, {len(self.blocked)} lack data; names and shapes in the files are next"
+            )
+        return table
 
     def require(self, skip_missing: bool) -> list[Planned]:
         """The stages that can run, or an error that says what to get."""
@@ -111,6 +125,10 @@ def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tupl
             status = _status(entry, data, statuses)
             regions = "max_regions" in arguments
             yield status.dataset.full_title, *_state(status, splits, arguments.get("fold"), regions)
+    for name, parent in item.request.parents.items():
+        if parent.given is not None and (file_name := parent.given.beside.get(name)):
+            found = item.request.start(name) not in (None, parent.given.path)
+            yield file_name, "yes" if found else "no; computed from the evaluated data", ""
     for path in files_in({"model": config["model"]} if world else config):
         file = look_at(path, data)
         lacks = f" (without {', '.join(file.missing)})" if file.missing and file.path.exists() else ""

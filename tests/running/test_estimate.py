@@ -230,13 +230,18 @@ def test_with_given_weights_the_cheapest_stage_comes_first(
     (tmp_path / "avid.pth").write_bytes(b"x")
     monkeypatch.setattr(estimates, "one_core", lambda: Card("one core", 0.1, 0.1, 0.1))
     flags = ["--given", f"avid={tmp_path / 'avid.pth'}", "--runs", str(tmp_path), "--stages", "ucf_1@avid", "esc@avid"]
+    flags += ["--data", str(tmp_path)]
     assert main(["plan", "avid", "--scale", "paper", "--hardware", "gpu1", "--estimate", *flags]) == 0
-    head, first, second, _ = capsys.readouterr().out.splitlines()
+    head, first, second = (printed := capsys.readouterr().out).splitlines()[:3]
     assert head.split("  ")[0] == "stage"
-    assert (first.split()[0], first.split()[-1]) == ("esc@avid", "yes")
-    assert (second.split()[0], second.split()[-1]) == ("ucf_1@avid", "no")
+    assert [first.split()[k] for k in (0, 5)] == ["esc@avid", "yes"]
+    assert [second.split()[k] for k in (0, 5)] == ["ucf_1@avid", "no"]
+    assert f"  no: ESC-50 missing: {tmp_path / 'esc50'}" in first
+    # Below it: what was found, among it the file of statistics, and the verdict.
+    assert "no; computed from the evaluated data" in printed
+    assert printed.splitlines()[-1].startswith("no-go: 0 stages can run, 2 lack data")
     # Two passes over the 2,000 files of ten windows, 2.88 GFLOP each.
     found = estimate(resolve("avid_cma", "esc50_svm", scale="paper"))
     assert found.steps == 40_000
     assert found.flops == pytest.approx(2.88e9, rel=0.01)
-    assert float(first.split()[-2]) == pytest.approx(40_000 * 2.88e9 / 0.1e12 / 0.3 / 3600, rel=0.05)
+    assert float(first.split()[4]) == pytest.approx(40_000 * 2.88e9 / 0.1e12 / 0.3 / 3600, rel=0.05)
