@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import errno
 import gc
 import io
 import os
@@ -80,6 +81,8 @@ def _status_of(error: BaseException) -> int:
     if not explained or os.environ.get("ASSEMBLE_TRACEBACK"):
         raise error
     hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows the traceback)"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "\nFree space, or choose another disk: --runs for runs, ASSEMBLE_CACHE for caches, TMPDIR for the rest."
     print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
     return 1
 

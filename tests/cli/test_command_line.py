@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -82,6 +83,19 @@ def test_a_wrong_mode_of_wandb_ends_a_command_before_it_starts(
     assert main(["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path)]) == 2
     assert "WANDB_MODE=onlne: did you mean 'online'?" in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_full_disk_is_named_with_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "cache/features.npz")
+
+    monkeypatch.setattr("assemble.commands.find._list_paper", full)
+    assert main(["list", "avid"]) == 1
+    printed = capsys.readouterr().err
+    assert "cache/features.npz" in printed
+    assert "ASSEMBLE_CACHE" in printed
 
 
 def test_make_refuses_a_variable_that_it_does_not_know() -> None:
