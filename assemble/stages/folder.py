@@ -92,8 +92,9 @@ def _make_room(request: StageRequest) -> str:
     if identity.get("lineage_hash") == request.lineage:
         parent = trained_again(request, identity["digests"])
         reason = f"{parent} was trained again" if parent else "the code changed"
-    if identity and not (request.checkpoint().is_file() or (folder / "record.json").is_file()):
-        shutil.rmtree(folder)
+    saved = request.checkpoint().is_file() or (folder / "record.json").is_file()
+    if not saved and (identity or not any(folder.glob("[!.]*"))):
+        shutil.rmtree(folder, ignore_errors=True)
     if folder.exists():
         folder.rename(aside)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -165,6 +166,10 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     prepare_folder(changed)
     assert state_of(changed)[1] == "was stopped, resumes from its last checkpoint"
     assert set_aside() == {stage.lineage}
+    shutil.rmtree(stage.directory)
+    stage.directory.mkdir()  # as a command leaves it that is killed before it writes there
+    prepare_folder(another)
+    assert len([*stage.directory.parent.glob("*.previous-*")]) == 1
     (stage.directory / "identity.json").write_text("[]")
     with pytest.raises(StageError, match=r"identity\.json cannot be read"):
         prepare_folder(stage)
