@@ -130,14 +130,13 @@ def estimate_test(run: RunConfiguration) -> Estimate:
     with mode, torch.no_grad(), meter, counter:
         meter.add([*cli.model.parameters(), *cli.model.buffers()])
         cli.model.eval()(mode.from_tensor(example.batch))
-    flops = counter.get_flop_counts().get("Global", {})
-    convolution = sum(count for kind, count in flops.items() if "conv" in str(kind))
+    convolution, other = _operations(counter)
     return Estimate(
         parameters=sum(p.numel() for p in cli.model.parameters()),
         peak_bytes=meter.peak,
         checkpoint_bytes=0,
         convolution_flops=convolution,
-        other_flops=sum(flops.values()) - convolution,
+        other_flops=other,
         steps=example.batches,
         size=1,
         accumulated=1,
@@ -161,8 +160,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     gradients = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     # Several devices exchange a copy of the gradients; gradients of earlier batches wait through the next forward pass.
     copies = (devices > 1) + (accumulated != 1)
-    counts = counter.get_flop_counts().get("Global", {})
-    convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
+    convolution, other = _operations(counter)
     data, loader_bytes = training.data, 0
     if data.num_workers:
         per_node = devices // int(run.config["trainer"].get("num_nodes", 1))
@@ -174,7 +172,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         peak_bytes=meter.peak + copies * gradients,
         checkpoint_bytes=stored.now,
         convolution_flops=round(convolution * accumulated),
-        other_flops=round((sum(counts.values()) - convolution) * accumulated),
+        other_flops=round(other * accumulated),
         steps=_steps(run, training.data.synthetic.batches, accumulated),
         size=training.size,
         accumulated=accumulated,
@@ -217,6 +215,13 @@ def fake_training(
     return training, meter, counter
 
 
+def _operations(counter: FlopCounterMode) -> tuple[int, int]:
+    """Counted operations of convolutions, and of all else."""
+    counts = counter.get_flop_counts().get("Global", {})
+    convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
+    return convolution, sum(counts.values()) - convolution
+
+
 def _steps(run: RunConfiguration, batches: int | None, accumulated: float) -> int | None:
     trainer = run.config["trainer"]
     most, epochs = int(trainer.get("max_steps", -1)), int(trainer.get("max_epochs") or -1)
@@ -244,6 +249,19 @@ def hours_text(hours: float | None) -> str:
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
 
 
+def _estimates(runs: Mapping[str, RunConfiguration]) -> Iterator[tuple[str, Estimate | StageError]]:
+    """Every stage's estimate, or why there is none; stages of equal configuration are estimated once."""
+    made: dict[str, Estimate | StageError] = {}
+    for name, run in runs.items():
+        key = config_hash(run.config, IGNORED_KEYS | SEED_KEYS) + str(devices_of(run))
+        if key not in made:
+            try:
+                made[key] = estimate(run)
+            except StageError as error:
+                made[key] = error
+        yield name, made[key]
+
+
 #: Hours on one core up to which a stage counts as one for a CPU.
 CPU_HOURS = 24
 
@@ -253,17 +271,12 @@ def cheapest_first(
 ) -> Iterator[str]:
     """A table of memory and hours, cheapest stage first, with what a CPU can do and each stage's verdict."""
     card, core = CARDS[1], one_core()
-    known: dict[str, list[float | None]] = {}
     costs: dict[str, list[float | None]] = {}
-    for name, run in runs.items():
-        key = config_hash(run.config, IGNORED_KEYS | SEED_KEYS)
-        if key not in known:
-            try:
-                found = estimate(run)
-                known[key] = [*(found.hours(one, utilization) for one in (card, core)), found.memory]
-            except StageError:
-                known[key] = [None, None, None]
-        costs[name] = known[key]
+    for name, needs in _estimates(runs):
+        if isinstance(needs, StageError):
+            costs[name] = [None, None, None]
+        else:
+            costs[name] = [needs.hours(card, utilization), needs.hours(core, utilization), needs.memory]
     width = max(map(len, runs), default=0)
     yield f"{'stage'.ljust(width)}  {f'h {card.name}'.rjust(12)}  {f'h {core.name}'.rjust(12)}  CPU  {'memory':>8}  go?"
     for name, (*hours, memory) in sorted(
@@ -292,23 +305,19 @@ def estimate_lines(runs: Mapping[str, RunConfiguration], utilization: float) -> 
     )  # fmt: skip
     yield line("stage", [*heads, *(f"h {card.name}" for card in CARDS)])
     totals = dict.fromkeys(CARDS, 0.0)
-    known: dict[str, Estimate] = {}
-    for name, run in runs.items():
-        key = config_hash(run.config, IGNORED_KEYS | SEED_KEYS) + str(devices_of(run))
-        try:
-            found = known[key] = known.get(key) or estimate(run)
-        except StageError as error:
-            yield f"{name.ljust(width)}  {error}"
+    for name, needs in _estimates(runs):
+        if isinstance(needs, StageError):
+            yield f"{name.ljust(width)}  {needs}"
             continue
-        hours = {card: found.hours(card, utilization) for card in CARDS}
+        hours = {card: needs.hours(card, utilization) for card in CARDS}
         for card, value in hours.items():
             totals[card] += value or 0.0
-        batches = f" x {found.accumulated:g}" if found.accumulated > 1 else ""
+        batches = f" x {needs.accumulated:g}" if needs.accumulated > 1 else ""
         values = [
-            f"{found.size}{batches}", str(found.devices), f"{found.parameters / 1e6:.1f} M", size_text(found.memory),
-            size_text(found.checkpoint_bytes), size_text(found.loader_bytes), f"{found.flops / 1e12:.3g}",
-            "-" if found.steps is None else f"{found.steps:,}",
-            f"{found.samples_per_second(CARDS[-1], utilization):,.0f}" if found.flops else "-",
+            f"{needs.size}{batches}", str(needs.devices), f"{needs.parameters / 1e6:.1f} M", size_text(needs.memory),
+            size_text(needs.checkpoint_bytes), size_text(needs.loader_bytes), f"{needs.flops / 1e12:.3g}",
+            "-" if needs.steps is None else f"{needs.steps:,}",
+            f"{needs.samples_per_second(CARDS[-1], utilization):,.0f}" if needs.flops else "-",
         ]  # fmt: skip
         yield line(name, [*values, *map(hours_text, hours.values())])
     yield line("all", [*[""] * len(heads), *map(hours_text, totals.values())])

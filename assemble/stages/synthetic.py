@@ -115,11 +115,7 @@ def synthetic_training(
     if size % (config["model"]["init_args"].get("batch_norm_group") or 1):
         # One device cannot form a group that spans devices.
         config = merge(config, {"model": {"init_args": {"batch_norm_group": None}}})
-    nothing = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
-    with ExitStack() as stack:
-        for context in build_in:
-            stack.enter_context(context)
-        cli = build(run, config, {**nothing, **trainer_arguments})
+    cli = _built(run, config, trainer_arguments, build_in)
     if not hasattr(cli.datamodule, "example_batch"):
         raise StageError(f"no synthetic batches: {type(cli.datamodule).__name__} has no method example_batch")
     made = cli.datamodule.example_batch(cli.model, size, draw)
@@ -131,11 +127,22 @@ def synthetic_training(
 def built_without_files(run: RunConfiguration, *contexts: AbstractContextManager[Any]) -> StageCLI:
     """Build a stage's module and data module, but none of the files that they name, inside some contexts."""
     config = {**without_files(run), "trainer": {"precision": run.config["trainer"]["precision"]}}
-    arguments = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE, "accelerator": "cpu"}
-    with quiet(), ExitStack() as stack:
+    with quiet():
+        return _built(run, config, {"accelerator": "cpu"}, contexts)
+
+
+def _built(
+    run: RunConfiguration,
+    config: dict[str, Any],
+    trainer_arguments: Mapping[str, Any],
+    contexts: Sequence[AbstractContextManager[Any]],
+) -> StageCLI:
+    """Build inside some contexts; the trainer writes nothing."""
+    nothing = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
+    with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)
-        return build(run, config, arguments)
+        return build(run, config, {**nothing, **trainer_arguments})
 
 
 @contextmanager
