@@ -36,6 +36,7 @@ from assemble.stages.synthetic import (
 from common.errors import StageError
 from common.training.data_module import bytes_of, loader_plan
 from common.training.examples import Draw
+from common.types import class_at
 
 CPU = torch.device("cpu")
 
@@ -122,10 +123,10 @@ def one_core() -> Card:
 
 def estimate_test(run: RunConfiguration) -> Estimate:
     """Estimate a stage that only runs a frozen encoder; fitting to its features, such as an SVM, is not counted."""
+    if not hasattr(class_at(run.config["data"]["class_path"]), "test_example"):
+        raise StageError(f"{run.recipe} does not train")
     mode, meter, counter = FakeTensorMode(), fake_step.MemoryMeter(), fake_step.operation_counter()
     cli = built_without_files(run, mode)
-    if not hasattr(cli.datamodule, "test_example"):
-        raise StageError(f"{run.recipe} does not train")
     example = cli.datamodule.test_example(Draw(empty=True))
     with mode, torch.no_grad(), meter, counter:
         meter.add([*cli.model.parameters(), *cli.model.buffers()])

@@ -23,6 +23,7 @@ from assemble.stages.request import Selection
 from assemble.stages.synthetic import NOWHERE, StopAfter, synthetic_training, without_files
 from common.errors import StageError
 from common.training.examples import Draw
+from common.types import class_at
 
 FOUND = Estimate(
     parameters=300_000_000,
@@ -77,6 +78,9 @@ def test_no_planned_model_reads_a_file(paper: str) -> None:
             if item.run.trains:
                 fields = leaves(without_files(item.run)["model"])
                 assert not [field for field, value in fields if NOWHERE in str(value)], (scale, item.run.recipe)
+            elif not hasattr(class_at(item.run.config["data"]["class_path"]), "test_example"):
+                with pytest.raises(StageError, match="does not train"):
+                    estimate(item.run)
 
 
 def test_recomputed_blocks_need_less_memory() -> None:
