@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any
 
 
-def __getattr__(name: str) -> Any:  # importing the package alone costs nothing
+def __getattr__(name: str) -> Any:  # keeps `import papers.avid_cma` cheap
     if name == "AVID":
         return import_module("papers.avid_cma.use").AVID
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Pre-training data: unlabeled videos with sound; the miniature uses it with files in Kinetics and AudioSet layouts."""
+"""Pre-training data: unlabeled videos with sound. The miniature reads its files through the same classes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from common.types import NonNegativeFloat, PositiveInt
 
 
 class PretrainingData(AudioVisualData):
-    """Unlabeled videos with sound, each seen `clips_per_video` times per epoch ([2]).
+    """Loads unlabeled videos with sound; each video is seen `clips_per_video` times per epoch ([2]).
 
     Args:
         jitter_seconds: how far the video clip may extend beyond the audio clip's window.
-        split, held_out_split: listings for training and for the diagnostics after it.
+        split, held_out_split: listings for training and for the diagnostics after training.
         held_out_batch_size: clips per step and device in the diagnostics.
         kwargs: see AudioVisualData and ShardedDataModule.
     """
@@ -43,14 +43,14 @@ class PretrainingData(AudioVisualData):
         self.held_out_batch_size = held_out_batch_size
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        # A sound clip of each file at a random time (by seed), with room for the video clip around it.
+        # Take the audio clip at a random time (given by the seed) that leaves room for the video clip around it.
         return {"seed": self.seed, "video_duration": self.video.duration}
 
     def prepare_data(self) -> None:
         super().prepare_data()
-        self.dataset.listing(self.held_out_split)  # fails before all training clips are opened
+        self.dataset.listing(self.held_out_split)  # fail early: opening all training clips takes long
         listing = self.dataset.listing(self.split)
-        # Without the pictures, which aren't decoded then.
+        # Items without frames, so that no video is decoded.
         transform, options = self.audio.transform(training=False), self.item_options
         sounds = AudioVisualClips(
             listing, None, transform, video_duration=self.video.duration, training=False, **options

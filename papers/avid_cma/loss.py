@@ -1,4 +1,4 @@
-"""The AVID and AVID-CMA loss: each clip picks its row of a memory bank among random rows; CMA adds mined positives."""
+"""The AVID and AVID-CMA loss: each clip must find its own row of a memory bank; CMA adds mined positives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITHIN: tuple[tuple[Modality, Modality], ...] = (("v", "v"), ("a", "a"))
 
 
 class Term(NamedTuple):
-    """Embeddings of the modality `query` against the bank of another or the same one."""
+    """A term of the loss: compares embeddings of the modality `query` with the memory bank of `bank`."""
 
     kind: Literal["instance", "positive"]
     query: Modality
@@ -37,19 +37,19 @@ class Term(NamedTuple):
 class BankLoss(nn.Module):
     """Weighted mean of contrastive terms against a video bank and an audio bank.
 
-    `instance_v2a` compares the video embedding with the audio bank; the positive is the clip's own row (`instance`) or
-    its mined rows (`positive`), never a clip of the batch. The banks get no gradient; each step blends its embeddings
-    into them after the loss.
+    `instance_v2a` compares the video embedding with the audio bank. The positive is the clip's own row (`instance`) or
+    its mined rows (`positive`); other clips of the batch are never positives. The banks get no gradient: after
+    computing the loss, each step averages the new embeddings into their rows.
 
     Args:
-        negatives: rows per clip, K, drawn with replacement.
-        within_negatives: negatives that the within-modal terms use, from the first; None for all.
-        positives: mined rows per clip, P; 0 for AVID.
+        negatives: K, the number of rows drawn per clip, with replacement.
+        within_negatives: the within-modal terms use only the first so many negatives; None uses all.
+        positives: P, the number of mined rows per clip; 0 for AVID.
         agreement: see `mine_positives`.
-        instance_cross, instance_within, positive_cross, positive_within: weights of the terms. AVID's first two are
-            (1, 0) for Cross (the method), (0, 1) for Self and (1, 1) for Joint; CMA is (1, 0, 0, 1).
-        bank_momentum: share of the old row that an update keeps; a pair gives (video, audio).
-        official_quirks: allow a clip as its own negative with mined positives, as in the released code.
+        instance_cross, instance_within, positive_cross, positive_within: weights of the terms. The first two are
+            (1, 0) for AVID-Cross (the method), (0, 1) for Self, (1, 1) for Joint. CMA uses (1, 0, 0, 1).
+        bank_momentum: weight of the old row in an update; a pair gives (video, audio).
+        official_quirks: if there are mined positives, a clip may be its own negative, as in the released code.
 
     Source: [4] to [7].
     """
@@ -95,18 +95,18 @@ class BankLoss(nn.Module):
         self.bank_momentum = bank_momentum if isinstance(bank_momentum, tuple | list) else (bank_momentum,) * 2
         self.official_quirks, self.seed = official_quirks, seed
         self.num_items = 0
-        self.step = 0  # training steps so far; with seed and rank it determines the next negatives
-        self.register_buffer("normalizer", torch.tensor(-1.0))  # Z of NCE; -1 until the first training step sets it
+        self.step = 0  # training steps so far; seed, rank and step determine the negatives
+        self.register_buffer("normalizer", torch.tensor(-1.0))  # Z of NCE; -1 means the first training step sets it
 
     def allocate(self, num_items: int, dim: int) -> Self:
-        """Make the banks, one row per training clip, once the data set is known."""
+        """Create the banks with one row per training clip; called when the size of the data set is known."""
         if num_items < self.positives + 2:
             raise ValueError(
-                f"num_items={num_items} is too small for positives={self.positives}: a clip needs its positives and a "
-                "negative besides itself. Use more clips, or lower `positives`."
+                f"num_items={num_items} is too small for positives={self.positives}: every clip needs that many other "
+                "clips as positives and at least one more as a negative. Use more clips, or lower `positives`."
             )
         self.num_items = num_items
-        # Own generator: the banks must not depend on earlier draws, such as those of computing audio statistics.
+        # A separate generator, so that the banks don't depend on earlier draws, such as those for the audio statistics.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.video_bank = MemoryBank(num_items, dim, self.bank_momentum[0])
@@ -117,15 +117,15 @@ class BankLoss(nn.Module):
     def forward(
         self, video: Tensor, audio: Tensor, index: Tensor, negative_index: Tensor | None = None, update: bool = True
     ) -> dict[str, Tensor]:
-        """Compute `loss` (with gradient) and each term (detached), then update the banks; float32 also under autocast.
+        """Compute `loss` (with gradient) and each term (detached), then update the banks. Always computes in float32.
 
         Args:
             index: clip numbers in the data set listing.
-            negative_index: fixed negatives instead of drawn ones.
-            update: False in validation; banks, normalizer and step stay as they are.
+            negative_index: use these negatives instead of drawing them.
+            update: False (validation) leaves banks, normalizer and step unchanged.
 
         Shapes:
-            video, audio [B, d], normalized here; index [B]; negative_index [B, K]
+            video, audio [B, d], not yet normalized; index [B]; negative_index [B, K]
         """
         with torch.autocast(video.device.type, enabled=False):
             embeddings = {"v": F.normalize(video.float(), dim=1), "a": F.normalize(audio.float(), dim=1)}
@@ -141,9 +141,9 @@ class BankLoss(nn.Module):
                 picked = instance if term.kind == "instance" else mined
                 if term.query == term.bank:
                     drawn = drawn[:, : self.within_negatives]
-                if self.step == 0 and normalizer < 0:  # later steps don't wait for the device
+                if self.step == 0 and normalizer < 0:  # read Z only once, because reading it waits for the device
                     normalizer = estimate_normalizer(drawn)
-                    if update:  # frozen from here on; a validation keeps nothing, as it may differ between ranks
+                    if update:  # fixed from now on; in validation, ranks may have different values
                         normalizer = self.normalizer.copy_(mean_over_ranks(normalizer))
                 terms[term.name] = nce_per_anchor(picked, drawn, normalizer).mean()
             weighted = [term.weight * terms[term.name] for term in self.terms]
@@ -156,11 +156,11 @@ class BankLoss(nn.Module):
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def draw_negatives(self, index: Tensor, positives: Tensor, training: bool) -> Tensor:
-        """Rows [B, K], uniform over all but the clip and its positives; depends on seed, rank and step."""
+        """Draw rows [B, K] uniformly, excluding the clip and its positives; depends on seed, rank and step."""
         excluded = torch.cat([positives, index[:, None]], dim=1).sort(dim=1).values
         if self.official_quirks and self.positives:
             excluded = positives
-        # Only the step needs saving. Validation always draws the same rows, so its losses are comparable.
+        # Only the step needs to be saved. Validation always draws the same rows, so that its losses are comparable.
         stream = f"{self.seed}/{rank()}/{self.step if training else 'validation'}"
         seed = int.from_bytes(hashlib.blake2b(stream.encode(), digest_size=7).digest(), "little")
         high, shape = self.num_items - excluded.shape[1], (len(index), self.negatives)
@@ -171,7 +171,7 @@ class BankLoss(nn.Module):
 
     @torch.no_grad()
     def mine(self) -> Tensor:
-        """Search the positives of every clip in the banks, on all ranks: int32 [N, P]."""
+        """Search the banks for the positives of every clip: int32 [N, P]. The ranks share the work."""
         if self.positives:
             banks = self.video_bank.vectors, self.audio_bank.vectors
             self.positive_set.copy_(mine_positives(*banks, self.positives, self.agreement))
@@ -179,13 +179,13 @@ class BankLoss(nn.Module):
 
     @torch.no_grad()
     def load_banks(self, memory: Mapping[str, Tensor]) -> None:
-        """Take banks and normalizer from another `BankLoss`; resets the step and the positives."""
+        """Copy banks and normalizer from another `BankLoss`, and reset the step and the positives."""
         buffers = {name: value for name, value in self.named_buffers() if name != "positive_set"}
         wrong = [name for name, value in buffers.items() if name not in memory or memory[name].shape != value.shape]
         if wrong:
             raise ValueError(
-                f"model.warm_start holds no memory banks that fit ({', '.join(wrong)}): give the checkpoint of an AVID "
-                "stage on the very same data set listing, with the same embedding width."
+                f"model.warm_start has no memory banks that fit ({', '.join(wrong)}): give the checkpoint of an AVID "
+                "stage with the same data set listing and the same embedding width."
             )
         for name, value in buffers.items():
             value.copy_(memory[name])
@@ -208,7 +208,7 @@ class BankLoss(nn.Module):
 def skip_rows(raw: Tensor, excluded: Tensor) -> Tensor:
     """Map uniform draws from [0, N - E) to uniform draws from the N rows without the E excluded ones.
 
-    A draw r [B, K] moves up by the number of excluded rows p_j [B, E] with p_j - j <= r, p ascending ([5]).
+    A draw r [B, K] increases by the number of excluded rows p_j [B, E] with p_j - j <= r, where p is ascending ([5]).
     """
     thresholds = excluded - torch.arange(excluded.shape[1], device=excluded.device)
     return raw + torch.searchsorted(thresholds, raw, right=True)

@@ -1,4 +1,4 @@
-"""Cross-modal agreement: items that are similar to an item in both modalities."""
+"""Cross-modal agreement: finds items that are similar to a given item in both modalities."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ Agreement = Literal["consensus", "union", "video", "audio"]
 
 @torch.no_grad()
 def mine_positives(video: Tensor, audio: Tensor, k: int, agreement: Agreement = "consensus", rows: int = 256) -> Tensor:
-    """Find the k items that agree most with each item, by exhaustive search; each rank searches its share of the items.
+    """Find the k items that agree most with each item by exhaustive search; each rank handles its share of items.
 
-    Two items with similarities s_v and s_a in the banks agree by `min(s_v, s_a)` (consensus, the method), `max(s_v,
-    s_a)` (union), `s_v` (video) or `s_a` (audio). An item is never its own positive. `rows` x N scores exist at a time.
+    The agreement of two items with bank similarities s_v and s_a is `min(s_v, s_a)` (consensus, the method), `max(s_v,
+    s_a)` (union), `s_v` (video) or `s_a` (audio). An item is never its own positive. `rows` limits the memory.
 
     Shapes:
-        video, audio [N, d], unit rows, k < N -> int32 [N, k], each row ascending, equal on every rank
+        video, audio [N, d], unit rows, k < N -> int32 [N, k], each row in ascending order, the same on every rank
 
     Source: [7].
     """
     found = []
-    part = -(-len(video) // world_size())  # equal parts, which can be gathered; the last rank repeats the last item
+    part = -(-len(video) // world_size())  # gathering needs equal parts: the last rank repeats the last item
     own = torch.arange(rank() * part, (rank() + 1) * part, device=video.device).clamp(max=len(video) - 1)
     for items in own.split(rows):
         scores = _agreement(video, audio, items, agreement)
@@ -35,7 +35,7 @@ def mine_positives(video: Tensor, audio: Tensor, k: int, agreement: Agreement = 
 
 
 def _agreement(video: Tensor, audio: Tensor, items: Tensor, agreement: Agreement) -> Tensor:
-    """Agreement [M, N] of some items with all."""
+    """Agreement [M, N] of M items with all N items."""
     if agreement == "video":
         return video[items] @ video.T
     if agreement == "audio":

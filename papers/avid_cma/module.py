@@ -1,4 +1,4 @@
-"""Training of AVID and CMA, readable top to bottom; the loss selects which."""
+"""Training of AVID and CMA; the loss decides which of the two it is."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from papers.avid_cma.weights import load_pretraining
 
 
 class AVIDModule(pl.LightningModule):
-    """Audio-visual instance discrimination; cross-modal agreement if the loss has mined positives.
+    """Trains AVID (instance discrimination), or CMA (cross-modal agreement) if the loss has mined positives.
 
     Args:
         video_encoder, audio_encoder: backbones with a `feature_dim`.
         hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm: projection heads ([3.3]).
         learning_rate, betas, weight_decay: Adam; the weight decay is L2 in the gradient ([8]).
         lr_milestones: epochs that divide the rate by 10 ([11]).
-        warm_start: AVID checkpoint, required by CMA: loads model, banks and normalizer, not optimizer or epoch.
-        refresh_every: epochs between minings; 0 for never.
-        mined: positives per instance in the diagnosis after a training without mining; 0 for none.
+        warm_start: AVID checkpoint that CMA starts from; loads model, banks and normalizer, but not optimizer or epoch.
+        refresh_every: mine new positives every so many epochs; 0 mines only at the start.
+        mined: if training mines no positives, the test mines this many per instance to measure agreement; 0 skips it.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class AVIDModule(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": steps}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Batch 0 comes once per epoch, also after a resume at its boundary; mid-epoch the checkpoint has the positives.
+        # Mine at the first batch of an epoch. A run that resumes mid-epoch has its positives in the checkpoint.
         every, epoch = self.hparams["refresh_every"], self.current_epoch
         if batch_idx == 0 and every and epoch and epoch % every == 0:
             self.loss.mine()
@@ -111,7 +111,7 @@ class AVIDModule(pl.LightningModule):
             self.loss.allocate(len(self.data.listing), self.hparams["out_dim"]).to(self.device)
             if stage == "fit" and self.trainer.ckpt_path is None:
                 self._start()
-        # DDP would broadcast 0.24 to 1.8 GB of equal banks at every step.
+        # DDP would broadcast the banks, 0.24 to 1.8 GB and already equal, at every step.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self, [name for name, _ in self.named_buffers() if not name.startswith("model.")]
         )
@@ -132,7 +132,7 @@ class AVIDModule(pl.LightningModule):
         elif self.loss.positives:
             raise ValueError(
                 "CMA starts from a trained AVID: set --model.warm_start to its .../checkpoints/last.ckpt. "
-                "`assemble reproduce avid` does so for the stages of the tables"
+                "`assemble reproduce avid` sets it for the stages of the tables"
             )
 
     def _require_listing(self, what: str, theirs: str | None, otherwise: str) -> None:
@@ -140,7 +140,7 @@ class AVIDModule(pl.LightningModule):
         if theirs and theirs != ours:
             raise ValueError(
                 f"{what} was trained on another data set listing (fingerprint {theirs[:12]}, this one is {ours[:12]}): "
-                "memory banks hold one row per clip and only fit the very same files in the same order. Restore them, "
+                "memory banks have one row per clip and need the same files in the same order. Restore the files, "
                 f"or {otherwise}"
             )
 
@@ -151,7 +151,7 @@ class AVIDModule(pl.LightningModule):
                 self.loss.mine()
 
     def start_without_files(self) -> None:
-        """Train as in later steps, without a warm start or a search, to measure a step."""
+        """Train as in later steps, but without a warm start or mining, to measure the cost of a step."""
         self._without_files = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Unpublished checks after pre-training: cross-modal retrieval, mining precision, neighbors as images."""
+"""Diagnostics of ours after pre-training: cross-modal retrieval, precision of mining, and pictures of neighbors."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
     from common.data.clips import AudioVisualClips
 
-# Mining costs the square of this, for each of four kinds of agreement.
+# Mining time grows with the square of this number, for each of four kinds of agreement.
 LARGEST_BANK = 50_000
 AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
 
 
 class Progress(nn.Module):
-    """Loss (mean of `steps`) and partition constant Z at the start and now, in buffers so they survive a resume."""
+    """Records the loss (mean of `steps`) and the NCE constant Z at the start and now; buffers survive a resume."""
 
     count: Tensor
     first: Tensor
@@ -48,7 +48,7 @@ class Progress(nn.Module):
         self.count.add_(1.0)
 
     def compute(self, normalizer: Tensor) -> dict[str, Tensor]:
-        """First and last loss, Z, and its change since the first step (0: frozen)."""
+        """Return the first and last loss, Z, and the change of Z since the first step (0 if it is frozen)."""
         if not bool(self.count > 0):
             return {}
         return {
@@ -60,7 +60,7 @@ class Progress(nn.Module):
 
 
 def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
-    """How often (%) a clip's own sound, of the same row, is nearest to its video; ties and NaN count as misses."""
+    """Percentage of videos whose nearest audio clip is their own (the same row); ties and NaN count as misses."""
     nearer = match_ranks(video, audio)
     return {
         "retrieval_r1": 100.0 * (nearer < 1).float().mean(),
@@ -70,11 +70,11 @@ def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
 
 
 def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, positives: int) -> dict[str, Tensor]:
-    """Share (%) of mined positives with the anchor's class, by type of agreement; training has no labels.
+    """Percentage of mined positives with the anchor's class, by type of agreement. Training doesn't use labels.
 
     Args:
-        video_bank, audio_bank: [N, d]; larger banks are sampled down to `LARGEST_BANK` evenly spaced rows.
-        labels: class of each row [N]; rows with -1 are left out.
+        video_bank, audio_bank: [N, d]; of larger banks, only `LARGEST_BANK` evenly spaced rows are used.
+        labels: class of each row [N]; rows with -1 are ignored.
     """
     if len(video_bank) > LARGEST_BANK:
         chosen = torch.linspace(0, len(video_bank) - 1, LARGEST_BANK, device=video_bank.device).long()
@@ -101,13 +101,13 @@ def draw_neighbors(
     queries: int = 6,
     neighbors: int = 5,
 ) -> list[list[str]]:
-    """Draw the nearest clips by video, by audio, and across modalities; rows of (query, kind, files of neighbors).
+    """Draw nearest clips by video, by audio, and across modalities; return rows of (query, kind, neighbors' files).
 
-    The unit rows of video and audio [N, d] are of the items `index` [N] of `clips`.
+    The unit rows of video and audio [N, d] belong to the items `index` [N] of `clips`.
     """
     names, labels = clips.listing.classes, clips.listing.labels
     rows = list(range(0, len(index), max(len(index) // queries, 1)))[:queries]
-    # Only these rows: all pairs of a large held-out set would take gigabytes.
+    # Compare only these rows: all pairs of a large held-out set would take gigabytes.
     kinds = {
         "video to video": video[rows] @ video.T,
         "audio to audio": audio[rows] @ audio.T,

@@ -1,4 +1,4 @@
-"""AVID-CMA network: an encoder and a projection head per modality."""
+"""AVID-CMA network: one encoder and one projection head per modality."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class AVID(nn.Module):
-    """Video and audio embeddings in one space; 21,286,784 parameters in the paper [3]; released checkpoint names."""
+    """Embeds video and audio in one space; 21,286,784 parameters [3], named as in the released checkpoints."""
 
     def __init__(
         self, video_model: nn.Module, audio_model: nn.Module, video_proj: nn.Module, audio_proj: nn.Module
@@ -18,7 +18,7 @@ class AVID(nn.Module):
         self.audio_proj = audio_proj
 
     def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of both modalities, not normalized.
+        """Return the embeddings of both modalities, not normalized.
 
         Shapes:
             video [B, 3, T, H, W]; audio [B, 1, T, F] -> two of [B, d]

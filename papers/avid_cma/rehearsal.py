@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones, to rehearse the published recipes with."""
+"""Tiny data sets in the layouts of the real ones, to test the published recipes quickly."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from common.data.datasets.ucf101 import write_ucf101
 from common.data.worlds.audiovisual import write_clip, write_sound
 from common.data.worlds.clip_generator import ClipGenerator
 
-#: Different clips and sounds of each kind; the many files of a data set are links to them.
+#: Number of different clips and sounds of each kind; the many files of a data set are links to these.
 CLIPS_PER_KIND = 12
-#: Of a clip: shorter ones are left out of the listings.
+#: Clip length in seconds; listings skip shorter clips.
 SECONDS = 3.2
-#: CMA takes 128 positives in its ablations.
+#: CMA needs more clips than the 128 positives of its ablations.
 AUDIOSET_CLIPS = 160
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads to `$DATA`, with as many classes as a classifier needs."""
+    """Write every data set that the recipes read from `$DATA`, with as many classes as their classifiers have."""
     generator = ClipGenerator(seed=0, size=32, fps=16, sample_rate=24000)
     pool = root / ".rendered"
     pool.mkdir()
@@ -60,9 +60,9 @@ def write_datasets(root: Path) -> None:
 
 
 def write_released(stage: str, module: Any, data: Any, path: Path) -> None:
-    """Write a file with the authors' names and layout for a stage; its banks have as many rows as the set has clips."""
+    """Write a file with the authors' names and layout for a stage; its banks have one row per clip of the data set."""
     clips, mined = data.dataset.published_count(data.split), module.loss.positives
-    # One stored number stands for all.
+    # A single stored number, expanded to the full size.
     criterion = {f"nce_average.view{view}_mem": torch.zeros(1, 1).expand(clips, 128) for view in (1, 2)}
     criterion["criterion.avg_exp_score"] = torch.tensor([2.25] if mined else 2.25)
     if mined:
@@ -72,7 +72,7 @@ def write_released(stage: str, module: Any, data: Any, path: Path) -> None:
     if "audioset" in stage:  # half precision also occurs
         weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     content = {"epoch": 30, "model": weights, "optimizer": optimizer, "train_criterion": criterion}
-    torch.save(content, path, _use_new_zipfile_serialization=not mined)  # files of old versions of torch, too
+    torch.save(content, path, _use_new_zipfile_serialization=not mined)  # the old format also occurs
     np.savez(
         path.with_name("audio_norm_stats.npz"), mean=np.full(257, -30.0, np.float32), std=np.full(257, 20.0, np.float32)
     )
@@ -83,7 +83,7 @@ def _names(count: int) -> tuple[str, ...]:
 
 
 def _one_of(files: list[Path]) -> Callable[[Path], None]:
-    """Links to some files in rotation."""
+    """Return a writer that links to the given files in turn."""
     turn = itertools.cycle(files)
 
     def write(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Use a trained AVID: embed video and audio files."""
+"""Embeds video and audio files with a trained AVID."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from papers.avid_cma import networks
 
 
 class AVID(networks.AVID, TrainedModel):
-    """A trained `networks.AVID`; averages the embeddings of `clips` evenly spaced clips per file (1: the middle)."""
+    """A trained `networks.AVID`. Averages the embeddings of `clips` evenly spaced clips per file; 1 uses the middle."""
 
     paper = "avid_cma"
     kinds = ("papers.avid_cma.module.AVIDModule",)
     classes: ClassVar[tuple[type, ...]] = (R2Plus1D, AudioConvNet, ProjectionHead)
     example = "avid_cma/mini/seed0/avid"
-    otherwise = "cannot embed video and sound: give the checkpoint of a pre-training, such as avid or avid_cma"
+    otherwise = "cannot embed video and sound: give the checkpoint of a pre-training stage, such as avid or avid_cma"
     embeds: ClassVar[tuple[Modality, ...]] = ("video", "audio")
 
     clips = 1
@@ -62,7 +62,7 @@ class AVID(networks.AVID, TrainedModel):
 
     def read_inputs(self, trained: Trained) -> None:
         video, audio = self.input(trained, "video", VideoInput), self.input(trained, "audio", AudioInput)
-        # Mean and deviation [F] of each frequency bin.
+        # Mean and standard deviation [F] of each frequency bin.
         found = self.input(trained, "audio_statistics", dict[str, list[float]])
         statistics = {name: np.array(values) for name, values in found.items()}
         self.video, self.audio = video, audio
@@ -70,7 +70,7 @@ class AVID(networks.AVID, TrainedModel):
         self._spectrogram = audio.transform(training=False, statistics=statistics)
 
     def read_video(self, file: str | Path) -> Tensor:
-        """Clips of a file, float32 [clips, 3, T, crop, crop]."""
+        """Read clips of a file, float32 [clips, 3, T, crop, crop]."""
         with MediaFile(Path(file)) as media:
             clips = []
             for start, duration in self._windows(media, "video", self.video.duration):
@@ -79,7 +79,7 @@ class AVID(networks.AVID, TrainedModel):
         return torch.stack(clips)
 
     def read_audio(self, file: str | Path) -> Tensor:
-        """Spectrograms of a file's sound, float32 [clips, 1, frames, bins]; a short sound is repeated."""
+        """Read spectrograms of a file's sound, float32 [clips, 1, frames, bins]; short sounds are repeated."""
         rate, count = self._spectrogram.sample_rate, self._spectrogram.num_samples
         with MediaFile(Path(file)) as media:
             windows = []
@@ -100,12 +100,12 @@ class AVID(networks.AVID, TrainedModel):
 
     @torch.no_grad()
     def embed_video(self, videos: Items) -> Tensor:
-        """Unit embeddings [B, d] of videos."""
+        """Embed videos as unit vectors [B, d]."""
         return self._means(lambda clips: self.video_proj(self.video_model(clips)), self.read_all("video", videos))
 
     @torch.no_grad()
     def embed_audio(self, sounds: Items) -> Tensor:
-        """Unit embeddings [B, d] of sounds, comparable with those of `embed_video`."""
+        """Embed sounds as unit vectors [B, d], comparable with those of `embed_video`."""
         return self._means(lambda clips: self.audio_proj(self.audio_model(clips)), self.read_all("audio", sounds))
 
     def _means(self, encode: Callable[[Tensor], Tensor], samples: list[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Reads pre-training checkpoints, ours and the released ones, and exports single encoders."""
+"""Reads pre-training checkpoints (ours and the released ones) and exports single encoders."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NEEDED = "'model' and 'train_criterion' (or 'state_dict')"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Model, banks and normalizer (named as in `BankLoss`, if present), and their listing (None: see [13])."""
+    """A checkpoint's model, memory (banks and normalizer), and listing fingerprint (None if released, [13])."""
 
     model: dict[str, Tensor]
     memory: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Pretraining:
 
 
 def load_pretraining(path: str | Path, model: nn.Module) -> Pretraining:
-    """Read an `AVIDModule` checkpoint, a released one, or a network alone, and check that it fits `model`.
+    """Read an `AVIDModule` checkpoint, a released one, or only network weights, and check that they fit `model`.
 
     Source: [13].
     """
@@ -54,7 +54,7 @@ def load_pretraining(path: str | Path, model: nn.Module) -> Pretraining:
 
 
 def check(path: Path, module: Any, data: Any) -> None:
-    """Raise an error unless a file fits the networks of a pre-training, and a released one its loss and data set.
+    """Raise an error unless a file fits the model; a released file must also fit the loss and the data set.
 
     Source: [13].
     """
@@ -69,24 +69,24 @@ def check(path: Path, module: Any, data: Any) -> None:
     if mined != module.loss.positives:
         raise CheckpointError(
             f"{path}: nce_average.positive_set has {mined} mined positives per clip, expected {module.loss.positives}: "
-            "the file is of AVID, not of AVID-CMA, or the other way round"
+            "the file belongs to AVID and the stage to AVID-CMA, or the other way round"
         )
     if clips is not None and not clips / 2 < len(bank) < clips * 2:
         raise CheckpointError(
             f"{path}: nce_average.view1_mem has {len(bank):,} rows, expected about {clips:,} for {data.dataset.title}: "
-            "the file is of another data set"
+            "the file belongs to another data set"
         )
 
 
 def _fitting(path: str | Path, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """The networks in a checkpoint of ours or a released one, which must fit `model`."""
+    """Return the network weights in a checkpoint (ours or released), or raise an error if they don't fit `model`."""
     weights = below(state, "model.")
     if not weights and any(name.startswith("video_model.") for name in state):
         weights = R2Plus1D.released_names(below(state, ""))
     if not weights:
         raise CheckpointError(
             f"{path}: no weights of an audio-visual model; its entries are {first_of(list(state))}. Give the "
-            "checkpoint of a pre-training, such as avid"
+            "checkpoint of a pre-training stage, such as avid"
         )
     if problem := differences(model.state_dict(), weights):
         raise CheckpointError(f"{path}: the weights do not fit the network: {problem}")
@@ -94,7 +94,7 @@ def _fitting(path: str | Path, state: Mapping[str, Tensor], model: nn.Module) ->
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A checkpoint, and its tensors under `state_dict` (ours) or `model` (released), or at the top of the file."""
+    """Read a checkpoint and its tensors: under `state_dict` (ours), `model` (released), or at the top level."""
     content = read_checkpoint(path, NEEDED)
     if state := tensors_in(content):
         return content, state
@@ -113,7 +113,7 @@ def _released_memory(criterion: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, Tensor]:
-    """State dict of one encoder from a pre-training checkpoint or a released file."""
+    """Read the state dict of one encoder from a pre-training checkpoint or a released file."""
     state = {key.removeprefix("model."): value for key, value in _read(path)[1].items()}
     if backbone := below(state, f"{modality}_model."):
         return R2Plus1D.released_names(backbone)
@@ -123,7 +123,7 @@ def load_backbone(path: str | Path, modality: Modality = "video") -> dict[str, T
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Modality = "video") -> Path:
-    """Write one encoder of a checkpoint as a small file: no head, bank or optimizer."""
+    """Write one encoder of a checkpoint to a small file, without head, banks and optimizer."""
     backbone = load_backbone(checkpoint, layout)
     content = {"format": BACKBONE_FORMAT, "paper": "avid_cma", "modality": layout, "state_dict": backbone}
     return write_torch(output, content)
