@@ -20,8 +20,8 @@ NAMES = {"torch": torch, "np": np, "nn": nn, "F": F}
 #: Helpers of the suite, Java, and networks that need files.
 WITHOUT = {
     "common.encoders.checkpoint_files", "common.memory.collective", "common.memory.groups", "common.metrics.gathering",
-    "common.metrics.captioning.meteor", "common.metrics.captioning.protocols", "common.metrics.captioning.caption_set",
-    "common.metrics.generation.networks", "common.metrics.generation.seen",
+    "common.metrics.captioning.meteor", "common.metrics.captioning.caption_set",
+    "common.metrics.generation.networks",
 }  # fmt: skip
 
 

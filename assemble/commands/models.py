@@ -358,7 +358,7 @@ def export(
     optimizer. Other layouts write only the backbone, for other libraries.
     """
     from assemble.stages.export import write_export
-    from common.models.hub import push_export
+    from common.models.trained import push_export
 
     name = paper_named(paper).name
     weights = optional_part(name, "weights")

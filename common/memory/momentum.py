@@ -1,4 +1,4 @@
-"""Momentum encoders: exponential moving averages of a network."""
+"""MoCo's momentum encoder, and its shuffling BN, so a key is not normalized together with its query."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from common.memory.collective import all_gather_concat, broadcast_from_rank_zero, rank, world_size
 
 
 @torch.no_grad()
@@ -41,3 +43,46 @@ class MomentumPair(nn.Module):
         update_average(self.key.parameters(), self.query.parameters(), momentum)
         for target, source in zip(self.key.buffers(), self.query.buffers(), strict=True):
             target.copy_(source)
+
+
+def order_over_groups(rows: Tensor) -> Tensor:
+    """A random order of the global batch that gives the same groups on any number of devices.
+
+    Rank r of W encodes positions r, r + W, ..., as it does without shuffling.
+    """
+    ranks, own = world_size(), len(rows)
+    order = torch.randperm(ranks * own, device=rows.device)
+    broadcast_from_rank_zero(order)
+    # Sample i is row i // W of rank i % W, and rows are gathered rank by rank.
+    gathered = order % ranks * own + order // ranks
+    return gathered.view(own, ranks).T.flatten()
+
+
+@torch.no_grad()
+def batch_shuffle(rows: Tensor, permutation: Tensor) -> Tensor:
+    """Exchange the rows of all ranks in a given order.
+
+    Shapes:
+        rows [N, ...], N the same on every rank; permutation [W * N], equal on every rank -> [N, ...]
+
+    Examples:
+        >>> rows, order = torch.arange(4.0)[:, None], torch.tensor([2, 0, 3, 1])
+        >>> batch_unshuffle(batch_shuffle(rows, order), order).flatten()
+        tensor([0., 1., 2., 3.])
+
+    Source: docs/papers/mct.md [6].
+    """
+    shuffled = all_gather_concat(rows).index_select(0, _own_part(permutation))
+    if rows.dim() == 4 and rows.is_contiguous(memory_format=torch.channels_last):
+        shuffled = shuffled.contiguous(memory_format=torch.channels_last)  # gathering loses the layout
+    return shuffled
+
+
+@torch.no_grad()
+def batch_unshuffle(rows: Tensor, permutation: Tensor) -> Tensor:
+    """Give every rank its own rows back, in their order before `batch_shuffle`."""
+    return all_gather_concat(rows).index_select(0, _own_part(permutation.argsort()))
+
+
+def _own_part(order: Tensor) -> Tensor:
+    return order.view(world_size(), -1)[rank()]

@@ -11,6 +11,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice, permutations
 from pathlib import Path
@@ -25,7 +26,6 @@ from common.encoders.checkpoint_files import differences
 from common.errors import StageError
 from common.files import parsing, read_bytes, read_text, whole_folder
 from common.models.finished_stage import FinishedStage, open_finished
-from common.models.hub import CARD, CONFIGURATION, fetch_export
 from common.models.safe_builder import Builder
 from common.types import hints_of
 
@@ -370,3 +370,45 @@ def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
         else:
             shared[name] = stored
     return tensors, shared
+
+
+# -- the Hugging Face Hub ----------------------------------------------------------------------------------------------
+
+#: Files of an export.
+CONFIGURATION, CARD = "config.json", "README.md"
+#: Files to fetch: configuration, record, weights and vocabularies.
+READ = ["*.json", "*.safetensors", "*.txt", "*.model"]
+
+
+def fetch_export(repo: str, revision: str | None = None) -> Path:
+    """The folder of an export (`user/name`) in the Hub client's cache, used alone if the Hub does not answer."""
+    from huggingface_hub import snapshot_download
+
+    with _named(repo):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=READ))
+
+
+def push_export(folder: Path, repo: str, private: bool = False) -> str:
+    """Send an export to the Hub as one commit and return its address; creates a missing repository."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(library_name="representation-assemble")
+    files = json.loads(read_bytes(folder / CONFIGURATION))["files"]
+    with _named(repo):
+        api.create_repo(repo, private=private, exist_ok=True)
+        sent = api.upload_folder(
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=[CONFIGURATION, CARD, *files],
+            commit_message=f"Export of {folder.name}",
+        )
+    return str(sent.commit_url)
+
+
+@contextmanager
+def _named(repo: str) -> Iterator[None]:
+    """Add the repository to errors of the Hub's client."""
+    try:
+        yield
+    except Exception as error:  # From the client, its HTTP library or the system.
+        raise StageError(f"Hugging Face Hub, {repo}: {' '.join(str(error).split())}") from error

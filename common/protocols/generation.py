@@ -32,7 +32,7 @@ from common.metrics.generation import (
     object_captions,
 )
 from common.metrics.generation.networks import ClipEmbeddings, InceptionV3, ObjectDetector, TensorFlowInception
-from common.monitoring.image_rows import draw_row
+from common.monitoring.figures import draw_row
 from common.types import AtLeastTwo, NonNegativeInt, PositiveInt
 
 Batch = dict[str, Any]

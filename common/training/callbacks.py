@@ -19,6 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
 
 from common.encoders.checkpoint_files import require_intact
 from common.errors import NonFiniteLossError, StageError
@@ -332,3 +333,13 @@ class WholeCheckpoints(TorchCheckpointIO):
             raise StageError(f"{path} cannot be read: {error}") from error
         except Exception as error:  # reading a damaged file can raise anything
             raise StageError(f"{path} is damaged ({error!s:.200}): delete it to restart the stage") from error
+
+
+def batch_generator(module: pl.LightningModule, seed: int) -> torch.Generator:
+    """A generator that depends only on the seed and the number of the training batch."""
+    return torch.Generator().manual_seed((seed << 32) + module.trainer.fit_loop.total_batch_idx)
+
+
+def own_rows(module: pl.LightningModule, joint: Tensor) -> Tensor:
+    """This process's rows of a tensor of the global batch (r, r + W, ... on rank r of W), on its device."""
+    return joint[module.trainer.global_rank :: module.trainer.world_size].to(module.device, non_blocking=True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from common.encoders.heads import ProjectionHead
 from common.losses.info_nce import at_least_float32
 from common.memory.collective import is_distributed
-from common.memory.shuffle import batch_shuffle, batch_unshuffle, order_over_groups
+from common.memory.momentum import batch_shuffle, batch_unshuffle, order_over_groups
 from common.training.batch_norm import GroupedBatchNorm
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from common.metrics.captioning import Protocol
 from common.metrics.gathering import OncePerSample
 from common.protocols.text import GeneratedText, TextTest
-from common.training.noise import batch_generator, own_rows
+from common.training.callbacks import batch_generator, own_rows
 from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from papers.vx2text.data import VideoTextData

@@ -17,10 +17,10 @@ from common.memory.collective import OverlappedAverage
 from common.memory.groups import require_groups
 from common.memory.momentum import MomentumPair
 from common.metrics.gathering import OncePerSample
-from common.monitoring.image_rows import draw_row
+from common.monitoring.figures import draw_row
 from common.protocols.captions import check_vocabulary
 from common.protocols.generation import ImageEvaluation
-from common.training.noise import batch_generator, own_rows
+from common.training.callbacks import batch_generator, own_rows
 from common.training.optimizers import fused, refuse_half_weights
 from common.training.selection import CheckpointChoice
 from common.types import Fraction, Momentum, NonNegativeInt, PositiveFloat

@@ -1,14 +1,21 @@
-"""Matching of pairs: UNITER's numbers, the plateau of N candidates, and pairs in a batch."""
+"""Devices of all losses, and matching of pairs: UNITER's numbers, the plateau of N candidates, and pairs in a batch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from common.losses.margin import in_batch_hinge
 from common.losses.matching import candidate_matching, image_text_matching, in_batch_matching
+from common.losses.nce import nce_per_anchor
 from tests.m3p.tiny import arrays
 
 
@@ -57,3 +64,17 @@ def test_of_several_numbers_one_that_is_equal_is_enough() -> None:
     sum(in_batch_matching(logits, torch.tensor([[7, 1], [7, 2], [8, 3], [9, 2]]))).backward()  # type: ignore[union-attr]
     assert logits.grad is not None
     assert (logits.grad == 0).nonzero().tolist() == [[0, 1], [1, 0], [1, 3], [3, 1]]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda scores: in_batch_hinge(scores, 0.2),
+        lambda scores: in_batch_matching(scores)[0],
+        lambda scores: in_batch_matching(scores, scores[0].long())[1],
+        lambda scores: nce_per_anchor(scores, scores, 2.0).mean(),
+    ],
+)
+def test_tensors_of_two_devices_never_meet(loss: Callable[[Tensor], Tensor]) -> None:
+    with FakeTensorMode():  # knows shapes and devices, computes nothing
+        assert loss(torch.empty(3, 3, device="cuda")).device.type == "cuda"

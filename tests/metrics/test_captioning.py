@@ -14,8 +14,8 @@ from common.metrics.captioning import METRICS, CaptionScores, CaptionSet, JavaUn
 from common.metrics.captioning.bleu import bleu
 from common.metrics.captioning.cider import cider
 from common.metrics.captioning.meteor import meteor
-from common.metrics.captioning.protocols import preparation
 from common.metrics.captioning.rouge import rouge_l
+from common.metrics.captioning.scoring import preparation
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vx2text" / "caption_metrics.json").read_text())
 ITEMS = GOLDEN["items"]

@@ -28,8 +28,7 @@ from assemble.stages.export import write_export
 from assemble.stages.model_card import metadata, model_card
 from assemble.stages.paper_modules import trained_model
 from common.errors import StageError
-from common.models.hub import READ, fetch_export, push_export
-from common.models.trained import TrainedModel
+from common.models.trained import READ, TrainedModel, fetch_export, push_export
 from tests.data.media_factory import tone, write_video
 from tests.trained import checkpoint
 

@@ -6,8 +6,7 @@
 
 from common.metrics.captioning.caption_set import CaptionSet
 from common.metrics.captioning.meteor import JavaUnavailable
-from common.metrics.captioning.protocols import Protocol
-from common.metrics.captioning.scoring import METRICS, CaptionScores, score_captions
+from common.metrics.captioning.scoring import METRICS, CaptionScores, Protocol, score_captions
 from common.metrics.captioning.tokenizer import ptb_tokens, tokenize
 
 __all__ = [

@@ -1,17 +1,20 @@
-"""All caption scores of a set of items under one protocol."""
+"""All caption scores of a set of items under one protocol: what each benchmark does to captions before tokenizing.
+
+Source: docs/papers/vx2text.md [11] (protocols, traps).
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from common.metrics.captioning.bleu import bleu
 from common.metrics.captioning.caption_set import CaptionSet, Floats
 from common.metrics.captioning.cider import cider
 from common.metrics.captioning.meteor import JavaUnavailable, meteor
-from common.metrics.captioning.protocols import Protocol, preparation
 from common.metrics.captioning.rouge import rouge_l
 from common.metrics.captioning.tokenizer import tokenize
 
@@ -83,3 +86,37 @@ def score_captions(
         except JavaUnavailable as problem:
             logger.warning("METEOR is not measured: %s", problem)
     return CaptionScores(ids, corpus, items)
+
+
+Protocol = Literal["coco", "tvc", "avsd_1ref", "avsd7", "avsd8"]
+
+
+def ascii_only(text: str) -> str:
+    """Every non-ASCII character as one space, ends stripped."""
+    return re.sub(r"[^\x00-\x7f]", " ", text).strip()
+
+
+def without_short_words(text: str) -> str:
+    """Without the words of exactly one character, such as `a`, `i` and `2`.
+
+    The official DSTC7 stop-word list uses a full stop as a regular expression, so it matches any character. The
+    published numbers have this defect.
+    """
+    return " ".join(word for word in text.split() if len(word) != 1)
+
+
+def without_stops(text: str) -> str:
+    """Without the words `,` and `.`, as the stop-word list intends and DSTC8 does."""
+    return " ".join(word for word in text.split() if word not in (",", "."))
+
+
+def preparation(protocol: Protocol) -> tuple[Callable[[str], str], ...]:
+    """How a protocol prepares candidates, and how references."""
+    prepared: dict[Protocol, tuple[Callable[[str], str], ...]] = {
+        "coco": (str, str),
+        "tvc": (ascii_only, ascii_only),
+        "avsd_1ref": (without_short_words, without_short_words),  # the reference is the one original answer
+        "avsd7": (without_short_words, str),  # six references
+        "avsd8": (without_stops, str),
+    }
+    return prepared[protocol]

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from common.files import write_whole
-from common.metrics.gathering import gather_objects
-from common.metrics.generation.seen import Seen
+from common.metrics.gathering import Seen, gather_objects
 
 Floats = npt.NDArray[np.float64]
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from common.metrics.gathering import gather_objects
-from common.metrics.generation.seen import Seen
+from common.metrics.gathering import Seen, gather_objects
 
 
 def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:

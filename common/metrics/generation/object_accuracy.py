@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from common.data.datasets.coco import CLASSES
-from common.metrics.gathering import gather_objects
-from common.metrics.generation.seen import Seen
+from common.metrics.gathering import Seen, gather_objects
 
 # Phrases that name a class, in the singular; "" names none. The longest match counts and consumes its words: a hot dog
 # is not a dog, and a teddy bear is not a bear.
