@@ -206,14 +206,11 @@ def test_what_was_written_survives_a_loss_of_power(tmp_path: Path, monkeypatch: 
         assert {f"sync {path.parents[1]}", f"sync {tmp_path}"} <= set(done[:-3])
 
 
-LAUGHS = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12))
-
-
 @pytest.mark.parametrize(
     "text",
     [
-        "a: 1\nb: {c: 2, c: 3}", "a: [1", "? [1, 2]\n: 3", "a: " + "[" * 5000 + "]" * 5000, "!!int ''", "&a [*a]",
-        LAUGHS, LAUGHS.replace("[x]", "{x: 1}").replace("[*", "{<<: [*").replace("]", "]}"), "a: \xff", "on: 1",
+        "a: 1\nb: {c: 2, c: 3}", "a: [1", "? [1, 2]\n: 3", "a: " + "[" * 5000 + "]" * 5000, "!!int ''",
+        "a: \xff", "on: 1",
     ],
 )  # fmt: skip
 def test_yaml_is_strict(tmp_path: Path, text: str) -> None:

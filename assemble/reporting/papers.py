@@ -26,7 +26,7 @@ class Paper:
         short: the name in `make reproduce-<short>`.
         about: the method in a few words.
         checkpoints: GB of a checkpoint at the published sizes, by job, as `plan --estimate` gives them.
-        without_files: replacements for the dotted configuration fields that name files, to train without these files;
+        without_files: replacements for the dotted configuration fields that need files, to train without these files;
             `{named: word, count: 3}` means the texts `word 0`, `word 1`, `word 2`.
         rounding: standard deviation over roundings of one seed, relative to that over seeds, until records show it.
     """

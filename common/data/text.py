@@ -353,8 +353,8 @@ def learn_pieces(texts: Sequence[str], **options: Any) -> bytes:
 class WordVocabulary(CaptionTokenizer):
     """VSE++'s tokenizer: whole words and punctuation marks, between `<start>` and `<end>`.
 
-    `vocabulary` has one word per line, special ones first; None learns the `max_words` most frequent words that occur
-    at least `min_count` times. VSE++ has no `max_tokens`, and no caption of COCO reaches this one.
+    `vocabulary` has one word per line, special ones first; None learns those that occur at least `min_count`
+    times, the most frequent ones first. VSE++ has no `max_tokens`, and no caption of COCO reaches this one.
 
     Source: docs/papers/mct.md [9]. VSE++ uses NLTK, which splits contractions elsewhere ("do" and "n't").
     """
@@ -368,12 +368,10 @@ class WordVocabulary(CaptionTokenizer):
         self,
         vocabulary: str | None = None,
         min_count: NonNegativeInt = 4,
-        max_words: PositiveInt | None = None,
         max_tokens: PositiveInt = 100,
     ) -> None:
         super().__init__(vocabulary, max_tokens)
         self.min_count = min_count
-        self.max_words = max_words
 
     def _numbers(self, text: str) -> list[int]:
         return [self._vocabulary.get(word, 3) for word in WORD.findall(text)]
@@ -384,7 +382,7 @@ class WordVocabulary(CaptionTokenizer):
     def _learn(self, texts: Sequence[str]) -> bytes:
         counts = Counter(word for text in texts for word in WORD.findall(text))
         ordered = sorted(counts, key=lambda word: (-counts[word], word))
-        words = [word for word in ordered if counts[word] >= self.min_count][: self.max_words]
+        words = [word for word in ordered if counts[word] >= self.min_count]
         if not words:
             raise VocabularyError(f"min_count: no word occurs {self.min_count} times in the captions; lower it")
         return "".join(f"{word}\n" for word in (*self.special, *words)).encode()

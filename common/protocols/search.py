@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -141,9 +140,6 @@ class CrossModalSearch(EncoderModule):
         self.best.compare(self, self.validate, self.global_step, self.current_epoch, at_end=True)
         self.best.restore()
         super().on_train_end()
-
-    def start_without_files(self) -> None:
-        self.best.compared = sys.maxsize  # there is no validation split
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         settings: Any = self.hparams

@@ -60,7 +60,6 @@ class SoundSVM(FeatureSVM):
         C: weight of the errors: 10 for ESC-50, 1 for DCASE.
         folds: 5 for ESC-50; 1 for a fixed division into training and test files.
         standardize_epsilon: added to the standard deviation of every feature.
-        loss: `hinge`, or `squared_hinge` as in an older version of the protocol.
 
     Shapes:
         Batch: `audio` [B, windows, 1, T, F], `label` [B], `index` [B], and `fold` [B] when there are folds.
@@ -75,7 +74,6 @@ class SoundSVM(FeatureSVM):
         C: PositiveFloat = 10.0,
         folds: PositiveInt = 5,
         standardize_epsilon: PositiveFloat = 0.01,
-        loss: Literal["hinge", "squared_hinge"] = "hinge",
         tolerance: PositiveFloat = 1e-4,
         max_iterations: PositiveInt = 200,
         random_state: NonNegativeInt = 0,
@@ -86,7 +84,7 @@ class SoundSVM(FeatureSVM):
         stage_channels(audio_encoder, layers)
         self.layers, self.folds, self.jobs = dict(layers), folds, jobs
         self.standardize_epsilon = standardize_epsilon
-        options = {"C": C, "loss": loss, "tol": tolerance, "max_iter": max_iterations, "random_state": random_state}
+        options = {"C": C, "loss": "hinge", "tol": tolerance, "max_iter": max_iterations, "random_state": random_state}
         self.options: dict[str, Any] = options
 
     def setup(self, stage: str) -> None:

@@ -238,10 +238,6 @@ class M3PModule(pl.LightningModule):
         hits, count = strategy.reduce(torch.tensor([hits, count], device=self.device), reduce_op="sum").tolist()
         return {"accuracy": 100 * hits / count}
 
-    def start_without_files(self) -> None:
-        """Train on synthetic batches, which have no validation split to select weights on."""
-        self.best = None
-
     # -- start ---------------------------------------------------------------------------------------------------------
 
     @property

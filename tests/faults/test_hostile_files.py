@@ -22,7 +22,7 @@ from common.data.media import MediaError, MediaFile, read_image
 from common.data.text import WordPieceTokenizer
 from common.data.text_features import FeaturesError, FeatureStore
 from common.encoders.checkpoint_files import CheckpointError, load_encoder, read_checkpoint, require_intact
-from common.errors import ConfigurationError, StageError, printable
+from common.errors import StageError, printable
 from common.training.callbacks import WholeCheckpoints
 from tests.data.media_factory import write_video
 
@@ -128,13 +128,6 @@ def test_weights_of_another_form_are_refused_before_they_are_copied(tmp_path: Pa
     torch.save({"weight": weight}, tmp_path / "w.pt")
     with pytest.raises(CheckpointError, match=r"w\.pt.*1 other shape: weight .* instead of \[4, 4\]"):
         load_encoder(torch.nn.Linear(4, 4, bias=False), tmp_path / "w.pt", [""])
-
-
-@pytest.mark.parametrize("text", ["!!binary aGk=", "!!set {a, b}", f"0x{'f' * 10_000}", "!!omap [a: 1]"])
-def test_a_value_that_no_configuration_has_names_its_file(tmp_path: Path, text: str) -> None:
-    (tmp_path / "mine.yaml").write_text(f"model: {{init_args: {{out_dim: {text}}}}}\n")
-    with pytest.raises(ConfigurationError, match=r"(?s)mine\.yaml: not valid YAML: .*line 1"):
-        load_yaml(tmp_path / "mine.yaml")
 
 
 def test_the_name_of_a_file_cannot_steer_a_terminal(tmp_path: Path) -> None:
