@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -81,6 +82,30 @@ def read_text(path: Path, most: int | None = MOST_BYTES, **options: Any) -> str:
     """Read an untrusted UTF-8 file; see `open_regular`."""
     with open_regular(path, "r", most, **{"encoding": "utf-8", **options}) as file:
         return file.read()
+
+
+def digest(path: Path, kind: str) -> str:
+    status = path.stat()
+    return _digest(path, kind, (status.st_mtime_ns, status.st_size))
+
+
+@functools.lru_cache(maxsize=64)
+def _digest(path: Path, kind: str, stamp: tuple[int, ...]) -> str:
+    """Digest of a file, cached until its stamp changes, because two data sets may share it."""
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+
+
+def wrong_checksum(path: Path, published: str) -> str | None:
+    """Why a file does not match a checksum such as `md5:0123abcd` (a prefix is enough), or None."""
+    kind, _, expected = published.partition(":")
+    try:
+        found = digest(path, kind)
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    if found.startswith(expected):
+        return None
+    return f"its {kind} is {found[: max(len(expected), 8)]}, expected {expected}: damaged, or another version"
 
 
 @contextlib.contextmanager

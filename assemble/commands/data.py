@@ -144,8 +144,8 @@ def _released(paper: str) -> list[OpenData]:
 def _extract(images: Path, output: Path, weights: Path, distribution: bool) -> int:
     import torch
 
-    from common.data.checksums import digest
     from common.data.regions import REGION_SUFFIXES
+    from common.files import digest
 
     if output.exists():
         raise StageError(f"--output {output} exists: name a new file, or delete it")

@@ -20,9 +20,8 @@ from assemble.reporting import code
 from assemble.reporting.records import SET_ASIDE
 from assemble.stages.launch import is_main_process
 from assemble.stages.request import StageRequest, fingerprint, finished_record, holds, identity_of, trained_again
-from common.data.checksums import digest
 from common.errors import StageError
-from common.files import cache_folder, lock, make_folder, sweep, write_atomically
+from common.files import cache_folder, digest, lock, make_folder, sweep, write_atomically
 
 #: Seconds to wait for a stage's lock.
 LOCK_PATIENCE = 6.0

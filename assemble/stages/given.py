@@ -9,8 +9,8 @@ from pathlib import Path
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import lineage_hash
 from assemble.reporting.tables import Released, StageInstance, Tables
-from common.data.checksums import digest, problem
 from common.errors import StageError, nearest
+from common.files import digest, wrong_checksum
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def find_given(
             path = (released / file.file).resolve()
             if not path.is_file():
                 continue
-            if file.checksum and (wrong := problem(path, file.checksum)):
+            if file.checksum and (wrong := wrong_checksum(path, file.checksum)):
                 raise StageError(f"--released: {path}: {wrong}; get it again from {file.source}")
             given[stage] = Given(path, file.source, file.beside)
     for text in named:

@@ -13,7 +13,7 @@ from assemble.reporting.papers import paper_named
 from assemble.stages.layers import classes_in
 from assemble.stages.plan import Planned
 from assemble.stages.recipe_data import dataset_entries, dataset_of, files_in, without_unread_sets
-from common.data.released_files import look_at
+from common.data.overview import look_at
 from common.errors import StageError, printable
 
 if TYPE_CHECKING:

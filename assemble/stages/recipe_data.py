@@ -15,7 +15,7 @@ from common.types import class_at
 
 if TYPE_CHECKING:
     from common.data.datasets.base import MediaDataset
-    from common.data.released_files import FileStatus
+    from common.data.overview import FileStatus
 
 
 def dataset_entries(section: object) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
 
 def files_of(paper: str, data: Path) -> list[FileStatus]:
     """Files and folders, except data sets, that a paper's recipes read at the scale `paper`."""
-    from common.data.released_files import look_at
+    from common.data.overview import look_at
 
     recipes: dict[str, list[str]] = {}
     for recipe in _published_recipes(paper):

@@ -20,9 +20,8 @@ from assemble.stages.layers import classes_in, leaves, load_yaml
 from assemble.stages.overrides import parse_overrides
 from assemble.stages.recipe_data import dataset_entries
 from assemble.stages.recipes import recipe_layers, recipes_of
-from common.data.checksums import digest
 from common.errors import ConfigurationError
-from common.files import read_bytes, stamp_of
+from common.files import digest, read_bytes, stamp_of
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,8 @@ from assemble.stages.loggers import MetricsFile, StageWandbLogger
 from assemble.stages.preempt import STARTING, Preemption
 from assemble.stages.request import StageRequest, finished_record, identity_of
 from assemble.stages.telemetry import Telemetry, peak_memory_gib, reset_peak_memory
-from common.data.checksums import digest
 from common.errors import STOP
-from common.files import cache_folder, require_writable, write_atomically
+from common.files import cache_folder, digest, require_writable, write_atomically
 from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, Sessions, WholeCheckpoints
 
 

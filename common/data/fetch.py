@@ -14,9 +14,8 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import Request, urlopen
 
-from common.data import checksums
 from common.errors import StageError, nearest
-from common.files import exclusive, read_yaml
+from common.files import exclusive, read_yaml, wrong_checksum
 
 TABLE = Path(__file__).with_name("open_data.yaml")
 _RETRIES = 2
@@ -98,7 +97,7 @@ def _fetch_file(file: OpenFile, root: Path) -> None:
         print(f"{file.file}: already exists")
     else:
         _download(file.address, path)
-    problem = (checksums.problem(path, file.checksum) if file.checksum else None) or _wrong_format(path)
+    problem = (wrong_checksum(path, file.checksum) if file.checksum else None) or _wrong_format(path)
     if problem:
         wrong = path.with_name(f"{path.name}.wrong")
         os.replace(path, wrong)

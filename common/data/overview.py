@@ -1,16 +1,20 @@
-"""Overview of a paper's data sets and released files; downloads nothing, because most have terms to accept."""
+"""Overview of a paper's data sets, released weights, vocabularies and lists; downloads nothing, as most have terms."""
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from common import files
 from common.data.datasets.base import DatasetStatus, MediaDataset
-from common.data.released_files import FileStatus
-from common.errors import printable
+from common.errors import StageError, printable
+from common.files import read_yaml
 
 
 def report(datasets: Sequence[MediaDataset], console: Console | None = None) -> list[DatasetStatus]:
@@ -64,3 +68,47 @@ def _details(status: DatasetStatus) -> list[str]:
         lines += ["Expected:", *(f"  {line}" for line in dataset.expected_layout.splitlines())]
         lines += [f"  {dataset.further_layout}"] if dataset.further_layout else []
     return [*lines, f"Get it from: {dataset.source}", *(f"Note: {note}" for note in status.notes)]
+
+
+TABLE = Path(__file__).with_name("released_files.yaml")
+
+
+@dataclass(frozen=True)
+class ReleasedFile:
+    """A file or folder that recipes name; `released_files.yaml` explains the fields."""
+
+    path: str
+    title: str
+    size: str = "unknown"
+    license: str = "unknown"
+    source: str = "the recipe's own file"
+    contents: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """Status of a released file; `missing` lists what a folder lacks."""
+
+    file: ReleasedFile
+    path: Path
+    recipes: tuple[str, ...]
+    present: bool
+    missing: tuple[str, ...] = ()
+
+
+@functools.cache
+def released_files() -> tuple[ReleasedFile, ...]:
+    return tuple(ReleasedFile(**entry) for entry in read_yaml(TABLE, StageError))
+
+
+def look_at(path: str, data: Path, recipes: tuple[str, ...] = ()) -> FileStatus:
+    """Look for a file (relative to `data`) that recipes name."""
+    described = (replace(file, path=path) for file in released_files() if fnmatch.fnmatchcase(path, file.path))
+    file = next(described, ReleasedFile(path, Path(path).name))
+    place = data / path
+    missing = tuple(
+        names.replace("|", " or ")
+        for names in file.contents
+        if not any((place / name).is_file() for name in names.split("|"))
+    )
+    return FileStatus(file, place, recipes, place.exists() and not missing, missing)

@@ -1,4 +1,7 @@
-"""Linear support vector machines on frozen features; without torch, so worker processes start quickly."""
+"""Linear support vector machines on frozen features, and average precision per class.
+
+Without torch, so worker processes start quickly.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -7,10 +10,9 @@ from typing import Any
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import average_precision_score
 from sklearn.model_selection import cross_val_score
 from sklearn.svm import LinearSVC
-
-from common.metrics.average_precision import average_precision
 
 
 def classify_windowed(
@@ -122,3 +124,25 @@ def evaluate_class(
         cost = float(costs[int(np.argmax(quality))])
         decision = machine(cost).fit(train_rows, target).decision_function(test_rows)
     return ClassVerdict(average_precision(decision, test_labels), cost)
+
+
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the precision-recall curve of one class, as a sum over the recalls (no interpolation).
+
+    Ties are taken together, so a constant score gives the share of positives. NaN without a positive sample.
+
+    Args:
+        labels: [N]: 1 for present, 0 for absent, -1 for difficult; difficult samples are left out.
+
+    Examples:
+        >>> average_precision(scores=np.array([0.9, 0.8, 0.1]), labels=np.array([1, 0, 1]))
+        0.8333333333333333
+
+    Source: docs/papers/mct.md [9].
+    """
+    counted = labels != -1
+    if not (labels == 1).any():
+        return float("nan")
+    if not np.isfinite(scores[counted]).all():
+        raise ValueError("scores: some are not finite; is the checkpoint damaged?")
+    return float(average_precision_score(labels[counted], scores[counted]))

@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.data.checksums import digest
 from common.encoders.checkpoint_files import differences
 from common.errors import StageError
-from common.files import parsing, read_bytes, read_text, whole_folder
+from common.files import digest, parsing, read_bytes, read_text, whole_folder
 from common.models.finished_stage import FinishedStage, open_finished
 from common.models.safe_builder import Builder
 from common.types import hints_of

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from common.metrics.average_precision import average_precision
 from common.metrics.classification import hits, mean_clip_probability
 from common.metrics.gathering import OncePerSample, RowsOncePerSample
+from common.metrics.linear_svm import average_precision
 from common.protocols.base import (
     Batch,
     EncoderModule,

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from common.metrics.captioning import CaptionSet
-from common.metrics.captioning.bleu import bleu
-from common.metrics.captioning.cider import cider
-from common.metrics.captioning.rouge import rouge_l
+from common.metrics.captioning.scores import bleu, cider, rouge_l
 from common.metrics.detection import DetectionsOncePerImage, coco_average_precision
 from common.metrics.generation.frechet import FeatureStatistics, frechet_distance
 from common.metrics.retrieval import score_retrieval

@@ -12,8 +12,8 @@ import pytest
 from assemble.commands.main import main
 from assemble.reporting.papers import existing_papers
 from assemble.stages.recipe_data import files_of
+from common.data.overview import released_files
 from common.data.regions import RegionFeatures
-from common.data.released_files import released_files
 from common.data.text_features import FeatureStore
 from common.errors import StageError
 from tests.data.image_layouts import write_coco

@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from common.data import released_files
+from common.data import overview
 from common.data.datasets.base import DatasetStatus, MediaDataset
 from common.data.datasets.dcase import DCASE2014
-from common.data.overview import report, report_files
-from common.data.released_files import ReleasedFile, look_at
+from common.data.overview import ReleasedFile, look_at, report, report_files
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -73,7 +72,7 @@ def test_released_files_are_shown_with_what_they_lack(tmp_path: Path, monkeypatc
         ReleasedFile("weights/t5*", "T5", "1 GB", "free", "get {path}", ("config.json", "a.bin|b.bin")),
         ReleasedFile("weights/resnet-*.pth", "ResNet", source="the hub"),
     )
-    monkeypatch.setattr(released_files, "released_files", lambda: known)
+    monkeypatch.setattr(overview, "released_files", lambda: known)
     for name, content in (("t5/config.json", b""), ("resnet-a.pth", b"resnet"), ("resnet-b.pth", b"half")):
         (weights / name).parent.mkdir(parents=True, exist_ok=True)
         (weights / name).write_bytes(content)

@@ -11,10 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.metrics.captioning import METRICS, CaptionScores, CaptionSet, JavaUnavailable, score_captions, scoring
-from common.metrics.captioning.bleu import bleu
-from common.metrics.captioning.cider import cider
 from common.metrics.captioning.meteor import meteor
-from common.metrics.captioning.rouge import rouge_l
+from common.metrics.captioning.scores import bleu, cider, rouge_l
 from common.metrics.captioning.scoring import preparation
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vx2text" / "caption_metrics.json").read_text())

@@ -10,8 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from common.metrics.average_precision import average_precision
-from common.metrics.linear_svm import classify_windowed, evaluate_class
+from common.metrics.linear_svm import average_precision, classify_windowed, evaluate_class
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mct" / "voc_svm.npz"
 OPTIONS = {"C": 0.01, "loss": "hinge", "tol": 1e-4, "max_iter": 1000, "random_state": 0}

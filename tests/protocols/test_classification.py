@@ -13,7 +13,7 @@ from torch.utils.data import Subset
 
 from common.encoders.video import R2Plus1D
 from common.errors import NonFiniteLossError
-from common.metrics.average_precision import average_precision
+from common.metrics.linear_svm import average_precision
 from common.protocols.bridge import BridgedRetrieval
 from common.protocols.classification import (
     ActionRecognition,

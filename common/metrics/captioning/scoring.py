@@ -11,11 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from common.metrics.captioning.bleu import bleu
 from common.metrics.captioning.caption_set import CaptionSet, Floats
-from common.metrics.captioning.cider import cider
 from common.metrics.captioning.meteor import JavaUnavailable, meteor
-from common.metrics.captioning.rouge import rouge_l
+from common.metrics.captioning.scores import bleu, cider, rouge_l
 from common.metrics.captioning.tokenizer import tokenize
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The emoji world, the shapes world, and the worlds with a thing on either side: licenses, layouts and annotations."""
+"""What the worlds draw and say: emoji, shapes, things on either side, and narrated clips."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask
 
+from common.data.datasets.avsd import AVSD
 from common.data.datasets.coco import COCO
 from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.imagenet import ImageNet
+from common.data.datasets.tvc import TVC
+from common.data.datasets.tvqa import TVQA
 from common.data.worlds.base import World
 from common.data.worlds.emoji import (
     CREDIT,
@@ -29,6 +32,7 @@ from common.data.worlds.emoji import (
 )
 from common.data.worlds.emoji_scenes import EmojiScenesWorld
 from common.data.worlds.glyphs import COLOUR_NAMES, GLYPHS, coverage, draw, mixed_scene, repeated_scene
+from common.data.worlds.narrated import NarratedWorld, sentences
 from common.data.worlds.shapes import ShapesWorld
 from common.data.worlds.two_objects import TwoObjectsWorld
 from common.data.worlds.two_sides import TwoSidesWorld
@@ -148,3 +152,28 @@ def test_relations_replace_a_share_of_the_captions(kind: type[TwoSidesWorld], tm
     related = [text for text in texts if " of a " in text]
     assert 0.4 < len(related) / len(texts) < 0.6
     assert {read_caption(text, kind) for text in texts} == {shown}
+
+
+def test_the_sentences_hold_every_word_of_every_file(rendered: Callable[[type[World]], Any]) -> None:
+    world = rendered(NarratedWorld)
+    known = {word for sentence in sentences() for word in sentence.split()}
+    used: set[str] = set()
+    dataset = AVSD(world.root_of("avsd"))
+    for split in dataset.splits:
+        for dialog in dataset.dialogs(split):
+            used.update(f"{dialog.caption} {dialog.summary}".split())
+            for text in [*dialog.references, *(f"{turn.question} {turn.answer}" for turn in dialog.turns)]:
+                used.update(text.split())
+    for question in TVQA(world.root_of("tvqa")).questions("train"):
+        used.update(" ".join([question.text, *question.options]).split())
+    for moment in TVC(world.root_of("tvc")).moments("val"):
+        used.update(" ".join(description.text for description in moment.descriptions).split())
+    for lines in TVQA(world.root_of("tvqa")).subtitles().values():
+        used.update(" ".join(line.text for line in lines).split())
+    assert used <= known
+
+
+def test_moments_bring_the_films_that_they_describe(tmp_path: Path) -> None:
+    other = tiny(NarratedWorld, tmp_path)
+    other.prepare(["tvc"])
+    assert sorted(path.name for path in other.folder.iterdir() if path.is_dir()) == ["tvc", "tvqa"]

@@ -1,0 +1,156 @@
+"""BLEU, ROUGE-L and CIDEr-D of captions as coco-caption computes them.
+
+Source: Papineni et al. (2002), Lin (2004), Vedantam et al. (2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from common.metrics.captioning.caption_set import ORDERS, CaptionSet, Floats, Ints, mean
+
+# Value of an order without a match or n-gram, so only the brevity penalty gives an exact zero.
+_TINY, _SMALL = 1e-15, 1e-9
+
+
+def bleu(captions: CaptionSet) -> tuple[Floats, Floats]:
+    """BLEU-1 to BLEU-4.
+
+    Matches are clipped by the largest count in one reference. The reference length is the closest one, the shorter on a
+    tie. Corpus scores add up the counts of all items; they are not means.
+
+    Returns:
+        Corpus scores [4] (NaN without items) and scores per item [N, 4].
+
+    Examples:
+        >>> corpus, items = bleu(CaptionSet(["a man rides a horse"], [["a man rides a horse", "a man on a horse"]]))
+        >>> corpus.round(3)
+        array([1., 1., 1., 1.])
+
+    Source: docs/papers/vx2text.md [11] (closest length, smoothing 1e-15 and 1e-9).
+    """
+    items = len(captions)
+    length, reference_length = captions.lengths
+    matches, totals = np.zeros((items, ORDERS)), np.zeros((items, ORDERS))
+    for order, (candidate, reference) in enumerate(captions.ngrams, start=1):
+        # Number the candidates' n-grams to find the largest count of each in the item's references.
+        entry = candidate.copy()
+        entry.data = np.arange(1, entry.nnz + 1)
+        shared = entry[captions.owner] * (reference > 0)
+        most = np.zeros(entry.nnz)
+        np.maximum.at(most, shared.data - 1, (reference * (shared > 0)).data)
+        entry.data = np.minimum(candidate.data, most)
+        matches[:, order - 1] = entry.sum(1)
+        totals[:, order - 1] = np.maximum(length - order + 1, 0)
+    # The closest length first, then the shorter: one minimum over distance and length as a single number.
+    span = int(reference_length.max(initial=0)) + 1
+    closeness = np.abs(reference_length - length[captions.owner]) * span + reference_length
+    nearest = np.full(items, np.iinfo(np.int64).max)
+    np.minimum.at(nearest, captions.owner, closeness)
+    closest = nearest % span
+    corpus = _score(matches.sum(0), totals.sum(0), length.sum(), closest.sum())
+    per_item = _score(matches, totals, length[:, None], closest[:, None])
+    return corpus if items else np.full(ORDERS, np.nan), per_item
+
+
+def _score(matches: Floats, totals: Floats, length: Ints, closest: Ints) -> Floats:
+    """Geometric mean of the precisions up to every order [..., K], times the brevity penalty."""
+    precision = (matches + _TINY) / (totals + _SMALL)
+    score = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, precision.shape[-1] + 1))
+    ratio = (length + _TINY) / (closest + _SMALL)
+    return score * np.where(ratio < 1, np.exp(1 - 1 / ratio), 1)
+
+
+_BETA_SQUARED = 1.2**2  # recall counts more than precision
+
+
+def rouge_l(captions: CaptionSet) -> tuple[float, Floats]:
+    """F-measure of the longest common subsequence with the references.
+
+    The best precision and the best recall may come from different references. Sentences are split at single spaces, so
+    an empty one has one empty word, and empty against empty is a perfect match.
+
+    Returns:
+        Mean over items (NaN without any) and scores per item [N].
+
+    Examples:
+        >>> score, items = rouge_l(CaptionSet(["a man rides a horse"], [["a man on a horse"]]))
+        >>> round(score, 3)
+        0.8
+
+    Source: docs/papers/vx2text.md [11] (beta 1.2, maxima taken separately).
+    """
+    precision, recall = np.zeros(len(captions)), np.zeros(len(captions))
+    for item, (candidate, references) in enumerate(zip(captions.candidates, captions.references)):
+        words = candidate.split(" ")
+        places = _places(words)
+        for reference in references:
+            other = reference.split(" ")
+            common = len(words) if words == other else _common(places, len(words), other)
+            precision[item] = max(precision[item], common / len(words))
+            recall[item] = max(recall[item], common / len(other))
+    denominator = recall + _BETA_SQUARED * precision
+    score = np.zeros(len(captions))
+    np.divide((1 + _BETA_SQUARED) * precision * recall, denominator, out=score, where=denominator > 0)
+    return mean(score), score
+
+
+def _places(words: Sequence[str]) -> dict[str, int]:
+    """A bit mask of positions for every word."""
+    places: dict[str, int] = {}
+    for position, word in enumerate(words):
+        places[word] = places.get(word, 0) | 1 << position
+    return places
+
+
+def _common(places: dict[str, int], length: int, second: Sequence[str]) -> int:
+    everything = (1 << length) - 1
+    free = everything  # a cleared bit is a position where the common subsequence grows by one
+    for word in second:
+        if here := places.get(word):
+            matched = free & here
+            free = (free + matched | free - matched) & everything
+    return length - free.bit_count()
+
+
+#: Width of the Gaussian penalty on the difference in the number of bigrams.
+_SIGMA = 6.0
+
+
+def cider(captions: CaptionSet) -> tuple[float, Floats]:
+    """Cosine of the n-gram vectors of candidate and references, weighted by how rare an n-gram is.
+
+    This is CIDEr-D, which coco-caption and the papers call CIDEr. Rarity is counted in the references of these items,
+    so a score depends on all of them and is 0 for a single item.
+
+    Returns:
+        Mean over items (NaN without any) and scores per item [N], between 0 and 10.
+
+    Examples:
+        >>> captions = CaptionSet(["a red bus", "two cats"], [["a red bus"], ["two dogs"]])
+        >>> score, items = cider(captions)
+        >>> items.round(2)
+        array([7.5 , 1.25])
+
+    Source: docs/papers/vx2text.md [11] (clipped counts, bigram lengths, sigma 6, log N - log df, times 10).
+    """
+    items, references = len(captions), len(captions.owner)
+    similarity = np.zeros(references)
+    members = csr_array((np.ones(references), (captions.owner, np.arange(references))), (items, references))
+    for candidate, reference in captions.ngrams:
+        document_frequency = np.bincount((members @ reference).indices, minlength=reference.shape[1])
+        rarity = np.log(max(items, 1)) - np.log(np.maximum(document_frequency, 1))
+        ours, theirs = candidate.multiply(rarity).tocsr(), reference.multiply(rarity).tocsr()
+        ones = np.ones(len(rarity))  # a product adds in order; `sum` rounds differently
+        candidate_square, reference_square = ours**2 @ ones, theirs**2 @ ones
+        cosine = (ours[captions.owner].minimum(theirs) * theirs) @ ones
+        norm = np.sqrt(candidate_square)[captions.owner] * np.sqrt(reference_square)
+        similarity += np.divide(cosine, norm, out=np.zeros(references), where=norm > 0)
+    bigrams, reference_bigrams = (np.maximum(length - 1, 0) for length in captions.lengths)
+    difference = bigrams[captions.owner] - reference_bigrams
+    similarity *= np.exp(-(difference**2) / (2 * _SIGMA**2))
+    score = 10 / ORDERS * np.bincount(captions.owner, similarity) / np.bincount(captions.owner)
+    return mean(score), score
