@@ -99,10 +99,7 @@ class BertEncoder(nn.Module):
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask[:, 1:]], dim=1)
         # transformers takes a 4-D mask as is. It looks at the values of a 2-D mask, which makes the host wait for the
         # accelerator.
-        try:
-            return self.bert(tokens, attention_mask=mask[:, None, None, :]).last_hidden_state
-        except IndexError:
-            raise _too_few_embeddings(self.vocabulary_size) from None
+        return self.bert(tokens, attention_mask=mask[:, None, None, :]).last_hidden_state
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         return self.forward_tokens(tokens, mask)[:, 0]
@@ -111,13 +108,6 @@ class BertEncoder(nn.Module):
         if any(name.startswith(prefix) for name in state_dict):
             self._missing = None
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _too_few_embeddings(size: int) -> ValueError:
-    return ValueError(
-        f"tokens: an id is outside vocabulary_size={size}: raise the encoder's vocabulary_size to the tokenizer's, or "
-        "use the tokenizer that the encoder was trained with"
-    )
 
 
 def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, Any]) -> nn.Module:
@@ -188,11 +178,7 @@ class GRUEncoder(nn.Module):
         """Unit vectors [B, feature_dim], float32 or more, of tokens [B, L], padded with 0 at the end."""
         # Padding at the end changes no earlier state. Running over it is cheaper than packing, for which the host
         # would have to wait for the lengths.
-        try:
-            embedded = self.embed(tokens)
-        except IndexError:
-            raise _too_few_embeddings(self.vocabulary_size) from None
-        states, _ = self.rnn(embedded)
+        states, _ = self.rnn(self.embed(tokens))
         # Not their number, since 0 is also SentencePiece's unknown piece.
         last = (torch.arange(tokens.shape[1], device=tokens.device) * (tokens != 0)).amax(1)
         features = states[torch.arange(len(tokens), device=tokens.device), last]

@@ -126,12 +126,7 @@ class WrappedOptimizer(Optimizer):
             part.step()
 
     def _load_parts(self, states: Sequence[dict[str, Any]]) -> None:
-        if len(states) != len(self._parts):
-            raise ValueError(
-                f"the checkpoint has {len(states)} optimizers, but this {type(self).__name__} {len(self._parts)}: was "
-                "it trained with other losses or modules?"
-            )
-        for part, state in zip(self._parts, states):
+        for part, state in zip(self._parts, states, strict=True):
             part.load_state_dict(state)
         # Loading replaces a part's groups; holders of this list must see the new ones.
         self.param_groups[:] = [group for part in self._parts for group in part.param_groups]
@@ -147,8 +142,6 @@ class CombinedOptimizer(WrappedOptimizer):
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "parts" not in state_dict:
-            raise ValueError("the checkpoint's optimizer is not a CombinedOptimizer: another recipe wrote it")
         self._load_parts(state_dict["parts"])
 
 
@@ -182,11 +175,7 @@ class Lookahead(WrappedOptimizer):
         return {"optimizer": self._parts[0].state_dict(), "slow": self._slow, "steps": self._steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if "slow" not in state_dict:
-            raise ValueError("the checkpoint's optimizer is not a Lookahead: another recipe wrote it")
         fast, slow = self._parameters(), state_dict["slow"]
-        if slow is not None and [s.shape for s in slow] != [f.shape for f in fast]:
-            raise ValueError("the checkpoint's slow weights do not fit: it is from another model")
         self._load_parts([state_dict["optimizer"]])
         self._steps = int(state_dict["steps"])
         self._slow = None if slow is None else [s.detach().to(f, copy=True) for s, f in zip(slow, fast)]

@@ -83,12 +83,6 @@ def test_padding_does_not_count() -> None:
         torch.testing.assert_close(encoder(masked, mask), encoder(tokens, mask))
 
 
-@pytest.mark.parametrize("encoder", [BertEncoder(**SIZES), GRUEncoder(50, 8, 8)])
-def test_a_token_beyond_the_vocabulary_is_told_apart(encoder: nn.Module) -> None:
-    with pytest.raises(ValueError, match="vocabulary_size"):
-        encoder(torch.tensor([[3, 50]]))
-
-
 def test_released_weights_are_loaded(released: Path, caplog: pytest.LogCaptureFixture) -> None:
     from transformers import BertModel
 

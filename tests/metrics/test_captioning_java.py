@@ -21,7 +21,7 @@ SEPARATORS = "\n\r\x0b\x0c\x1c\x85\u2028\u2029"
 # long, so whoever writes everything before reading is stuck. Writes down what it was asked.
 METEOR = """
 import sys
-asked = open(sys.argv[0] + ".asked", "w", encoding="utf-8")
+asked = open(sys.argv[0] + ".asked", "a", encoding="utf-8")
 for line in iter(sys.stdin.buffer.readline, b""):
     line = line.decode().rstrip("\\n")
     asked.write(line + "\\n")

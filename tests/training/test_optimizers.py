@@ -169,22 +169,6 @@ def test_gradients_of_a_loss_scaler_are_unscaled_once_and_bad_steps_skipped(buil
         torch.testing.assert_close(ours, theirs)
 
 
-def test_states_of_another_optimizer_are_refused() -> None:
-    model = network()
-    sgd = torch.optim.SGD(model.parameters(), 0.1)
-    trained = Lookahead(sgd)
-    train(model, trained, range(1))
-    other = Lookahead(torch.optim.SGD(nn.Linear(3, 3).parameters(), 0.1))
-    for optimizer, state in (
-        (combined(model), sgd.state_dict()),
-        (lookahead(model), sgd.state_dict()),
-        (combined(model), CombinedOptimizer([sgd]).state_dict()),
-        (other, trained.state_dict()),
-    ):
-        with pytest.raises(ValueError, match=r"Combined|Lookahead|slow weights"):
-            optimizer.load_state_dict(state)
-
-
 # -- lookahead ---------------------------------------------------------------------------------------------------------
 
 
