@@ -41,7 +41,7 @@ def _command() -> list[str]:
 
 
 def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, Floats]:
-    """METEOR with the settings of coco-caption (English, normalized). Starts twice, each time for seconds, and takes 1.5 GB.
+    """METEOR with the settings of coco-caption (English, normalized). Starts twice, in ten seconds, and takes 1.5 GB.
 
     Returns:
         Corpus score from the summed statistics of all items (NaN without any) and scores per item [N].

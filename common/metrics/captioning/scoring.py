@@ -50,7 +50,7 @@ def score_captions(
 
     Args:
         references: at least one per item of `candidates`.
-        protocol: see `protocols.preparation`.
+        protocol: see `preparation`.
         with_meteor: whether to run METEOR. Without Java its score is None, and one line is logged.
 
     Examples:
