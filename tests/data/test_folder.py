@@ -102,17 +102,11 @@ class TestClassFolders:
 
 
 class TestSounds:
-    def test_a_sound_of_the_same_name_takes_the_place_of_the_own(self, tmp_path: Path) -> None:
-        touch(tmp_path, "dog/a.mp4", "dog/a.wav", "dog/b.mp4", "dog/left.ogg")
-        listing = FolderOfClips(tmp_path).listing("all")
-        assert [clip.sound for clip in listing] == [tmp_path / "dog/a.wav", None]
-        assert "left.ogg" in " ".join(listing.notes)
-
     def test_the_paired_sound_is_what_is_heard(self, tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", with_audio=False)
         write_wav(tmp_path / "a.wav", frequency=2000.0)
         write_video(tmp_path / "b.mp4", with_audio=False)
-        listing = FolderOfClips(tmp_path).listing("all")
+        listing = FolderOfClips(listed(tmp_path, "file_name,sound\na.mp4,a.wav\nb.mp4,\n")).listing("all")
         audio = AudioInput(sample_rate=8000, duration=0.5, fft=256, frames_per_second=32)
         video = VideoInput(fps=8.0, duration=0.5, crop=16, resize=16)
         options = {"video_duration": 0.5, "video_fps": 8.0, "training": False}
@@ -127,7 +121,8 @@ class TestSounds:
         assert windows[0]["audio"].shape[:2] == (2, 1)
 
     def test_sounds_are_part_of_the_fingerprint_and_of_the_kept_index(self, tmp_path: Path) -> None:
-        listing = FolderOfClips(touch(tmp_path, "a.mp4", "a.wav", "b.mp4")).listing("all")
+        touch(tmp_path, "a.mp4", "a.wav", "b.mp4")
+        listing = FolderOfClips(listed(tmp_path, "file_name,sound\na.mp4,a.wav\nb.mp4,\n")).listing("all")
         plain = replace(listing, sounds=Texts(()))
         assert plain.fingerprint() != listing.fingerprint()
         assert listing_of(tmp_path, listing).fingerprint() == listing.fingerprint()

@@ -148,35 +148,28 @@ class OwnFolder(MediaDataset):
 
     def _in_folders(self) -> tuple[list[Entry], Scan]:
         watched: list[Path] = []
-        media: dict[str, list[str]] = defaultdict(list)
-        sounds: dict[str, str] = {}
+        names: list[str] = []
         ignored: Counter[str] = Counter()
         for name, _ in walk(self.root, None, watched):
-            stem, suffix = os.path.splitext(name)
+            suffix = os.path.splitext(name)[1].lower()
             if os.path.basename(name) in (LIST, "metadata.jsonl"):
                 raise DatasetError(
                     f"{self.root / name} is not read: list the files of all splits in {self.root / LIST}"
                 )
-            if suffix.lower() in self.suffixes:
-                media[stem].append(name)
-            elif suffix.lower() in AUDIO_SUFFIXES and "video" in self.streams:
-                sounds[stem] = name
+            if suffix in self.suffixes:
+                names.append(name)
             else:
-                ignored[suffix.lower() or name] += 1
-        alone = [name for stem, name in sounds.items() if stem not in media]
-        if alone:
-            ignored[f"sounds without a picture, such as {alone[0]}"] = len(alone)
+                ignored[suffix or name] += 1
         counts = ", ".join(f"{count} x {kind}" for kind, count in ignored.most_common(3))
-        if not media:
+        if not names:
             reason = f"it holds {counts}" if ignored else "it is empty"
             raise self._lacks(self.root, f"no file with one of the endings {' '.join(sorted(self.suffixes))}; {reason}")
-        parts = self._split_folders(sorted({stem.split("/")[0] for stem in media if "/" in stem}))
+        parts = self._split_folders(sorted({name.split("/")[0] for name in names if "/" in name}))
         items = []
-        for stem, names in media.items():
-            *folders, _ = stem.split("/")
+        for name in names:
+            *folders, _ = name.split("/")
             split = SPLIT_OF[folders.pop(0).lower()] if parts and folders else ""
-            label = _normal(folders[0]) if folders else ""
-            items += [Entry(name, label, split, sounds.get(stem, "")) for name in names]
+            items.append(Entry(name, _normal(folders[0]) if folders else "", split))
         layout = "class folders" if any(item.label for item in items) else "files without classes"
         layout += f" in {', '.join(f'{part}/' for part in parts)}" if parts else ""
         notes = [f"{ignored.total():,} other files are ignored: {counts}"] if ignored else []
@@ -251,10 +244,10 @@ class OwnFolder(MediaDataset):
 
 
 class FolderOfClips(OwnFolder):
-    """The user's clips: videos with sound, or with separate sound files.
+    """The user's clips: videos with sound.
 
-    A sound file with the name of a video (`dog.mp4`, `dog.wav`) replaces its sound. In a list, `sound` names it, and
-    `start` and `end` (seconds) cut a clip out of a long file, which may have several lines.
+    In a list, `sound` names a separate file with the sound, and `start` and `end` (seconds) cut a clip out of a long
+    file, which may have several lines.
     """
 
     name = "own_clips"
@@ -266,7 +259,6 @@ class FolderOfClips(OwnFolder):
         "<class>/<any name>.mp4                                  (.avi .mkv .webm .mov ..., with sound)\n"
         "or train/<class>/..., val/<class>/..., test/<class>/...\n"
         "or files without class folders\n"
-        "<same name>.wav next to a video                         (its sound, if stored separately)\n"
         "or metadata.csv: file_name[,sound][,label][,split][,start][,end]"
     )
 
