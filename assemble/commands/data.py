@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,7 +127,7 @@ def _released(paper: str) -> list[OpenData]:
     from assemble.reporting.tables import load
     from common.data import fetch as fetching
 
-    entries = []
+    entries: dict[str, OpenData] = {}
     for file in load(paper).released.values():
         entry = fetching.addressed(file.file)
         if entry is None and file.source.endswith(f"/{file.file}"):
@@ -134,11 +135,13 @@ def _released(paper: str) -> list[OpenData]:
             entry = fetching.OpenData(file.file, file.license, file.source, "size unknown", (address,))
         if entry is None:
             print(f"{file.file}: get it from {file.origin}")
-        else:
-            entries.append(entry)
+            continue
+        # Files under the same terms are described together.
+        earlier = entries[entry.title].files if entry.title in entries else ()
+        entries[entry.title] = replace(entry, files=(*earlier, *entry.files))
     if not entries:
         raise StageError(f"--fetch released: no file of {paper} has an address that we know of")
-    return entries
+    return [*entries.values()]
 
 
 def _extract(images: Path, output: Path, weights: Path, distribution: bool) -> int:

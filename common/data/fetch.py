@@ -132,6 +132,9 @@ def _download(address: str, path: Path) -> None:
             if isinstance(error, HTTPError):
                 error.close()
                 if error.code == 416:  # the part has all bytes of the file, or is of another one
+                    if error.headers.get("Content-Range") == f"bytes */{part.stat().st_size}":
+                        os.replace(part, path)
+                        return
                     part.unlink(missing_ok=True)
                     continue
                 break

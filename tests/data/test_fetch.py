@@ -41,7 +41,9 @@ class Server(BaseHTTPRequestHandler):
             return
         start = int(self.headers.get("Range", "bytes=0-")[6:-1])
         if start >= len(cls.body):
-            self.send_error(416)
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(cls.body)}")
+            self.end_headers()
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(cls.body) - start))
@@ -103,13 +105,13 @@ class TestDownload:
         assert (tmp_path / "set/file.bin").read_bytes() == BODY
         assert (len(Server.asked), Server.sent) == (2, len(BODY))
         # Another command resumes as well; a part that cannot belong to the file is fetched again.
-        for there in (BODY[:700_000], BODY + b"more"):
+        for there, sent in ((BODY[:700_000], len(BODY) - 700_000), (BODY, 0), (BODY + b"more", len(BODY))):
             Server.sent = 0
             (tmp_path / "set/file.bin").unlink()
             (tmp_path / "set/file.bin.part").write_bytes(there)
             fetch(one(address), tmp_path)
             assert (tmp_path / "set/file.bin").read_bytes() == BODY
-            assert Server.sent == (len(BODY) - 700_000 if len(there) < len(BODY) else len(BODY))
+            assert Server.sent == sent
         assert [path.name for path in (tmp_path / "set").iterdir()] == ["file.bin"]
 
     @pytest.mark.parametrize("body", [b"<!DOCTYPE html>", b"PK\x03\x04 cut off"])
@@ -205,7 +207,7 @@ def test_released_weights_come_from_a_mirror_or_a_folder(
     Server.body = b"\x80\x02 as an old checkpoint starts"
     first = ["data", "avid", "--data", str(tmp_path / "data"), "--fetch", "released"]
     assert main([*first, "--mirror", address]) == 2
-    assert capsys.readouterr().out.count("license: CC BY-NC 4.0") == 4
+    assert capsys.readouterr().out.count("license: CC BY-NC 4.0") == 1
     assert not Server.asked
     assert main([*first, "--mirror", address, "--accept-license"]) == 0
     names = [
