@@ -36,6 +36,7 @@ class Where:
     ] = NATIVE
 
 
+ReleasedFolder = Annotated[Path | None, "folder of the authors' weights, which stand for stages of pre-training"]
 GivenFiles = Annotated[Sequence[str], "stage=FILE: files that stand for stages, such as avid=avid.pth.tar"]
 
 
@@ -43,6 +44,7 @@ GivenFiles = Annotated[Sequence[str], "stage=FILE: files that stand for stages, 
 class OneStage(Where):
     """Flags of the commands for one stage."""
 
+    released: ReleasedFolder = None
     given: GivenFiles = ()
     seed: Annotated[int, Option("seed of weights, order and miniature data", parse=parse_seed)] = 0
 
@@ -69,7 +71,7 @@ class ManyStages(Where):
     everything: Annotated[bool, "also the tables and rows that only run on request (see assemble list)"] = False
     skip_missing: Annotated[bool, "leave out stages whose data or weights are missing, and those that follow"] = False
     rerun: Rerun = False
-    released: Annotated[Path | None, "folder of the authors' weights, which stand for stages of pre-training"] = None
+    released: ReleasedFolder = None
     given: GivenFiles = ()
 
 
@@ -117,7 +119,7 @@ def _one_stage(name: str, overrides: Sequence[str], options: OneStage, rerun: bo
     use(options.isa)
     from assemble.stages.request import find_request
 
-    chosen = ManyStages(rerun=rerun, given=options.given)
+    chosen = ManyStages(rerun=rerun, released=options.released, given=options.given)
     return find_request(name, _selection(name.partition("/")[0], options, [options.seed], chosen), overrides)
 
 

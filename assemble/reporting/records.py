@@ -42,6 +42,7 @@ MACHINE_KEYS = frozenset(
         # docs/cluster.md lists stages that depend on the number of devices nevertheless.
         "devices", "num_nodes", "accelerator", "strategy", "plugins",
         "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes", "in_flight_bytes",
+        "jobs",  # fits of SVMs at a time
     }
 )  # fmt: skip
 """Configuration keys, at any depth, that describe the machine."""

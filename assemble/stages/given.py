@@ -60,7 +60,7 @@ def find_given(
         if not released.is_dir():
             raise StageError(f"--released {released}: no such folder; `assemble data {short}` names the authors' files")
         for stage, file in source.released.items():
-            path = (released / file.file).resolve()
+            path = released.resolve() / file.file
             if not path.is_file():
                 continue
             if file.checksum and (wrong := wrong_checksum(path, file.checksum)):

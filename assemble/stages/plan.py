@@ -189,10 +189,13 @@ def default_jobs(hardware: str) -> int:
 
 def fit_arguments(request: StageRequest) -> list[str]:
     """Command line after `assemble` that runs one planned stage."""
+    released = {str(given.path.parent): None for given in request.files.values() if given.source}
+    named = [f"{stage}={given.path}" for stage, given in request.files.items() if not given.source]
     return [
         "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []), *(["--rerun"] if request.rerun else []),
-        *(word for stage, given in request.files.items() for word in ("--given", f"{stage}={given.path}")),
+        *(word for folder in released for word in ("--released", folder)),
+        *(word for file in named for word in ("--given", file)),
         "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), "--unless_done",
     ]  # fmt: skip
 

@@ -113,6 +113,15 @@ def test_a_released_file_stands_for_a_stage(
     assert {name: parent["digest"] for name, parent in found["parents"].items()} == {
         "model.init_args.pretrained": digest
     }
+    # A single stage may fit several SVMs at a time: it is the same stage, with the same numbers.
+    assert (
+        main(["fit", "avid/esc@avid", *flags[:2], *flags[4:6], "--runs", str(tmp_path / "two"), "--model.jobs", "2"])
+        == 0
+    )
+    again = json.loads((tmp_path / "two" / path.relative_to(tmp_path / "runs")).read_bytes())
+    assert [again[name] for name in ("metrics", "lineage_hash")] == [
+        found[name] for name in ("metrics", "lineage_hash")
+    ]
     # A run without the file trains its own pre-training and leaves this run alone.
     assert main(["plan", "avid", *flags[:4], *flags[6:]]) == 0
     assert "run  seed 0  avid" in capsys.readouterr().out

@@ -299,6 +299,8 @@ def test_files_stand_for_stages_and_what_starts_from_them_runs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     released = write_files(tmp_path / "weights", "AVID_Kinetics_Cross-N1024_checkpoint.pth.tar")
+    stored = (released / "AVID_Kinetics_Cross-N1024_checkpoint.pth.tar").rename(tmp_path / "blob")
+    (released / "AVID_Kinetics_Cross-N1024_checkpoint.pth.tar").symlink_to(stored)  # as caches of downloads do
     flags = ["--released", str(released), "--runs", str(tmp_path / "runs"), "--data", str(tmp_path)]
     table = ["--tables", "kinetics_transfer"]
     assert main(["plan", "avid", "--scale", "paper", *flags, *table]) == 0
@@ -308,7 +310,13 @@ def test_files_stand_for_stages_and_what_starts_from_them_runs(
     assert states == {"avid": "given", **dict.fromkeys(runs, "run")}
     assert "missing: AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar  https://github.com" in out
     assert "AVID-CMA (CC BY-NC 4.0); its 8 stages are left out" in out
-    # A job on a cluster gets the file, too.
+    # A job on a cluster gets the file, too, and knows whether it is the authors'.
+    assert main(["plan", "avid", "--scale", "paper", *flags, "--stages", "esc@avid", "--format", "shell"]) == 0
+    (command,) = [line for line in capsys.readouterr().out.splitlines() if " fit " in line]
+    arguments = shlex.split(command.partition(" fit ")[2])
+    assert main(["fit", *arguments, "--print_config"]) == 0
+    assert arguments[arguments.index("--released") + 1] == str(released)
+    assert "--given" not in arguments
     wanted = find_wanted(["--given", f"avid={released / 'AVID_Kinetics_Cross-N1024_checkpoint.pth.tar'}"], tmp_path)
     last = plan_stages("avid", wanted)[-1]
     assert last.request.directory.parent.name == "seed0-given"
