@@ -31,6 +31,8 @@ from common.data.transforms import AudioTransform, VideoTransform
 
 #: Least seconds between an excerpt and the end of the file.
 _EXCERPT_MARGIN = 0.1
+#: Range of the factor of the sample rate in training.
+SPEED = (3.0 / 4.0, 4.0 / 3.0)
 
 
 def clip_start(limits: Limits, duration: float, draw: float) -> float:
@@ -287,8 +289,7 @@ class SoundWindows(ClipDataset):
 
     With `wrap_seconds` (ESC-50) windows start anywhere in the first seconds of the file and wrap around. Without it
     (DCASE) a training window is the beginning of an excerpt of `excerpt_seconds`, and test windows are spread over the
-    file. In training, the sample rate of decoding is scaled by a factor in `speed`, which changes speed
-    and pitch.
+    file. In training, the sample rate of decoding is scaled by a factor in `SPEED`, which changes speed and pitch.
 
     Returns of an item:
         `audio` [windows, 1, frames, bins], `label`, `sound_label`, `fold`, `index`, `skipped`.
@@ -305,7 +306,6 @@ class SoundWindows(ClipDataset):
         windows: int = 10,
         wrap_seconds: float | None = None,
         excerpt_seconds: float = 4.0,
-        speed: tuple[float, float] = (3.0 / 4.0, 4.0 / 3.0),
         **options: Any,
     ) -> None:
         super().__init__(listing, **options)
@@ -314,7 +314,6 @@ class SoundWindows(ClipDataset):
         self.windows = windows
         self.wrap_seconds = wrap_seconds
         self.excerpt_seconds = excerpt_seconds
-        self.speed = speed
 
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
         clip = self.listing[item.file]
@@ -343,7 +342,7 @@ class SoundWindows(ClipDataset):
         whole = media.decode_audio(limits[0], seconds) if self.wrap_seconds is not None else None
         for _ in range(self.windows):
             draws = rng.random(2)
-            decode_rate = round(rate * (self.speed[0] + draws[0] * (self.speed[1] - self.speed[0])))
+            decode_rate = round(rate * (SPEED[0] + draws[0] * (SPEED[1] - SPEED[0])))
             if whole is not None:
                 samples = whole.read(limits[0], seconds, decode_rate)
                 first = int(draws[1] * seconds * decode_rate)

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from common.data.clip_inputs import AudioInput, VideoInput, read_statistics
 from common.data.clips import DenseVideoClips, SoundWindows, VideoClips
 from common.data.datasets.audioset import AudioSet
 from common.data.datasets.base import MediaDataset
@@ -28,7 +27,7 @@ from common.data.image_transforms import ImageTransform
 from common.data.images import ImageItems
 from common.data.item_dataset import Item, Sample
 from common.data.listing import Listing, spread
-from common.data.transforms import write_audio_statistics
+from common.data.transforms import AudioInput, VideoInput, read_statistics, write_audio_statistics
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
 from common.files import cache_folder

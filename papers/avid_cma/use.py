@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.clips import repeated
 from common.data.media import Limits, MediaError, MediaFile
+from common.data.transforms import AudioInput, VideoInput
 from common.encoders.audio import AudioConvNet
 from common.encoders.checkpoint_files import below
 from common.encoders.heads import ProjectionHead

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.datasets.kinetics import Kinetics400
+from common.data.transforms import AudioInput, VideoInput
 from papers.avid_cma.data import PretrainingData
 from tests.data.media_factory import write_video
 

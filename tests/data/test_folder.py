@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.clips import AudioVisualClips, SoundWindows
 from common.data.datasets.folder import FolderOfAudio, FolderOfClips, FolderOfImages
 from common.data.listing import DatasetError, DatasetMissing, Listing
 from common.data.sequences import Texts
+from common.data.transforms import AudioInput, VideoInput
 from tests.data.media_factory import listing_of, write_video, write_wav
 
 

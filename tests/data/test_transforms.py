@@ -14,12 +14,14 @@ import torchvision.transforms.v2.functional as v2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.data.clip_inputs import AudioInput, VideoInput, read_statistics
 from common.data.transforms import (
+    AudioInput,
     AudioTransform,
+    VideoInput,
     VideoTransform,
     luma,
     random_area,
+    read_statistics,
     shift_hue,
     write_audio_statistics,
 )

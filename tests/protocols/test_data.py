@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.clip_inputs import AudioInput, VideoInput
 from common.data.datasets.coco import COCO
 from common.data.datasets.esc50 import ESC50
 from common.data.datasets.folder import FolderOfAudio
@@ -19,6 +18,7 @@ from common.data.datasets.ucf101 import UCF101
 from common.data.datasets.voc import PascalVOC
 from common.data.image_transforms import ImageTransform
 from common.data.listing import Clip
+from common.data.transforms import AudioInput, VideoInput
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.protocols import data as protocol_data
 from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData, VideoClassificationData
