@@ -1,4 +1,4 @@
-"""Captioned and tagged images to pre-train MCT; the miniature's worlds write files in COCO's layout."""
+"""Loads captioned and tagged images to pre-train MCT; the miniature's worlds write files in COCO's layout."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from common.types import Fraction
 
 
 class CaptionedViews(ImageItems):
-    """Two views of every image, and two of its captions ([3] and [8]).
+    """Returns two views of an image and two of its captions ([3] and [8]).
 
-    The query's image is compared with the key's caption, so that caption follows the query's flip, and vice versa.
+    The loss compares the query's image with the key's caption. So its words follow the image's flip, and vice versa.
 
     Args:
-        tokenizer: None leaves captions out.
-        word_dropout: share of words to drop from both views.
-        swap_sides: exchange left and right in a caption whose image is flipped.
+        tokenizer: None loads no captions.
+        word_dropout: probability of dropping a word, in both views.
+        swap_sides: swap the words left and right in the caption of a flipped image.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class CaptionedViews(ImageItems):
 
 
 def caption_views(captions: Sequence[str], rng: np.random.Generator, word_dropout: float = 0.0) -> tuple[str, str]:
-    """Two captions of an image in random order, twice the same if there is only one, and without some words ([8])."""
+    """Choose two captions of an image in random order (the same twice if it has only one) and drop some words ([8])."""
     place = int(rng.integers(len(captions)))
     first = second = captions[place]
     if len(captions) > 1:
@@ -86,20 +86,20 @@ def caption_views(captions: Sequence[str], rng: np.random.Generator, word_dropou
 
 
 def drop_words(caption: str, rng: np.random.Generator, share: float) -> str:
-    """A caption without each word with a probability of `share`; at least one stays."""
+    """Drop each word of a caption with probability `share`, but keep at least one."""
     words = caption.split()
     keep = rng.random(len(words)) >= share
     if words and not keep.any():
         keep[rng.integers(len(words))] = True
     kept = [word for word, stays in zip(words, keep.tolist()) if stays]
-    rng.random(len(kept))  # recorded runs drew once more for each word
+    rng.random(len(kept))  # extra draw per word, to match recorded runs
     return " ".join(kept)
 
 
 class PretrainingData(CaptionData):
     """Captioned and tagged images to pre-train MCT; see CaptionedViews, CaptionData, ImageData and ShardedDataModule.
 
-    `caption_views`, `back_translations` and `other_drawing` are unused; part of the configuration of recorded runs.
+    `caption_views`, `back_translations` and `other_drawing` have no effect; recorded runs set them.
     """
 
     views: ClassVar[type[CaptionedViews]] = CaptionedViews
@@ -125,7 +125,6 @@ class PretrainingData(CaptionData):
 
     @property
     def view_options(self) -> dict[str, Any]:
-        """Options of `views`."""
         return {"word_dropout": self.word_dropout, "swap_sides": self.swap_sides, **self.options(training=True)}
 
     @cached_property
@@ -146,5 +145,5 @@ class PretrainingData(CaptionData):
         return Example(batch, self.published_batches(), {"tag_names": [str(number) for number in range(tags)]})
 
     def published_batches(self) -> int | None:
-        """Batches per epoch of the published data set; None if its size is unknown."""
+        """Return the batches per epoch of the published data set, or None if its size is unknown."""
         return batches_of_epoch(self.dataset.published_count(self.split), self.batch_size)

@@ -1,8 +1,8 @@
 """The losses of MCT: contrast within images, within captions and between them, against queues of momentum keys.
 
-MoCo v2 is this objective with the image loss alone. The functions take scores of B anchors, for softmax losses already
-divided by the temperature: `positive` [B] with the own key, `negatives` [B, K] with the keys of the queue, of which
-`mask` [B, K] or [1, K] says which are negatives. They give the loss of every anchor, [B] ([4]).
+With only the image loss, this is MoCo v2. The functions take the scores of B anchors, divided by the temperature for
+softmax losses: `positive` [B] with the own keys and `negatives` [B, K] with the keys in the queue, of which `mask`
+[B, K] or [1, K] marks the valid ones. They return the loss of every anchor, [B] ([4]).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 InterLoss = Literal["hinge", "infonce"]
 Modality = Literal["image", "text"]
 Head = Literal["intra", "inter"]
-#: The modality of the queries, the modality of the keys, and the head for both, by contrast.
+#: For each contrast: the modality of the queries, the modality of the keys, and the head of both.
 CONTRASTS: dict[str, tuple[Modality, Modality, Head]] = {
     "ii": ("image", "image", "intra"),
     "cc": ("text", "text", "intra"),
@@ -31,7 +31,7 @@ CONTRASTS: dict[str, tuple[Modality, Modality, Head]] = {
 
 
 def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """J_ii and J_cc: pick the own key among all keys of the queue."""
+    """J_ii and J_cc: classify the own key among all keys of the queue (InfoNCE)."""
     return info_nce_per_anchor(positive[:, None], negatives, mask)
 
 
@@ -44,8 +44,8 @@ def tag_loss(
 ) -> Tensor:
     """J_tag: the mean of -log softmax over the own key and the keys of `related` images, bool [B, K].
 
-    All of them stay in the softmax's denominator, so this is J_ii (`instance`, if already computed) plus the mean over
-    the positives of (own score - score). Slots outside `mask` are neither negatives nor positives.
+    All of them stay in the softmax's denominator. So the loss is J_ii (`instance`, if already computed) plus the mean
+    over the positives of (own score - score). Slots outside `mask` are neither negatives nor positives.
     """
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
     if mask is not None:
@@ -54,7 +54,7 @@ def tag_loss(
         instance = instance_loss(positive, negatives, mask)
     chosen = related.to(negatives.dtype)
     count = chosen.sum(dim=1)
-    # A product of vectors, because `where` writes two more matrices of this size, here and in its gradient.
+    # Not `where`, which writes two more matrices of this size, in the forward and the backward pass.
     attracted = torch.bmm(negatives[:, None], chosen[:, :, None]).flatten()
     return instance + (count * positive - attracted) / (1 + count)
 
@@ -67,7 +67,7 @@ def cross_modal_loss(
     reduction: Reduction = "mean",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """J_ic and J_ci: closer to the own key than to the keys of the queue, by a margin (`infonce`: the ablation)."""
+    """J_ic and J_ci: the own key must be closer than the keys of the queue by a margin (`infonce` is the ablation)."""
     if loss == "infonce":
         return instance_loss(positive, negatives, mask)
     return queue_hinge(positive, negatives, margin, reduction, mask)
@@ -79,18 +79,18 @@ class MultimodalContrast(nn.Module):
         J = weight_ii J_ii + weight_tag J_tag + weight_cc J_cc + weight_cross (J_ic + J_ci)
 
     A weight of zero disables a loss and its queue. Queries and keys are named after their contrast (`CONTRASTS`); J_tag
-    uses those of J_ii. A step computes the losses, goes backward, and then writes its keys with `enqueue`.
+    uses those of J_ii. A step computes the losses, runs the backward pass, and then writes its keys with `enqueue`.
 
     Args:
         temperature: of J_ii, J_tag and J_cc.
         temperature_cross: of J_ic and J_ci for `infonce`.
-        margin: of J_ic and J_ci for `hinge`, alpha.
+        margin: alpha, the margin of J_ic and J_ci for `hinge`.
         epsilon: images are related if they share more tags than this.
         inter_loss: `hinge` (the method) or `infonce`.
-        inter_reduction: of the hinge over the negatives; the paper's `sum` starts at alpha times the queue size.
-        queue_size: keys in each queue, K.
+        inter_reduction: reduces the hinge over the negatives; the paper's `sum` starts at alpha times the queue size.
+        queue_size: K, the number of keys in each queue.
         queue_warm: see KeyQueue.
-        mask_same_image: ignore keys of the anchor's own image in the queue, as negatives and as positives of J_tag.
+        mask_same_image: ignore queue keys of the anchor's own image, both as negatives and as positives of J_tag.
         intra_dim, inter_dim: widths of the embeddings within a modality and across modalities.
         tag_count: number of tags; 0 for data without tags.
 
@@ -124,8 +124,8 @@ class MultimodalContrast(nn.Module):
             raise ValueError("weight_ii, weight_tag, weight_cc and weight_cross are all 0: one must be positive")
         if weight_tag and not tag_count:
             raise ValueError(
-                f"weight_tag={weight_tag} switches J_tag on, but the data have no tags (tag_count=0): give the data "
-                "set its tags (for COCO the instances annotations), or set weight_tag to 0"
+                f"weight_tag={weight_tag} enables J_tag, but the data have no tags (tag_count=0): add tags to the data "
+                "set (for COCO, the instances annotations), or set weight_tag to 0"
             )
         self.margin, self.epsilon, self.inter_loss, self.inter_reduction = margin, epsilon, inter_loss, inter_reduction
         self.mask_same_image, self.tag_count, self.seed = mask_same_image, tag_count, seed
@@ -138,11 +138,11 @@ class MultimodalContrast(nn.Module):
                 self.queues[name] = KeyQueue(queue_size, self.dims[head], tags, queue_warm, seed=4 * seed + position)
 
     def contrasts(self) -> list[tuple[str, Modality, Modality, Head]]:
-        """Those with a queue: name, modality of the queries, modality of the keys, and head for both."""
+        """List the contrasts with a queue: name, modality of the queries, modality of the keys, and head of both."""
         return [(name, *CONTRASTS[name]) for name in self.queues]
 
     def widths(self, modality: Modality) -> dict[str, int | None]:
-        """Widths `intra_dim` and `inter_dim` of the embeddings of a modality; None if no loss compares them."""
+        """Return the widths `intra_dim` and `inter_dim` of a modality's heads; None for a head that no loss uses."""
         needed = {head for _, *sides, head in self.contrasts() if modality in sides}
         return {f"{head}_dim": dim if head in needed else None for head, dim in self.dims.items()}
 
@@ -153,15 +153,15 @@ class MultimodalContrast(nn.Module):
         image_id: Tensor | None = None,
         tags: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Losses of a batch of unit vectors, in at least float32; only queries get a gradient.
+        """Compute the losses of a batch of unit vectors in at least float32. Only queries get a gradient.
 
         Shapes:
             queries, keys [B, intra_dim] or [B, inter_dim]; image_id [B]; tags [B, T]
 
         Returns:
-            Scalar `loss` with gradient. Detached scalars: every unweighted loss by name; how often the own key beats
-            the queue, `accuracy_<name>`; negatives within the margin per anchor, `active_ic` and `active_ci`; positives
-            per anchor of J_tag including the own key, `positives`; written share of the queues, `queue_fill`.
+            Scalar `loss` with gradient, and detached scalars: every unweighted loss by name; `accuracy_<name>`, how
+            often the own key beats the queue; `active_ic` and `active_ci`, negatives within the margin per anchor;
+            `positives`, J_tag's positives per anchor with the own key; `queue_fill`, the filled share of the queues.
         """
         terms: dict[str, Tensor] = {}
         reported: dict[str, Tensor] = {}
@@ -197,7 +197,7 @@ class MultimodalContrast(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: dict[str, Tensor], image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Write a step's keys (as in `forward`) into the queues after its backward pass; all ranks must call this."""
+        """Write a step's keys (as in `forward`) into the queues after the backward pass. All ranks must call it."""
         queues = self.named_queues()
         rows = [keys[name].to(queue.vectors.dtype) for name, queue in queues]
         image_id, tags, *gathered = all_gather_rows(image_id, tags, *rows)
@@ -208,7 +208,7 @@ class MultimodalContrast(nn.Module):
         return list(self.queues.items())  # type: ignore[arg-type]
 
     def synchronize(self) -> None:
-        """Copy the queues of rank 0 to every rank. Call once, before the first step."""
+        """Copy the queues of rank 0 to all ranks; call once, before the first step."""
         for _, queue in self.named_queues():
             queue.synchronize()
 
@@ -218,5 +218,5 @@ def _marked(chosen: Tensor, keep: Tensor | None) -> Tensor:
 
 
 def _per_anchor(chosen: Tensor) -> Tensor:
-    # In float32, because a sum of booleans first converts them to 64-bit integers.
+    # Convert to float32 first, because a sum of booleans converts to 64-bit integers.
     return chosen.float().sum() / len(chosen)

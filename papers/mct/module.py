@@ -1,7 +1,7 @@
-"""MCT as a LightningModule: the paper's algorithm, readable top to bottom.
+"""MCT as a LightningModule: the paper's algorithm, readable from top to bottom.
 
-Keys come from momentum encoders and are stored in queues. The enabled loss terms define the method: the image term
-alone is MoCo v2, without tags it is MCT, with them MCT (with tag).
+Momentum encoders compute the keys, and queues store them. The enabled losses define the method: MoCo v2 uses only the
+image loss, MCT all but the tag loss, and MCT (with tag) all.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from papers.mct.networks import MCT, Heads, Tower, encode_keys
 
 
 class MCTModule(pl.LightningModule):
-    """Multimodal contrastive training ([1] to [6]).
+    """Trains image and text encoders with MCT, multimodal contrastive training ([1] to [6]).
 
     Args:
-        image_encoder: backbone with `feature_dim`, which is transferred.
-        loss: defines the contrasts and the widths of embeddings; parts without a contrast aren't built.
-        momentum: share of a key parameter that an update keeps.
+        image_encoder: backbone with a `feature_dim`; evaluations use this part.
+        loss: defines the contrasts and the embedding widths; heads and towers without a contrast aren't built.
+        momentum: weight of the old key parameter in an update.
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.
         image_warmup_epochs, text_warmup_epochs: linear warm-up; then MoCo v2's cosine decay, updated every epoch.
@@ -68,7 +68,7 @@ class MCTModule(pl.LightningModule):
         if not any(loss.widths("text").values()):
             text_encoder = None
         elif text_encoder is None:
-            raise ValueError("model.text_encoder is null, but weight_cc or weight_cross is not 0: both read captions")
+            raise ValueError("model.text_encoder is null, but weight_cc or weight_cross is not 0; both need captions")
         self.model = MCT(
             Tower(image_encoder, **loss.widths("image"), heads=heads),
             None if text_encoder is None else Tower(text_encoder, **loss.widths("text"), heads=heads),
@@ -80,7 +80,7 @@ class MCTModule(pl.LightningModule):
     # -- training ------------------------------------------------------------------------------------------------------
 
     def queries(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Trained embeddings of one view of every image and caption, by the loss that compares them."""
+        """Compute the trained embeddings of one view of every image and caption, named by contrast."""
         embeddings = {"image": self.model.image(batch["image_query"])}
         if self.model.text is not None:
             embeddings["text"] = self.model.text(batch["tokens_query"])
@@ -88,14 +88,14 @@ class MCTModule(pl.LightningModule):
 
     @torch.no_grad()
     def keys(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Momentum embeddings of the other view of every image and caption, by the loss that compares them."""
+        """Compute the momentum embeddings of the other view of every image and caption, named by contrast."""
         embeddings = {"image": encode_keys(self.average.image, batch["image_key"])}
         if self.average.text is not None:
             embeddings["text"] = self.average.text(batch["tokens_key"])
         return {name: embeddings[key][head] for name, _, key, head in self.loss.contrasts()}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        # The order of [6]: the average moves before this step's update, and losses use the queues before its keys.
+        # The order of [6]: first update the moving average, then the losses use the queues without this step's keys.
         queries = self.queries(batch)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self.update_average()
@@ -108,11 +108,11 @@ class MCTModule(pl.LightningModule):
         return terms["loss"]
 
     def update_average(self) -> None:
-        # The batch normalization of momentum encoders keeps the statistics of its own batches.
+        # The momentum encoders' batch normalization keeps the statistics of their own batches.
         update_average(self.average.parameters(), self.model.parameters(), self.hparams["momentum"])
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        # Only now, so that all parts of an accumulated batch use the same queues.
+        # Write keys only now, so that all parts of an accumulated batch use the same queues.
         for written in self.to_enqueue:
             self.loss.enqueue(*written)
         self.to_enqueue.clear()
@@ -125,7 +125,7 @@ class MCTModule(pl.LightningModule):
         h: Any = self.hparams
         epochs = int(self.trainer.max_epochs or 0)
         if epochs < 1:
-            raise ValueError("trainer.max_epochs must be at least 1: the learning rate falls over all epochs")
+            raise ValueError("trainer.max_epochs must be at least 1: the learning rate decays over all epochs")
         steps = int(self.trainer.estimated_stepping_batches)
         per_epoch = max(-(-steps // epochs), 1)  # max_steps may end within an epoch
         cosine = cosine_by_epoch(epochs, per_epoch)
@@ -141,7 +141,7 @@ class MCTModule(pl.LightningModule):
         ]  # fmt: skip
         schedules = [schedule(h.image_warmup_epochs)]
         if self.model.text is not None:
-            # Biases and normalizations are one-dimensional.
+            # Biases and normalization weights are one-dimensional.
             decayed = [p for p in self.model.text.parameters() if p.ndim > 1]
             others = [p for p in self.model.text.parameters() if p.ndim <= 1]
             groups = [{"params": decayed, "weight_decay": h.text_weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -166,16 +166,16 @@ class MCTModule(pl.LightningModule):
         if self.loss.weights["tag"] and len(self.data.tag_names) != self.loss.tag_count:
             raise ValueError(
                 f"model.loss.tag_count is {self.loss.tag_count}, the data set has {len(self.data.tag_names)} tags: set "
-                "tag_count to that number, put instances_*.json beside COCO's captions, or set weight_tag to 0"
+                "tag_count to that number, add instances_*.json to COCO's annotations, or set weight_tag to 0"
             )
         if self.model.text is not None:
             encoder = self.model.text.backbone
             if getattr(self.data, "tokenizer", encoder) is None:
-                raise ValueError("data.tokenizer is null, but weight_cc or weight_cross reads captions: give a class")
+                raise ValueError("data.tokenizer is null, but weight_cc or weight_cross needs captions: give a class")
             if isinstance(encoder, BertEncoder) and stage == "fit" and self.trainer.ckpt_path is None:
                 encoder.require_weights()
             check_vocabulary(self, encoder)
-        # DDP would broadcast every buffer at every step: 0.6 GB of queues that are already equal.
+        # DDP would broadcast all buffers at every step: 0.6 GB of queues that are already equal.
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             self, [name for name, _ in self.named_buffers() if name.startswith("loss.")]
         )

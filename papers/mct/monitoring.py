@@ -1,4 +1,4 @@
-"""Unpublished diagnostics after pre-training: neighbors with a tag, uniformity, and images found for captions."""
+"""Diagnostics of ours after pre-training: neighbors that share a tag, uniformity, and images retrieved for captions."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from common.monitoring.media import media_folder
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-# The cost of both is quadratic in this.
+# The cost of both metrics grows with the square of this number.
 LARGEST_SEARCH = 20_000
 LARGEST_UNIFORMITY = 2_000
-#: Queries in a figure of retrieval, and items found for each.
+#: Number of queries in a retrieval figure, and number of results for each.
 QUERIES, FOUND = 6, 5
 
 
 def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Tensor:
-    """Percent of an image's nearest images, by angle, that share a tag with it; NaN if no image has a tag.
+    """Percentage of an image's nearest images (by cosine) that share a tag with it; NaN if no image has a tag.
 
     Shapes:
-        features [N, d]; tags bool [N, T], images without tags are ignored
+        features [N, d]; tags bool [N, T], where images without tags are ignored
     """
     features, tags = F.normalize(features.float(), dim=1)[:LARGEST_SEARCH], tags[:LARGEST_SEARCH].float()
     similarity = features @ features.T
@@ -47,7 +47,7 @@ def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Ten
 
 
 def uniformity(embeddings: Tensor) -> Tensor:
-    """Log of the mean Gaussian potential between unit embeddings [N, d]: 0 if all are equal, lower is more spread.
+    """Log of the mean Gaussian potential between unit embeddings [N, d]: 0 if all are equal, lower if more uniform.
 
     Source: Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity".
     """
@@ -64,11 +64,11 @@ def draw_retrieval(
     text: Sequence[str],
     credit: str,
 ) -> None:
-    """Draw the images found for some captions; correct ones in green.
+    """Draw the images retrieved for some captions, with correct ones in green.
 
     Embeddings image [N, d] and caption [M, d] are unit vectors; `caption_image` [M] is each caption's row in `image`.
     """
-    # Equal captions describe each other's images.
+    # If two images have the same caption, both are correct for it.
     owners: dict[str, set[int]] = defaultdict(set)
     for words, row in zip(text, caption_image.tolist()):
         owners[words].add(row)

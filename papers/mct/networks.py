@@ -1,4 +1,4 @@
-"""The networks of MCT: image and text encoder with projection heads, and the encoding of keys in training."""
+"""The networks of MCT: image and text encoder with projection heads, and the encoding of keys."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Heads:
     """Configuration of a tower's projection heads.
 
     Separate heads (the method) are two-layer perceptrons on the backbone's feature. Shared heads (the ablation) share
-    the hidden layer, and with equal widths the output layer as well (ours: the paper's definition is unknown).
+    the hidden layer and, if their widths are equal, the output layer (ours: the paper's definition is unknown).
     `hidden_dim` defaults to the backbone's `feature_dim`.
     """
 
@@ -30,10 +30,10 @@ class Heads:
 
 
 class Tower(nn.Module):
-    """Backbone of one modality with features [B, feature_dim], and a projection head for each kind of contrast.
+    """The backbone of one modality, with features [B, feature_dim], and a projection head for each kind of contrast.
 
-    `intra_dim` is for contrast within the modality, `inter_dim` across modalities. A width without a loss is None,
-    because distributed training refuses parameters without gradient.
+    `intra_dim` is the width for contrast within the modality, `inter_dim` across modalities. A width without a loss is
+    None and gets no head, because distributed training fails on parameters without gradient.
 
     Source: [2].
     """
@@ -67,7 +67,7 @@ class Tower(nn.Module):
                 self.heads[name] = ProjectionHead(self.feature_dim, hidden, dim, 2, heads.batch_norm)
 
     def features(self, inputs: Tensor) -> Tensor:
-        """Features for transfer, [B, feature_dim]."""
+        """Compute the features for transfer, [B, feature_dim]."""
         return self.backbone(inputs)
 
     def project(self, features: Tensor) -> dict[str, Tensor]:
@@ -77,12 +77,12 @@ class Tower(nn.Module):
         return {name: _unit(head(hidden)) for name, head in self.heads.items()}
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Unit vectors `intra` [B, intra_dim] and `inter` [B, inter_dim] of the existing heads, in at least float32."""
+        """Return unit vectors `intra` [B, intra_dim] and `inter` [B, inter_dim] of the heads, at least float32."""
         return self.project(self.features(inputs))
 
 
 class MCT(nn.Module):
-    """An image tower and a caption tower; the latter is None if the stage reads no captions."""
+    """An image tower and a caption tower, which is None if the stage uses no captions."""
 
     def __init__(self, image: Tower, text: Tower | None = None) -> None:
         super().__init__()
@@ -91,10 +91,10 @@ class MCT(nn.Module):
 
 @torch.no_grad()
 def encode_keys(encoder: nn.Module, rows: Tensor) -> dict[str, Tensor]:
-    """Keys of a batch, without gradient, as `Tower.forward` returns them.
+    """Compute the keys of a batch without gradient; see `Tower.forward` for the result.
 
     If a query and its key share batch statistics, the network can recognize the positive by its batch. So the rows of
-    all processes are shuffled before encoding and restored afterwards, unless one process normalizes all together.
+    all processes are shuffled before encoding and restored afterwards, unless one process normalizes all rows together.
 
     Source: [6].
     """

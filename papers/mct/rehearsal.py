@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones and BERT with random weights, to rehearse the recipes with."""
+"""Tiny data sets in the layouts of the real ones, and BERT with random weights, to test the recipes quickly."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from common.encoders.image import ImageResNet
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads to `$DATA`."""
+    """Write every data set that the recipes read from `$DATA`."""
     write_random_coco(root / "coco", "2017", train=12, val=4, names=CLASSES)
     write_random_karpathy(root / "coco", train=8, restval=2, val=4, test=10, names=CLASSES)
     for year, test in (("2007", 20), ("2012", 0)):
-        # Every class repeats, as the cross-validation of its classifier's cost needs.
+        # Classes must repeat, because cross-validation chooses the classifier's cost.
         write_random_voc(root / "voc", year, trainval=80 if year == "2007" else 4, test=test)
     write_random_imagenet(root / "imagenet", train=200, val=8)
     listed = "".join(f"{imagenet_class(number)}\n" for number in range(100))
@@ -33,12 +33,12 @@ def write_datasets(root: Path) -> None:
 
 
 def write_weights(root: Path) -> None:
-    """Write BERT, which knows the words of the captions, to `$DATA`."""
+    """Write a BERT whose vocabulary covers the captions to `$DATA`."""
     write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES), layers=2)
 
 
 def write_released(stage: str, module: Any, data: object, path: Path) -> None:
-    """Write a ResNet-50 as MoCo's, VirTex's or torchvision's file, by the stage that it stands for."""
+    """Write a ResNet-50 as MoCo's, VirTex's or torchvision's file, depending on the stage that it replaces."""
     encoder = next(part for part in module.modules() if isinstance(part, ImageResNet)).state_dict()
     content: dict[str, Any]
     if stage == "moco_v2_imagenet":

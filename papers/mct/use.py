@@ -1,4 +1,4 @@
-"""Use a trained MCT: embed and search images and captions."""
+"""Embeds and searches images and captions with a trained MCT."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from papers.mct.networks import Tower
 
 
 class MCT(networks.MCT, TrainedModel):
-    """A trained `networks.MCT`; `embedding` names the heads to use ([3]).
+    """A trained `networks.MCT`; `embedding` selects the heads ([3]).
 
-    `inter` compares images and captions; `intra`, which J_ii and J_tag trained, compares only images.
+    Use `inter` to compare images with captions, and `intra`, trained by J_ii and J_tag, to compare images with images.
     """
 
     paper = "mct"
@@ -50,7 +50,7 @@ class MCT(networks.MCT, TrainedModel):
         Tower, ImageResNet, BertEncoder, GRUEncoder, WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
     )  # fmt: skip
     example = "mct/mini/seed0/mct"
-    otherwise = "has no embeddings of images and captions: give the checkpoint of a pre-training, such as mct"
+    otherwise = "has no embeddings of images and captions: give the checkpoint of a pre-training stage, such as mct"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
 
     pixels: ImageTransform
@@ -72,7 +72,7 @@ class MCT(networks.MCT, TrainedModel):
 
     @classmethod
     def card_usage(cls, trained: Trained) -> str:
-        # Without weight_cross no loss made images and captions comparable.
+        # Without weight_cross, no loss made images and captions comparable.
         across = trained.model["init_args"]["image"]["init_args"]["inter_dim"]
         return "usage_without_cross" if across is None else "usage"
 
@@ -80,7 +80,7 @@ class MCT(networks.MCT, TrainedModel):
     def gather(cls, stage: FinishedStage) -> Trained:
         data = stage.data()
         arguments = without_sources(stage.config["model"])["init_args"]
-        # Only its widths are used; the configured queues may take gigabytes.
+        # Only the loss's widths are used; queues of the configured size may take gigabytes.
         loss = instantiate(with_arguments(arguments["loss"], queue_size=1), MultimodalContrast)
 
         def tower(modality: Literal["image", "text"]) -> dict[str, Any]:
@@ -103,12 +103,12 @@ class MCT(networks.MCT, TrainedModel):
         return Trained({"class_path": path_of(cls), "init_args": towers}, inputs, weights, files)
 
     def read_image(self, file: str | Path) -> Tensor:
-        """An image as the encoder reads it, float32 [3, S, S]."""
+        """Read an image as the encoder needs it, float32 [3, S, S]."""
         return self.pixels(read_image(Path(file)))[0]
 
     @torch.no_grad()
     def features(self, images: Items) -> Tensor:
-        """Features of images before the heads, for transfer to other tasks, [B, D]."""
+        """Compute the images' backbone features [B, D], for transfer to other tasks."""
         return self.image.features(torch.stack(self.read_all("image", images)).to(self.device)).float()
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class MCT(networks.MCT, TrainedModel):
     def embed_text(self, texts: Items) -> Tensor:
         """Unit vectors [B, d] of captions, comparable with those of images if `embedding` is `inter`."""
         if self.text is None or self.tokenizer is None:
-            raise StageError("this model was trained without captions and embeds images alone")
+            raise StageError("this model was trained without captions and can only embed images")
         rows = [self.tokenizer.encode(normalize_caption(text)) for text in self.read_all("text", texts)]
         return self._of(self.text(pad_tokens(rows, self.tokenizer.pad_id).to(self.device)))
 
@@ -130,7 +130,7 @@ class MCT(networks.MCT, TrainedModel):
         return embeddings[self.embedding].float()
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
-        """Cosine scores [N] of a query with the gallery."""
+        """Return the cosine scores [N] of a query with each gallery item."""
         if query_modality != modality and self.embedding != "inter":
             raise StageError(
                 f"this model cannot compare {query_modality} with {modality}: its `{self.embedding}` embeddings were "

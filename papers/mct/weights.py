@@ -1,4 +1,4 @@
-"""Image backbones: import from our and released checkpoints, export to layouts of other libraries."""
+"""Image backbones: reads our and released checkpoints, and exports to the layouts of other libraries."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from common.files import write_whole
 
 Layout = Literal["torchvision", "timm", "detectron2"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-#: Allowed suffixes of an exported file; the first is the usual one. detectron2 recognizes its own layout by the suffix.
+#: Allowed suffixes of an exported file; the first is the default. detectron2 recognizes its own layout by the suffix.
 SUFFIXES: dict[Layout, tuple[str, ...]] = {
     "torchvision": (".pth", ".pt", ".safetensors"),
     "timm": (".safetensors", ".pth", ".pt"),
     "detectron2": (".pkl",),
 }
-#: Prefix of a backbone in a state dict: MCT's pre-training, our other stages, MoCo, VirTex, none.
+#: Prefix of the backbone in a state dict of: MCT's pre-training, our other stages, MoCo, VirTex, the backbone alone.
 PREFIXES = ("model.image.backbone.", "encoder.", "image_encoder.", "encoder_q.", "visual.cnn.", "")
 NEEDED = "'state_dict' or 'model'"
 
 
 def load_backbone(path: str | Path) -> dict[str, Tensor]:
-    """Image backbone, with torchvision's names and no head, of a checkpoint that is recognized by its tensor names.
+    """Read the image backbone of a checkpoint, with torchvision's names and without head.
 
-    It may be of any of our stages, of `export`, MoCo, VirTex, torchvision or timm, by `torch.save` or as safetensors.
+    Accepts our stages, `export`, MoCo, VirTex, torchvision and timm, by `torch.save` or as safetensors.
 
     Source: [11].
     """
@@ -55,7 +55,7 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
 
 
 def check(path: Path, module: nn.Module, data: object) -> None:
-    """Raise an error unless a file holds the image backbone of a pre-training."""
+    """Raise an error unless a file has an image backbone that fits the pre-training's network."""
     encoder = next(part for part in module.modules() if isinstance(part, ImageResNet))
     if problem := differences(encoder.state_dict(), load_backbone(path)):
         raise CheckpointError(f"{path}: the backbone does not fit the network: {problem}")
@@ -64,15 +64,15 @@ def check(path: Path, module: nn.Module, data: object) -> None:
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvision") -> Path:
     """Write the image backbone of a checkpoint for another library; the output's suffix selects the format.
 
-    A ResNet-50 in layout `torchvision` loads into `torchvision.models.resnet50` except for the classifier `fc`, one in
-    `timm` into `timm.create_model("resnet50", num_classes=0)`, and one in `detectron2` is a value for `MODEL.WEIGHTS`.
+    A ResNet-50 in layout `torchvision` loads into `torchvision.models.resnet50`, except for the classifier `fc`;
+    in `timm`, into `timm.create_model("resnet50", num_classes=0)`. In `detectron2`, set `MODEL.WEIGHTS` to the file.
 
     Source: [11].
     """
     suffix = Path(output).suffix
     if suffix not in SUFFIXES[layout]:
         raise ValueError(
-            f"output: a file of the layout {layout} ends in {' or '.join(SUFFIXES[layout])}, got {str(output)!r}"
+            f"output: a file in layout {layout} must end in {' or '.join(SUFFIXES[layout])}, got {str(output)!r}"
         )
     backbone = {name: value.contiguous() for name, value in load_backbone(checkpoint).items()}
     if layout == "detectron2":
@@ -80,7 +80,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
             detectron2_name(name): (value.float() if value.is_floating_point() else value).numpy()
             for name, value in backbone.items()
         }
-        # An author marks the file as foreign, so its names are matched; otherwise, loading fails or omits the
+        # With an author, detectron2 matches the names of a foreign file. Otherwise, loading fails or skips the
         # statistics of batch normalization.
         content = {"model": arrays, "__author__": "MCT", "matching_heuristics": True}
         return write_whole(output, lambda path: _pickle(content, path))
@@ -90,7 +90,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvi
 
 
 def detectron2_name(name: str) -> str:
-    """detectron2's name of a tensor of torchvision's residual networks.
+    """Translate a tensor name of torchvision's residual networks to detectron2's.
 
     Examples:
         >>> detectron2_name("layer1.0.downsample.1.weight")
@@ -115,7 +115,7 @@ def detectron2_name(name: str) -> str:
 
 
 class _PortablePickler(pickle.Pickler):
-    """Pickles numpy arrays so that numpy before 1.26 can read them, unlike the usual pickles of numpy 2."""
+    """Pickles numpy arrays so that numpy before 1.26 can read them, unlike numpy 2's default pickles."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):

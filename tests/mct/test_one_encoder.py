@@ -177,7 +177,7 @@ def test_a_batch_is_whole_groups_on_each_device() -> None:
     found = module(candidates=4)
     data = SimpleNamespace(batch_size=8)
     found._trainer = SimpleNamespace(datamodule=data, world_size=4, ckpt_path="last.ckpt", gradient_clip_val=None)
-    with pytest.raises(ValueError, match=r"model\.candidates is 4: data\.batch_size 8 .* each of 4 devices"):
+    with pytest.raises(ValueError, match=r"data\.batch_size is 8, .* multiple of .* \(4 x 4 = 16\)"):
         found.setup("fit")
 
 

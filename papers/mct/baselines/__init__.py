@@ -1,1 +1,1 @@
-"""Other complete methods in the tables: network, data and training of each in one file."""
+"""Other complete methods in the tables: one file each, with network, data and training."""

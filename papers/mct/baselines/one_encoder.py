@@ -1,7 +1,7 @@
-"""Baseline with one encoder of images and captions: network, data and training. It isn't from the paper.
+"""Baseline with one encoder for images and captions: network, data and training. It isn't from the paper.
 
-The image's last feature map and the words of a caption enter one transformer, which learns to match images and captions
-by reading each pair and to predict masked words. Only the backbones, which are MCT's, are used afterwards.
+A transformer reads the places of the image's last feature map and the words of a caption together. It learns to predict
+whether they match and to predict masked words. Evaluations use only the backbones, which are the same as MCT's.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from papers.mct.data import CaptionedViews, PretrainingData
 
 #: Token id of padding.
 PAD = 0
-#: Pairs per batch when all images meet all captions; limits the memory.
+#: Maximum pairs per batch when all images are scored with all captions; limits the memory.
 PAIRS_AT_ONCE = 2048
 
 
 def mask_words(tokens: list[int], share: float, mask_id: int, rng: np.random.Generator) -> list[int]:
-    """A caption with each inner word masked with probability `share`, at least one; uses one draw count per length."""
+    """Mask each inner word of a caption with probability `share`, at least one; takes one random number per word."""
     noise = rng.random(max(len(tokens) - 2, 0))
     chosen = noise < max(share, noise.min(initial=1.0) + 1e-9)
     return [tokens[0], *np.where(chosen, mask_id, tokens[1:-1]).tolist(), tokens[-1]]
 
 
 class MaskedViews(CaptionedViews):
-    """Views with captions of which a share of the words is masked: `tokens_<view>_masked`."""
+    """Adds captions with a share of masked words to the views: `tokens_<view>_masked`."""
 
     def __init__(self, *args: Any, masked_words: float = 0.15, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -97,9 +97,9 @@ class MaskedPretrainingData(PretrainingData):
 
 
 def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A batch with its masked words: `places_<view>` [K] among the B * L, and `targets_<view>` [K].
+    """Add the masked words to a batch: `places_<view>` [K], indices into the B * L tokens, and `targets_<view>` [K].
 
-    They are computed on the host, because an accelerator would have to wait for K.
+    The host computes them, because an accelerator would have to wait for K.
     """
     for view in ("query", "key") if "tokens_query_masked" in batch else ():
         tokens = batch[f"tokens_{view}"]
@@ -109,16 +109,16 @@ def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class PairEncoder(nn.Module):
-    """A transformer that reads an image, a token per place of its last feature map, and a caption, or a caption alone.
+    """A transformer that reads an image (one token per place of its last feature map) and a caption, or only a caption.
 
-    Images are marked with BERT's second segment embedding, so both backbones have the same parameters as in MCT.
+    Images get BERT's second segment embedding, so that both backbones have the same parameters as in MCT.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: BertEncoder) -> None:
         super().__init__()
         width = text_encoder.feature_dim
         self.max_tokens = text_encoder.max_tokens
-        # Same names as MCT's towers, so the same code reads the backbones.
+        # Named like MCT's towers, so that the same code reads the backbones.
         self.image = nn.ModuleDict({"backbone": image_encoder})
         self.text = nn.ModuleDict({"backbone": text_encoder})
         self.projection = nn.Linear(image_encoder.feature_dim, width)  # type: ignore[arg-type]
@@ -131,17 +131,17 @@ class PairEncoder(nn.Module):
         return self.text["backbone"].bert
 
     def start_images(self, images: Tensor) -> Tensor:
-        """Inputs [B, P, D] of the transformer for images."""
+        """Map images to inputs [B, P, D] of the transformer."""
         grid = self.image["backbone"].forward_map(images).flatten(2).transpose(1, 2)  # type: ignore[operator]
         second = torch.ones(grid.shape[:2], dtype=torch.int64, device=grid.device)
         return self.bert.embeddings(inputs_embeds=self.projection(grid), token_type_ids=second)
 
     def start_captions(self, tokens: Tensor) -> Tensor:
-        """Inputs [B, L, D] of the transformer for tokens [B, L]."""
+        """Map tokens [B, L] to inputs [B, L, D] of the transformer."""
         return self.bert.embeddings(input_ids=tokens)
 
     def encode(self, text: Tensor, tokens: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Last hidden states of places [B, P, D] and of words [B, L, D]; without an image, only the caption is read."""
+        """Return the last hidden states of places [B, P, D] (if there is an image) and of words [B, L, D]."""
         image = text[:, :0] if image is None else image
         mask = F.pad(tokens != PAD, (image.shape[1], 0), value=True)
         states = torch.cat([image, text], 1)
@@ -149,9 +149,9 @@ class PairEncoder(nn.Module):
         return hidden[:, : image.shape[1]], hidden[:, image.shape[1] :]
 
     def scores(self, image: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
-        """Score [N, M] of every image [N, P, D] with every caption [M, L, D], each pair read together ([11]).
+        """Score every image [N, P, D] with every caption [M, L, D], reading each pair together: [N, M] ([11]).
 
-        A linear layer on the product of the mean state of the image's places and the state of the first token.
+        A linear layer maps the product of the mean state of the places and the state of the first token to the score.
         """
         images, captions = len(image), len(text)
         pairs = image.repeat_interleave(captions, 0)
@@ -159,22 +159,22 @@ class PairEncoder(nn.Module):
         return self.match(places.mean(1) * words[:, 0]).view(images, captions)
 
     def words(self, hidden: Tensor) -> Tensor:
-        """Scores of all words, [K, V], of hidden states [K, D]; the output layer is tied to the word embeddings."""
+        """Score all words for hidden states [K, D]: [K, V]. The output layer is tied to the word embeddings."""
         return F.linear(self.word(hidden), self.bert.embeddings.word_embeddings.weight, self.word_bias)
 
 
 class OneEncoder(pl.LightningModule):
-    """Training of one encoder by matching and by masked words ([11]).
+    """Trains one encoder by matching images with captions and by predicting masked words ([11]).
 
     The loss is the sum of three: matching of all pairs of images and captions within a group (cross entropy in both
     directions and of every pair); masked words of a caption given its image; and masked words of another caption
-    without an image, so that the transformer also learns text alone. The test is MCT's search, by the matching score.
+    without an image, so that the transformer also learns text alone. The test is retrieval by this score.
 
     Args:
         candidates: images and captions per group; a batch of B has B / candidates groups, each on one device.
-        image_learning_rate, learning_rate: of AdamW, for the image encoder and for the rest; `weight_decay` is of
-            matrices.
-        warmup_fraction: share of the steps of a linear warm-up, before cosine decay.
+        image_learning_rate, learning_rate: of AdamW, for the image encoder and for the rest.
+        weight_decay: of matrices only.
+        warmup_fraction: share of the steps with linear warm-up; then cosine decay.
     """
 
     def __init__(
@@ -203,15 +203,15 @@ class OneEncoder(pl.LightningModule):
         size, devices = self.hparams["candidates"], self.trainer.world_size
         if data.batch_size % (size * devices):
             raise ValueError(
-                f"model.candidates is {size}: data.batch_size {data.batch_size} must be whole groups of that many, the "
-                f"same number on each of {devices} devices"
+                f"data.batch_size is {data.batch_size}, but must be a multiple of model.candidates x devices "
+                f"({size} x {devices} = {size * devices})"
             )
 
     # -- training ------------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         image = self.model.start_images(batch["image_query"])
-        # The key's caption follows the flip of the query's image.
+        # The key's caption is flipped like the query's image.
         terms = {
             "match": self.match(batch, image),
             "words": self.masked_words(batch, "key", image),
@@ -222,7 +222,7 @@ class OneEncoder(pl.LightningModule):
         return terms["loss"]
 
     def match(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
-        """Matching within groups; pairs of the same image or the same text aren't negatives."""
+        """Compute the matching loss within groups; pairs with the same image or the same text aren't negatives."""
         tokens = batch["tokens_key"]
         same = torch.stack([batch["image_id"], text_numbers(tokens, batch["lengths_key"])], 1)
         groups = groups_here("model.candidates", len(image), self.hparams["candidates"])
@@ -231,7 +231,7 @@ class OneEncoder(pl.LightningModule):
         return torch.stack(losses).mean()  # type: ignore[arg-type]
 
     def masked_words(self, batch: dict[str, Tensor], view: str, image: Tensor | None = None) -> Tensor:
-        """Cross entropy of the masked words of a view, averaged over those of all processes."""
+        """Compute the cross entropy of a view's masked words, averaged over the masked words of all processes."""
         tokens = batch[f"tokens_{view}_masked"]
         _, hidden = self.model.encode(self.model.start_captions(tokens), tokens, image)
         logits = self.model.words(hidden.flatten(0, 1)[batch[f"places_{view}"]])
@@ -256,7 +256,7 @@ class OneEncoder(pl.LightningModule):
             self._images.update(batch["index"], start=self.model.start_images(batch["image"]))
         else:
             tokens = batch["tokens"]
-            # Equal lengths, to gather them.
+            # Pad to equal length, so that they can be gathered.
             padded = F.pad(tokens, (0, self.model.max_tokens - tokens.shape[1]), value=PAD)
             self._captions.update(
                 batch["index"], tokens=padded, image=batch["image_index"], text=text_numbers(tokens, batch["lengths"])
@@ -266,7 +266,7 @@ class OneEncoder(pl.LightningModule):
         index, images = self._images.compute(self.device)
         _, captions = self._captions.compute(self.device)
         row, readable = owner_rows(index, captions["image"])
-        # Read every text once, no matter how many images have it; each process reads its part of the images.
+        # Encode each text once, no matter how many images have it. Each process scores its part of the images.
         _, number = torch.unique(captions["text"][readable], return_inverse=True)
         tokens = captions["tokens"][readable][first_occurrences(number)]
         part = images["start"].tensor_split(world_size())[rank()]
@@ -277,10 +277,10 @@ class OneEncoder(pl.LightningModule):
         self.log_dict({f"test/{name}": value.to(self.device, torch.float32) for name, value in metrics.items()})
 
     def scores_of_all(self, image: Tensor, tokens: Tensor) -> Tensor:
-        """Score of every image with every caption, float32 [N, M] of image [N, P, D] and tokens [M, L]."""
+        """Score every image with every caption: float32 [N, M] for image [N, P, D] and tokens [M, L]."""
         scores = image.new_zeros(len(image), len(tokens), dtype=torch.float32)
         lengths = (tokens != PAD).sum(1)
-        # Captions of similar length together, to limit padding.
+        # Batch captions of similar length, to limit padding.
         for places in lengths.argsort(stable=True).split(PAIRS_AT_ONCE // 8):
             words = tokens[places, : int(lengths[places].max())]
             text = self.model.start_captions(words)

@@ -1,7 +1,7 @@
 """VirTex, the captioning baseline: its network, its data and its training.
 
-A convolutional network computes a grid of features, and two transformer decoders write the caption from it, one forward
-and one backward. Only the convolutional network is used afterwards.
+A convolutional network computes a grid of features. From it, two transformer decoders predict the caption, one forward
+and one backward. Evaluations use only the convolutional network.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from common.training.examples import Draw, Example, batches_of_epoch
 from common.training.optimizers import Lookahead, refuse_clip_value, warm_up_then_cosine
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-#: Token id of padding and of unknown pieces, which the loss ignores ([11]).
+#: Token id of padding and of unknown pieces; the loss ignores both ([11]).
 PAD = 0
 
 
 class CaptionEmbedding(nn.Module):
-    """Normalized sum of a word and a position embedding, [B, L, hidden_size]; zero for padding."""
+    """Normalized sum of the word and position embeddings, [B, L, hidden_size]; zero for padding."""
 
     def __init__(self, vocabulary_size: int, hidden_size: int, max_tokens: int, dropout: float) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class CaptionDecoder(nn.Module):
     @staticmethod
     @torch.no_grad()
     def _initialize(module: nn.Module) -> None:
-        """Weights from N(0, 0.02) as in BERT; biases with torch's defaults (VirTex)."""
+        """Draw weights from N(0, 0.02) as in BERT; biases keep torch's defaults (VirTex)."""
         if isinstance(module, nn.Linear | nn.Embedding):
             module.weight.normal_(0.0, 0.02)
         elif isinstance(module, nn.MultiheadAttention):
@@ -92,7 +92,7 @@ class CaptionDecoder(nn.Module):
             module.embedding.words.weight[PAD].zero_()
 
     def forward(self, grid: Tensor, tokens: Tensor) -> Tensor:
-        # Padding is at the end and needs no mask.
+        # Padding is at the end, so it needs no mask.
         image = self.visual_projection(grid.flatten(2).transpose(1, 2))
         length = tokens.shape[1]
         future = torch.ones(length, length, dtype=torch.bool, device=tokens.device).triu(1)
@@ -101,7 +101,7 @@ class CaptionDecoder(nn.Module):
 
 
 def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tensor:
-    """Cross entropy [B, L - 1] of every token given those before it, 0 for padding, in at least float32."""
+    """Cross entropy [B, L - 1] of every token given the tokens before it, 0 for padding, in at least float32."""
     logits, targets = decoder(grid, tokens[:, :-1]), tokens[:, 1:]
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
@@ -152,20 +152,20 @@ class BicaptioningData(CaptionData):
 
 
 class VirTex(pl.LightningModule):
-    """Pre-training by bicaptioning ([11]); parameters are named as in VirTex's checkpoints.
+    """Pre-trains an image encoder by bicaptioning ([11]); parameters are named as in VirTex's checkpoints.
 
     The loss is the cross entropy of the forward captions plus that of the backward ones, each a mean over the
     non-padding tokens of all processes. The test computes it on held-out captions.
 
     Args:
-        image_encoder: backbone with `forward_map` and `feature_dim`, which is transferred.
+        image_encoder: backbone with `forward_map` and `feature_dim`; evaluations use this part.
         hidden_size: width of the decoders; 2048 in the paper's tables. VirTex's usual 1024 has 16 heads and 4096 units.
         max_tokens: longest caption, including boundary tokens.
         image_learning_rate, learning_rate: of SGD for the image encoder and for everything else.
-        weight_decay: excludes normalizations and biases in the decoders' embeddings and transformers.
-        lookahead_steps, lookahead_alpha: of Lookahead; 0 steps for plain SGD.
-        warmup_steps: linear warm-up, followed by cosine decay to zero.
-        samples: unused; part of the configuration of recorded runs.
+        weight_decay: not applied to normalizations and biases in the decoders' embeddings and transformers.
+        lookahead_steps, lookahead_alpha: of the Lookahead optimizer; 0 steps gives plain SGD.
+        warmup_steps: steps with linear warm-up; then cosine decay to zero.
+        samples: has no effect; recorded runs have it in their configuration.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class VirTex(pl.LightningModule):
         self.textual = CaptionDecoder(
             width, vocabulary_size, hidden_size, layers, attention_heads, feedforward_size, dropout, max_tokens
         )
-        # The directions share all but the transformer, whose copy starts from the same weights.
+        # Both directions share everything but the transformer. The copy starts from the same weights.
         twin = self.backward_textual = copy.deepcopy(self.textual)
         twin.visual_projection, twin.embedding = self.textual.visual_projection, self.textual.embedding
         twin.output = self.textual.output
@@ -206,10 +206,10 @@ class VirTex(pl.LightningModule):
         for name in ("vocabulary_size", "max_tokens"):
             needed = getattr(tokenizer, name, 0)
             if needed > self.hparams[name]:
-                raise ValueError(f"model.{name} is {self.hparams[name]}, but the tokenizer's is {needed}; raise it")
+                raise ValueError(f"model.{name} is {self.hparams[name]}, but the tokenizer's is {needed}; increase it")
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Losses [B, L - 1] of the tokens of the forward and of the backward captions."""
+        """Return the token losses [B, L - 1] of the forward and of the backward captions."""
         grid = self.visual["cnn"].forward_map(batch["image"])  # type: ignore[operator]
         forward = token_losses(self.textual, grid, batch["tokens"])
         return forward, token_losses(self.backward_textual, grid, batch["tokens_reversed"])
@@ -217,8 +217,8 @@ class VirTex(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         tokens, tokens_reversed = batch["tokens"], batch["tokens_reversed"]
         forward, backward = self(batch)
-        # Captions differ in length, so each process divides by the mean number of tokens per process. Data parallelism
-        # then averages to the mean over all tokens.
+        # Captions differ in length, so each process divides by the mean token count per process. Averaging gradients
+        # then gives the mean over all tokens.
         words = torch.stack([predicted(tokens).sum(), predicted(tokens_reversed).sum()]).float()
         forward_loss, backward_loss = torch.stack([forward.sum(), backward.sum()]) / mean_over_ranks(words).clamp(min=1)
         loss = forward_loss + backward_loss
@@ -231,7 +231,7 @@ class VirTex(pl.LightningModule):
         groups: dict[str, list[nn.Parameter]] = {"image": [], "decayed": [], "undecayed": []}
         for name, parameter in self.named_parameters():
             tower, part, *_ = name.split(".")
-            # Biases and normalizations are one-dimensional.
+            # Biases and normalization weights are one-dimensional.
             spared = part in {"embedding", "transformer"} and parameter.ndim == 1
             groups["image" if tower == "visual" else "undecayed" if spared else "decayed"].append(parameter)
         parameters: list[dict[str, Any]] = [
@@ -265,7 +265,7 @@ class VirTex(pl.LightningModule):
 
     def on_test_epoch_end(self) -> None:
         means = self._meter.compute(self.device)
-        # Captions are weighted by their tokens, as in the loss of a batch.
+        # Weight captions by their number of tokens, as the loss of a batch does.
         forward, backward = (means[side] / means[f"{side}_tokens"] for side in ("forward", "backward"))
         metrics = {
             "caption_loss": forward + backward, "forward_loss": forward, "backward_loss": backward,
@@ -275,5 +275,5 @@ class VirTex(pl.LightningModule):
 
 
 def predicted(tokens: Tensor) -> Tensor:
-    """Valid targets of a decoder, bool [B, L - 1] for tokens [B, L]."""
+    """Mark the valid targets of a decoder: bool [B, L - 1] for tokens [B, L]."""
     return tokens[:, 1:] != PAD
