@@ -85,7 +85,3 @@ def _status_of(error: BaseException) -> int:
         hint = "\nFree space, or choose another disk: --runs for runs, ASSEMBLE_CACHE for caches, TMPDIR for the rest."
     print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
     return 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -224,7 +224,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
     if others := other_code(planned):
         records.warn_of(f"{others}; --rerun runs them again")
     # This interpreter, since a job may start without an activated environment.
-    program = [sys.executable, "-m", "assemble.commands.main"]
+    program = [sys.executable, "-m", "assemble"]
     commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
     lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(working_folder()))}"]
     if form == "shell":

@@ -113,7 +113,7 @@ def start_stage(item: Planned) -> records.Record:
 
 def _fit_in_new_process(request: StageRequest) -> records.Record:
     """Lightning starts other ranks by rerunning the command line, so it must name only this stage."""
-    command = [sys.executable, "-m", "assemble.commands.main", *fit_arguments(request)]
+    command = [sys.executable, "-m", "assemble", *fit_arguments(request)]
     with subprocess.Popen(command) as process, stopping.waiting_for(process.send_signal):
         status = process.wait()
     record = finished_record(request)

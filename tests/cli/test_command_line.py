@@ -47,7 +47,7 @@ def test_help_lists_and_tables_do_not_import_torch(arguments: list[str]) -> None
 def test_a_reader_that_goes_away_ends_a_command_without_a_word() -> None:
     read, write = os.pipe()
     os.close(read)
-    command = [sys.executable, "-m", "assemble.commands.main", "claims", "avid"]
+    command = [sys.executable, "-m", "assemble", "claims", "avid"]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, cwd=project_root(), check=False)
     os.close(write)
     assert done.stderr == ""

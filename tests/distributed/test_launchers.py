@@ -29,7 +29,7 @@ from tests.distributed.stages import over, train
 from tests.machine import LONG, promised, until
 from tests.stages import request
 
-MODULE = "assemble.commands.main"
+MODULE = "assemble"
 
 
 def _environment(**more: str) -> dict[str, str]:

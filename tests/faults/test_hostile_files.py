@@ -132,7 +132,7 @@ def test_weights_of_another_form_are_refused_before_they_are_copied(tmp_path: Pa
 
 def test_the_name_of_a_file_cannot_steer_a_terminal(tmp_path: Path) -> None:
     assert printable("a\x1b[2J\x07b\r\x9b.mp4\n") == "a\\x1b[2J\\x07b\\r\\x9b.mp4\n"
-    command = [sys.executable, "-m", "assemble.commands.main", "embed", "avid", "a.mp4", "--output", "o.npz"]
+    command = [sys.executable, "-m", "assemble", "embed", "avid", "a.mp4", "--output", "o.npz"]
     run = subprocess.run([*command, "--checkpoint", "evil\x1b[2J.ckpt"], capture_output=True, check=False)
     assert run.returncode == 2
     assert b"\x1b" not in run.stderr

@@ -31,7 +31,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
 
     Whoever sends it twice gets the same end.
     """
-    command = [sys.executable, "-m", "assemble.commands.main", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
+    command = [sys.executable, "-m", "assemble", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
     options = ["--stages", "moco_v2", "mct", "--runs", str(tmp_path)]
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True

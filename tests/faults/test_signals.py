@@ -21,7 +21,7 @@ from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over
 from tests.machine import LONG, until
 
-PROGRAM = ("-m", "assemble.commands.main")
+PROGRAM = ("-m", "assemble")
 #: A command that waits three seconds for a stage to be saved; ranks are started by the same file.
 IMPATIENT = """
 import sys

@@ -98,7 +98,7 @@ def test_every_file_of_the_packages_is_in_the_wheel(wheel: Path) -> None:
 def test_the_version_and_the_command_are_those_of_the_package(site: Path, away: Path) -> None:
     (info,) = site.glob("*.dist-info")
     assert f"\nVersion: {common.__version__}\n" in (info / "METADATA").read_text(encoding="utf-8")
-    done = python(site, away, "-m", "assemble.commands.main", "--version")
+    done = python(site, away, "-m", "assemble", "--version")
     assert done.stdout == f"assemble {common.__version__}\n"
     entries = ConfigParser()
     entries.read(info / "entry_points.txt")
@@ -121,7 +121,7 @@ def test_commands_that_do_not_train_work_without_a_checkout_and_torch(site: Path
 
 
 def test_what_writes_into_the_repository_asks_for_a_checkout(site: Path, away: Path) -> None:
-    done = python(site, away, "-m", "assemble.commands.main", "promote", "avid")
+    done = python(site, away, "-m", "assemble", "promote", "avid")
     assert done.returncode == 2
     assert "ASSEMBLE_ROOT" in done.stderr
 

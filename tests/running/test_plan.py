@@ -114,7 +114,7 @@ def test_values_without_a_source_are_counted(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_plan_as_commands(tmp_path: Path) -> None:
-    runs, program = tmp_path / "my runs", f"{sys.executable} -m assemble.commands.main"
+    runs, program = tmp_path / "my runs", f"{sys.executable} -m assemble"
     wanted = Selection("paper", (0, 3), "slurm", runs, Path("/data"), stages=("esc@avid", "avid_cma"), isa="sse41")
     commands, submissions = [], []
     for number, (seed, stage) in enumerate(itertools.product((0, 3), ("avid", "avid_cma", "esc@avid")), start=1):
@@ -149,7 +149,7 @@ def test_a_stage_of_several_devices_runs_in_a_process_of_its_own(
             schedule.start_stage(item)
     record = finish(item)
     assert schedule.start_stage(item) == record
-    assert started.call_args.args[0][1:] == ["-m", "assemble.commands.main", *fit_arguments(item.request)]
+    assert started.call_args.args[0][1:] == ["-m", "assemble", *fit_arguments(item.request)]
 
 
 def test_everything_that_is_missing_is_said_once_before_the_first_stage(
