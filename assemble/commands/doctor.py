@@ -69,10 +69,10 @@ def doctor(
     folder = (data or data_root()).resolve()
     print(f"\ndata sets for the paper scale in {folder} (--data, ASSEMBLE_DATA); smoke and mini need none")
     for paper in existing_papers():
-        found = [one.status() for one in datasets_of(paper.name, folder)]
-        lacking = dict.fromkeys(status.dataset.full_title for status in found if not status.present)
-        told = f"missing {'; '.join(lacking)} (see `assemble data {paper.short}`)" if lacking else "all present"
-        print(f"  {paper.short}: {told}", flush=True)
+        statuses = [dataset.status() for dataset in datasets_of(paper.name, folder)]
+        lacking = dict.fromkeys(status.dataset.full_title for status in statuses if not status.present)
+        presence = f"missing {'; '.join(lacking)} (see `assemble data {paper.short}`)" if lacking else "all present"
+        print(f"  {paper.short}: {presence}", flush=True)
     return 0
 
 
@@ -101,17 +101,17 @@ def _version(name: str) -> str | Exception:
 def _gpus() -> list[str]:
     import torch
 
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-    return [f"{one.name}, {one.total_memory / 2**30:.0f} GiB" for one in found]
+    properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB" for gpu in properties]
 
 
 def _requirements() -> dict[str, list[str]]:
     """Required packages by extra; the first entry has those that are always needed."""
     from importlib.metadata import requires
 
-    found: dict[str, list[str]] = {"": []}
+    packages: dict[str, list[str]] = {"": []}
     for requirement in requires("representation-assemble") or []:
         name, extra = re.match(r"([\w.-]+)(?:.*extra == ['\"]([\w-]+))?", requirement).groups("")  # type: ignore[union-attr]
         if extra not in DEVELOPING:
-            found.setdefault(extra, []).append(name)
-    return found
+            packages.setdefault(extra, []).append(name)
+    return packages

@@ -33,42 +33,43 @@ def explain(
     from assemble.reporting.render import measured_text, published_text
     from assemble.stages import explain as explaining
 
-    found = explaining.explain(paper, table, row, metric, scale, run)
-    decimals, recorded = found.metric.decimals, found.recorded
-    print(f"{found.metric.title} of {found.row.label}, {found.scale}: {found.table.title}")
+    origin = explaining.explain(paper, table, row, metric, scale, run)
+    decimals, recorded = origin.metric.decimals, origin.recorded
+    print(f"{origin.metric.title} of {origin.row.label}, {origin.scale}: {origin.table.title}")
     at = " at paper scale" if recorded.published else ""
-    print(f"  published  {published_text(recorded, decimals)}{at} ({found.row.source or found.table.source})")
-    if not found.stages:
-        print(f"  not measured at {found.scale}")
+    print(f"  published  {published_text(recorded, decimals)}{at} ({origin.row.source or origin.table.source})")
+    if not origin.stages:
+        print(f"  not measured at {origin.scale}")
         return 0
     print(f"  recorded   {measured_text(recorded, decimals)}")
     if run is not None:
-        print(f"  this run   {measured_text(found.cell, decimals)}")
-    draws = ", ".join(f"seed {draw.label}: {value:.{decimals}f}" for draw, value in sorted(found.cell.values.items()))
+        print(f"  this run   {measured_text(origin.cell, decimals)}")
+    draws = ", ".join(f"seed {draw.label}: {value:.{decimals}f}" for draw, value in sorted(origin.cell.values.items()))
     if draws:
         print(textwrap.indent(textwrap.fill(draws, 90), " " * 13))
 
-    print(f"\nStages (configs/{found.source.paper}/RECIPE.yaml)")
-    print_rows(("stage", "recipe", "starts from", "configuration", "minutes", "revision"), found.stage_rows())
-    print(code.other_code(found.records) or _KNOWN[all(record.code for record in found.records)])
-    if found.neighbor:
-        print(f"\nDiffers from the row {found.neighbor.label} in")
-        rows = found.differences_from(found.neighbor) or [("nothing", "", "")]
-        print_rows(("field", found.row.label, found.neighbor.label), _short(rows))
-    if found.scale != "paper":
+    print(f"\nStages (configs/{origin.source.paper}/RECIPE.yaml)")
+    print_rows(("stage", "recipe", "starts from", "configuration", "minutes", "revision"), origin.stage_rows())
+    print(code.other_code(origin.records) or _KNOWN[all(record.code for record in origin.records)])
+    if origin.neighbor:
+        print(f"\nDiffers from the row {origin.neighbor.label} in")
+        rows = origin.differences_from(origin.neighbor) or [("nothing", "", "")]
+        print_rows(("field", origin.row.label, origin.neighbor.label), _short(rows))
+    if origin.scale != "paper":
         print("\nDiffers from the paper in")
-        differing = found.differences_from_paper()
-        print_rows(("stage", "field", found.scale, "paper"), _short(row for more, *row in differing if more or fields))
-        sizes = sum(not more for more, *_ in differing)
+        differing = origin.differences_from_paper()
+        shown = [row for declared, *row in differing if declared or fields]
+        print_rows(("stage", "field", origin.scale, "paper"), _short(shown))
+        sizes = sum(not declared for declared, *_ in differing)
         if sizes and not fields:
             print(f"and {sizes} sizes, which --fields lists")
-        if found.stand_ins:
-            print(f"stages that replace released files: {', '.join(found.stand_ins)}")
+        if origin.stand_ins:
+            print(f"stages that replace released files: {', '.join(origin.stand_ins)}")
 
-    print(f"\nMetric {found.metric.key}, {'higher' if found.metric.better == 'up' else 'lower'} is better")
-    print(f"  measured by {', '.join(found.measuring_classes())}; protocol: docs/papers/{found.source.paper}.md")
+    print(f"\nMetric {origin.metric.key}, {'higher' if origin.metric.better == 'up' else 'lower'} is better")
+    print(f"  measured by {', '.join(origin.measuring_classes())}; protocol: docs/papers/{origin.source.paper}.md")
     print("\nReproduce")
-    print("\n".join(f"  {command}" for command in found.commands()))
+    print("\n".join(f"  {command}" for command in origin.commands()))
     return 0
 
 

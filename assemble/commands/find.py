@@ -45,10 +45,11 @@ def _list_papers(scale: str, runs: Path) -> None:
     rows = []
     for paper in existing_papers():
         source, (here, promoted) = load(paper.name), _records(paper, scale, runs)
-        parents = {one.id: one.parents.values() for one in expand(source, scale, everything=False)}
-        known = expected_seconds(parents, here, promoted)
-        counts = str(len(source.tables)), str(len(recipes_of(paper.name))), f"{len(parents)}, {len(known)} with records"
-        time = duration(side_by_side(known, parents, default_jobs("cpu"))) if known else "-"
+        parents = {stage.id: stage.parents.values() for stage in expand(source, scale, everything=False)}
+        seconds = expected_seconds(parents, here, promoted)
+        counts = [str(len(source.tables)), str(len(recipes_of(paper.name)))]
+        counts.append(f"{len(parents)}, {len(seconds)} with records")
+        time = duration(side_by_side(seconds, parents, default_jobs("cpu"))) if seconds else "-"
         rows.append((paper.short, paper.title, *counts, time))
     print_rows(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
     print("stages and time are for `make reproduce-<paper>`, without stages that run only on request")
@@ -71,7 +72,7 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     print(f"{paper.title}: tables; scales in brackets run only on request (--tables, --rows or --everything)")
     rows = []
     for table in source.tables:
-        scales = " ".join(f"({one})" if one in table.by_request else one for one in table.scales)
+        scales = " ".join(f"({name})" if name in table.by_request else name for name in table.scales)
         rows.append((table.id, scales, table.title, " ".join(m.id for m in table.metrics if not m.hidden)))
     print_rows(("id", "scales", "title", "metrics"), rows)
 
@@ -95,16 +96,16 @@ def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[Stag
     from assemble.reporting.records import expected_seconds
 
     here, promoted = _records(paper, scale, runs)
-    known = expected_seconds([one.id for one in instances], here, promoted)
+    seconds = expected_seconds([stage.id for stage in instances], here, promoted)
     rows = []
-    for one in instances:
-        parents = " ".join(dict.fromkeys(one.parents.values()))
-        time = duration(known[one.id]) if one.id in known else "-"
+    for stage in instances:
+        parents = " ".join(dict.fromkeys(stage.parents.values()))
+        time = duration(seconds[stage.id]) if stage.id in seconds else "-"
         draws = (
-            ",".join(record.draw.folder.removeprefix("seed") for record in records if record.stage == one.id) or "-"
+            ",".join(record.draw.folder.removeprefix("seed") for record in records if record.stage == stage.id) or "-"
             for records in (here, promoted)
         )
-        rows.append((one.id, one.job, one.recipe, parents, time, *draws))
+        rows.append((stage.id, stage.job, stage.recipe, parents, time, *draws))
     print_rows(("stage", "job", "recipe", "starts from", "time", "draws here", "promoted"), rows)
 
 
@@ -130,7 +131,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
         print("does not train, only tests")
     for table, row, metric in entries(load(request.paper), request.stage, request.scale):
         print(f"fills: table {table.id}, row {row.label}, {metric.label}")
-    using = [one for one in expand(request.paper, request.scale) if one.recipe == request.recipe]
+    using = [instance for instance in expand(request.paper, request.scale) if instance.recipe == request.recipe]
     print(f"\nstages of this recipe: {len(using) or f'none at {request.scale}'}")
     if using:
         _print_stages(paper, request.scale, runs or runs_root(), using)

@@ -68,8 +68,8 @@ def gpu_check(
             f"{rate / 1e12:.3g}", f"{rate / numbers['matrix_rate']:.0%}", f"{numbers['peak_bytes'] / 1e9:.1f}",
             f"{numbers['idle_share']:.0%}", f"{numbers['host_waits']:g}",
         )  # fmt: skip
-        named = (paper.title, record.recipe, *(record.hardware["accelerators"] or [record.hardware["cpu"]]))
-        table.add_row(*named, *("-" if "nan" in cell else cell for cell in cells))
+        subject = (paper.title, record.recipe, *(record.hardware["accelerators"] or [record.hardware["cpu"]]))
+        table.add_row(*subject, *("-" if "nan" in cell else cell for cell in cells))
         times = Table("kernel", "ms/step", "share", title=f"{paper.title}: where the time goes")
         for name, seconds in list(kernels.items())[:10]:
             times.add_row(name[:120], f"{1000 * seconds:.2f}", f"{seconds / sum(kernels.values()):.0%}")

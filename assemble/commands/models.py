@@ -57,8 +57,8 @@ def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], obj
     kind = trained_model(paper.name)
     if not able(kind):
         usable = [other for other in existing_papers() if optional_part(other.name, "use")]
-        others = ", ".join(other.short for other in usable if able(trained_model(other.name)))
-        raise StageError(f"{paper.short} cannot {task}; {others} can")
+        able_papers = ", ".join(other.short for other in usable if able(trained_model(other.name)))
+        raise StageError(f"{paper.short} cannot {task}; {able_papers} can")
     if isinstance(options, EncoderOptions) and options.regions is not None and not hasattr(kind, "regions"):
         raise StageError(f"{paper.short} does not support --regions")
     return kind

@@ -106,34 +106,34 @@ def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 def parse(command: Command, name: str, given: Sequence[str]) -> functools.partial[int]:
     """The command with its arguments."""
     parameters = inspect.signature(command).parameters.values()
-    about, *more = _documentation(command)
-    parser = _Parser(prog=f"assemble {name}", description=about, epilog=" ".join(more))
+    about, *paragraphs = _documentation(command)
+    parser = _Parser(prog=f"assemble {name}", description=about, epilog=" ".join(paragraphs))
     places, groups, overrides = _fill(parser, command)
 
-    def dashed(one: str) -> str:
+    def dashed(argument: str) -> str:
         """A flag with dashes; users of LightningCLI write underscores, as in `--print_config`."""
-        name, equals, value = one.partition("=")
+        name, equals, value = argument.partition("=")
         flag = name.replace("_", "-")
-        return f"{flag}{equals}{value}" if flag in parser._option_string_actions else one
+        return f"{flag}{equals}{value}" if flag in parser._option_string_actions else argument
 
-    given = [dashed(one) for one in given]
+    given = [dashed(argument) for argument in given]
     # Before Python 3.12.7, `parse_known_args` doesn't recognize list arguments after a flag.
-    found, rest = (parser.parse_known_args if overrides else parser.parse_known_intermixed_args)(given)
-    values = vars(found)
+    namespace, rest = (parser.parse_known_args if overrides else parser.parse_known_intermixed_args)(given)
+    values = vars(namespace)
     if rest and not overrides:
-        named = {known for paper in existing_papers() for known in (paper.name, paper.short)}
-        hint = " (it takes one paper; run it for each)" if named & set(rest) else ""
+        papers = {name for paper in existing_papers() for name in (paper.name, paper.short)}
+        hint = " (it takes one paper; run it for each)" if papers & set(rest) else ""
         if rest[0].startswith("--"):
             hint = f": {nearest(rest[0], [flag for flag in parser._option_string_actions if flag.startswith('--')])}"
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
     place = values.get(places[0]) if rest else None
-    flag = next((one for one in rest if one.startswith("--") and "=" not in one), None)
+    flag = next((argument for argument in rest if argument.startswith("--") and "=" not in argument), None)
     if isinstance(place, str) and flag and given.index(flag) < given.index(place):
         parser.error(f"give {places[0]} before {flag}, whose value was read as the {places[0]}")
     defaults = {parameter.name: parameter.default for parameter in parameters}
     positional = [values.pop(place, defaults[place]) for place in places]
     for group, kind in groups.items():
-        values[group] = kind(**{one.name: values.pop(one.name) for one in fields(kind) if one.name in values})
+        values[group] = kind(**{field.name: values.pop(field.name) for field in fields(kind) if field.name in values})
     return functools.partial(command, *positional, *rest, **values)
 
 
@@ -172,7 +172,7 @@ def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, fl
         if origin is Annotated:
             hint, option = hint.__origin__, hint.__metadata__[0]
         elif origin in (Union, UnionType):
-            hint = next(one for one in get_args(hint) if one is not NoneType)
+            hint = next(alternative for alternative in get_args(hint) if alternative is not NoneType)
         elif origin is tuple:
             arguments["nargs"], hint = len(get_args(hint)), get_args(hint)[0]
         else:

@@ -87,8 +87,8 @@ def tables(
         render.print_tables(filled, console)
         if not filled:
             console.print(f"{name}: nothing measured", markup=False)
-        if runs is not None and (others := code.other_code(records)):
-            console.print(others, markup=False)
+        if runs is not None and (note := code.other_code(records)):
+            console.print(note, markup=False)
     if runs is not None or checkout() is None:
         return 0
     written = render.write(render.pages(map(paper_named, names)))
@@ -112,7 +112,7 @@ def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns =
         measured = {f.result.scale for f in filled if f.result.measured}
         shown = [f for f in filled if scale or f.result.scale in measured]
         console.print(f"\n{paper_named(name).title}", style="bold")
-        for judged in ([one for f in shown for one in f.claims], [one for f in shown for one in f.checks]):
+        for judged in ([claim for f in shown for claim in f.claims], [check for f in shown for check in f.checks]):
             if judged:
                 console.print(render.rich_judged(judged, console.width))
         if not any((*f.claims, *f.checks) for f in shown):
@@ -160,20 +160,22 @@ def power(
     mean, spread, count = statistics.fmean(differences), statistics.stdev(differences), len(differences)
     interval = " to ".join(f"{end:+.3g}" for end in interval_of(differences) or ())
     wanted = abs(mean if gap is None else gap)
-    needed, *ends = (planning.runs_for(wanted, one, power) for one in (spread, *planning.spread_range(spread, count)))
-    told = [f"{one:,}" if one <= planning.MOST_RUNS else f"over {planning.MOST_RUNS:,}" for one in (needed, *ends)]
+    spreads = (spread, *planning.spread_range(spread, count))
+    needed, *ends = (planning.runs_for(wanted, deviation, power) for deviation in spreads)
+    most = planning.MOST_RUNS
+    counts = [f"{number:,}" if number <= most else f"over {most:,}" for number in (needed, *ends)]
     print(f"{pair.result.table.id} ({scale}), {pair.metric.title}: {pair.row.label} over {pair.over.label}")
     print(f"recorded: {mean:+.3g} ({interval}; n={count}), standard deviation over runs {spread:.3g}")
     least = planning.smallest_gap(spread, count, power)
     print(f"{count} runs separate a gap of {least:.3g} or more with {100 * power:.0f} % power")
-    print(f"a gap of {wanted:.3g} needs {told[0]} paired runs (95 % range of the spread: {told[1]} to {told[2]})")
-    if needed > planning.MOST_RUNS:
+    print(f"a gap of {wanted:.3g} needs {counts[0]} paired runs (95 % range of the spread: {counts[1]} to {counts[2]})")
+    if needed > most:
         return 0
     stages = expand(source, scale, [pair.result.table.id], [pair.row.label, pair.over.label], pair.stages)
-    parents = {one.id: one.parents.values() for one in stages}
-    known = expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded)
-    usual = statistics.fmean(known.values())
-    one_run = {stage: known.get(stage, usual) for stage in parents}
+    parents = {stage.id: stage.parents.values() for stage in stages}
+    seconds = expected_seconds(parents, find(runs or runs_root(), paper, scale), recorded)
+    usual = statistics.fmean(seconds.values())
+    one_run = {stage: seconds.get(stage, usual) for stage in parents}
     jobs = default_jobs("cpu")
     took = max(side_by_side(one_run, parents, jobs), needed * sum(one_run.values()) / jobs)
     print(f"time here: {duration(took)} for {needed} runs of {len(parents)} stages, {jobs} at a time")
@@ -197,39 +199,39 @@ def compare(
     """
     from assemble.reporting import code
     from assemble.reporting import compare as comparing
-    from assemble.reporting.draws import told
+    from assemble.reporting.draws import draws_text
     from assemble.reporting.records import find
     from assemble.reporting.tables import load
 
     console, folder = files.console(), runs or runs_root()
     scales = [scale] if scale else SCALES if against else PROMOTED_SCALES
     if curves:
-        left = [_compare_curves(name, one, folder, against) for name in _names(papers) for one in scales]
-        if all(one is None for one in left):
+        left = [_compare_curves(name, each, folder, against) for name in _names(papers) for each in scales]
+        if all(outcome is None for outcome in left):
             print(f"no curves to compare at {' or '.join(scales)} scale under {folder}")
             return int(strict)
         return int(strict and any(left))
     everything: list[comparing.Compared] = []
     failed = False
     for name in _names(papers):
-        for one in scales:
-            found = find(folder, name, one)
-            reference = comparing.others_recorded(name, one, found) if against is None else find(against, name, one)
-            compared = comparing.compare(load(name), one, found, reference)
+        for level in scales:
+            measured = find(folder, name, level)
+            reference = find(against, name, level) if against else comparing.others_recorded(name, level, measured)
+            compared = comparing.compare(load(name), level, measured, reference)
             if not compared:
                 continue
             everything += compared
-            mine = told(r.draw for c in compared for r in c.mine.records)
-            theirs = told(r.draw for c in compared for r in c.reference.records)
-            console.print(f"\n{paper_named(name).title}, {one}", style="bold", markup=False)
+            mine = draws_text(r.draw for c in compared for r in c.mine.records)
+            theirs = draws_text(r.draw for c in compared for r in c.reference.records)
+            console.print(f"\n{paper_named(name).title}, {level}", style="bold", markup=False)
             console.print(comparing.rich_comparison(compared))
             console.print(f"measured: {mine}; reference: {theirs or 'none'}", markup=False, style="dim")
             console.print(comparing.summary(compared), markup=False)
-            for line in (code.other_code(found), reference and code.against(found, reference)):
+            for line in (code.other_code(measured), reference and code.against(measured, reference)):
                 console.print(line, markup=False) if line else None
             if strict and (failure := comparing.strict_failure(compared)):
                 failed = True
-                print(f"strict: {paper_named(name).short}, {one}: {failure}", file=sys.stderr)
+                print(f"strict: {paper_named(name).short}, {level}: {failure}", file=sys.stderr)
     if not everything:
         console.print(f"no measured cell at {' or '.join(scales)} scale under {folder}", markup=False)
     if strict and all(c.verdict == comparing.NO_REFERENCE for c in everything):
@@ -241,35 +243,36 @@ def compare(
 def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool | None:
     """Print where the curves of a paper and scale leave the recorded band; returns whether any does (None: unknown)."""
     from assemble.commands.find import print_rows
-    from assemble.reporting import code, divergence
+    from assemble.reporting import code
+    from assemble.reporting.divergence import LEAST, diverging, recorded, with_curves
     from assemble.reporting.records import find
 
     paper = paper_named(name)
-    mine = divergence.with_curves(find(folder, name, scale), folder)
+    mine = with_curves(find(folder, name, scale), folder)
     if not mine:
         return None
     print(f"\n{paper.title}, {scale}")
-    reference = divergence.recorded(paper, scale, against)
-    found = divergence.diverging(mine, reference)
-    if not found:
-        print(f"cannot be judged: fewer than {divergence.LEAST} recorded runs have curves of these stages")
+    reference = recorded(paper, scale, against)
+    stages = diverging(mine, reference)
+    if not stages:
+        print(f"cannot be judged: fewer than {LEAST} recorded runs have curves of these stages")
         return None
-    reported = [one for one in found if one.reported]
+    reported = [stage for stage in stages if stage.reported]
     if reported:
         rows = []
-        for one in reported:
-            left = "stays inside" if one.step is None else f"step {one.step:.0f} of {one.last:.0f}, {one.curve}"
-            also = [kind for kind in one.differences if kind != one.cause]
-            rows.append((one.stage, one.draw.label, left, one.reason, ", ".join(also)))
+        for stage in reported:
+            left = "stays inside" if stage.step is None else f"step {stage.step:.0f} of {stage.last:.0f}, {stage.curve}"
+            also = [kind for kind in stage.differences if kind != stage.cause]
+            rows.append((stage.stage, stage.draw.label, left, stage.reason, ", ".join(also)))
         print_rows(("stage", "draw", "leaves the band", "likely cause", "also differs"), rows)
-    inside = sum(one.step is None for one in found)
+    inside = sum(stage.step is None for stage in stages)
     chance = ", so their differences are within chance" if inside else ""
-    print(f"{inside} of {len(found)} stages stay inside the band{chance}")
-    judged = [record for record, _ in mine if any(one.stage == record.stage for one in found)]
+    print(f"{inside} of {len(stages)} stages stay inside the band{chance}")
+    judged = [record for record, _ in mine if any(stage.stage == record.stage for stage in stages)]
     print(code.against(judged, [record for record, _ in reference]))
-    if len(found) < len(mine):
-        print(f"no band (no training, or under {divergence.LEAST} recorded runs): {len(mine) - len(found)} stages")
-    return inside < len(found)
+    if len(stages) < len(mine):
+        print(f"no band (no training, or under {LEAST} recorded runs): {len(mine) - len(stages)} stages")
+    return inside < len(stages)
 
 
 def report(

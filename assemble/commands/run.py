@@ -90,7 +90,7 @@ def fit(
 
     `assemble list PAPER` lists stages and recipes; --print_config shows the fields that the files set.
     """
-    if any(one.partition("=")[0] == "--checkpoint" for one in overrides):
+    if any(override.partition("=")[0] == "--checkpoint" for override in overrides):
         raise StageError(
             "--checkpoint is a flag of `test`; `fit` resumes automatically. To start from other weights, set "
             "--model.warm_start or --model.pretrained"
@@ -197,13 +197,13 @@ def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]
     from assemble.stages.plan import chosen
 
     source, given = load(paper), selection.given
-    made = {instance.id for instance in chosen(paper, selection)[0]} - {*given}
+    trained = {instance.id for instance in chosen(paper, selection)[0]} - {*given}
     touched = {t.id for t, _, _ in entries(source, stage, selection.scale, given) if selection.scale in t.scales}
     waiting = [t.id for t in source.tables if t.id in touched - printed and t.id in (selection.tables or touched)]
     draws = [Draw(seed, selection.isa) for seed in selection.seeds]
     if waiting:
         for filled in render.fill_both(source, selection.scale, render.records_of(paper, selection.runs), waiting):
-            if filled.result.complete(draws, made):
+            if filled.result.complete(draws, trained):
                 render.print_table(filled, console(), measured_only=True)
                 printed.add(filled.result.table.id)
 

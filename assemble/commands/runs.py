@@ -79,14 +79,14 @@ def _diff(first: Run, second: Run) -> int:
     ):
         print(f"{title}: {'' if differing else 'nothing differs'}")
         if differing:
-            rows = [[name, text_of(one), text_of(other)] for name, one, other in differing]
+            rows = [[name, text_of(before), text_of(after)] for name, before, after in differing]
             print_rows(("field", "first", "second"), rows)
             print()
     print("metrics:" if metrics else "metrics: none yet")
     rows = []
-    for name, one, other in metrics:
-        both = isinstance(one, int | float) and isinstance(other, int | float)
-        rows.append([name, text_of(one), text_of(other), f"{other - one:+.5g}" if both else ""])
+    for name, before, after in metrics:
+        both = isinstance(before, int | float) and isinstance(after, int | float)
+        rows.append([name, text_of(before), text_of(after), f"{after - before:+.5g}" if both else ""])
     if rows:
         print_rows(("metric", "first", "second", "difference"), rows)
     print(f"first: {first.name}\nsecond: {second.name}")

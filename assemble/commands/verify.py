@@ -105,8 +105,8 @@ def verify(
     write_atomically(folder / "result.json", json.dumps({**about, "papers": results}, indent=1, default=vars) + "\n")
     differing = [paper.short for paper in chosen if not results[paper.name]["agrees"]]
     if differing and device == "cpu":
-        named = " ".join([*differing, *["--rehearsal"] * rehearsal])
-        print(f"If you meant to change this, record a new fingerprint: assemble verify {named} --record")
+        arguments = " ".join([*differing, *["--rehearsal"] * rehearsal])
+        print(f"If you meant to change this, record a new fingerprint: assemble verify {arguments} --record")
     elif not differing and "32" in precisions:
         print(f"This code, on this machine, computes what was recorded. {took}")
     if accelerators:
@@ -168,12 +168,12 @@ def _explained(
     revision = str(fingerprint.made["revision"])[:8]
     changed = code.differing(fingerprint.code, code_of(paper, wanted.rehearsal))
     mine, theirs = records.versions(), fingerprint.made["versions"]
-    others = [f"{name} {mine.get(name)} instead of {old}" for name, old in theirs.items() if mine.get(name) != old]
+    differing = [f"{name} {mine.get(name)} instead of {old}" for name, old in theirs.items() if mine.get(name) != old]
     if changed:
         yield f"  code    {code.changed_text(changed)} since the fingerprint was made ({revision})"
     else:
         yield f"  code    did not change since the fingerprint was made ({revision})"
-    yield from [f"  using   {', '.join(others)}"] if others else []
+    yield from [f"  using   {', '.join(differing)}"] if differing else []
 
 
 def _difference_text(difference: Any, fingerprint: Any, values: Any) -> str:

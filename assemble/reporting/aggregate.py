@@ -33,8 +33,8 @@ class Cell:
     @property
     def difference(self) -> float | None:
         """The mean minus the published number; None if one is missing or a range is published."""
-        known = self.published.ends if self.published else ()
-        return self.mean - known[0] if self.mean is not None and len(known) == 1 else None
+        published = self.published.ends if self.published else ()
+        return self.mean - published[0] if self.mean is not None and len(published) == 1 else None
 
     @property
     def spread(self) -> float | None:
@@ -158,20 +158,20 @@ def _fill(source: Tables, table: Table, scale: str, chosen: Chosen, given: bool)
         used: list[Record] = []
         finished: set[Draw] = set()
         for draw in sorted({draw for stage, draw in chosen.kept if stage in instances}):
-            found = [chosen.kept[name, draw] for name in instances if (name, draw) in chosen.kept]
-            numbers = {record.stage: record.metrics.get(metric.key) for record in found}
-            known = [number for number in numbers.values() if number is not None]
-            if len(found) < len(instances):
-                recorded = f"{len(found)} of {len(instances)} stages recorded; shown when all are"
+            records = [chosen.kept[name, draw] for name in instances if (name, draw) in chosen.kept]
+            numbers = {record.stage: record.metrics.get(metric.key) for record in records}
+            finite = [number for number in numbers.values() if number is not None]
+            if len(records) < len(instances):
+                recorded = f"{len(records)} of {len(instances)} stages recorded; shown when all are"
                 notes[f"{metric.label} of {row.label}, {draw}: {recorded}"] = None
                 continue
             finished.add(draw)
-            if len(known) < len(found):
+            if len(finite) < len(records):
                 without = (stage for stage, number in numbers.items() if number is None)
                 lacking.setdefault(metric.key, {}).update(dict.fromkeys(without))
             else:
-                values[draw] = statistics.fmean(known)
-                used += found
+                values[draw] = statistics.fmean(finite)
+                used += records
         cells[row.label, metric.id] = Cell(
             row.published.get(metric.id),
             row.expected.get(metric.id),

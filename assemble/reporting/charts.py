@@ -65,7 +65,7 @@ def dots(result: TableResult, yours: TableResult | None = None) -> str:
 def _panels(result: TableResult, yours: TableResult | None = None) -> tuple[tuple[str, tuple[_Dot, ...]], ...]:
     panels = []
     for metric in result.table.metrics:
-        found = []
+        dots = []
         for row in result.rows:
             cell = result.cells[row.label, metric.id]
             if cell.mean is not None and not metric.hidden:
@@ -73,23 +73,22 @@ def _panels(result: TableResult, yours: TableResult | None = None) -> tuple[tupl
                 means = seed_means(cell.values)
                 published = cell.published.ends if cell.published and result.scale == "paper" else ()
                 theirs = seed_means(yours.cells[row.label, metric.id].values) if yours else []
-                own = statistics.fmean(theirs) if theirs else None
-                found.append(
-                    _Dot(row.label, statistics.fmean(means), interval_of(means), draws, published, own, row.reference)
-                )
-        if len(found) > 1:
-            panels.append((metric.title + " ↓" * (metric.better == "down"), tuple(found)))
+                average = statistics.fmean(theirs) if theirs else None
+                mean, interval = statistics.fmean(means), interval_of(means)
+                dots.append(_Dot(row.label, mean, interval, draws, published, average, row.reference))
+        if len(dots) > 1:
+            panels.append((metric.title + " ↓" * (metric.better == "down"), tuple(dots)))
     return tuple(panels)
 
 
 @functools.lru_cache(1000)
 def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
-    labels = list(dict.fromkeys(dot.row for _, found in panels for dot in found))
+    labels = list(dict.fromkeys(dot.row for _, dots in panels for dot in dots))
     left = _LETTER * max(map(len, labels)) + 14
     across = min(len(panels), _ACROSS, max(1, int((_WIDTH - left) / (_BOLD * max(len(name) for name, _ in panels)))))
     width, height = (_WIDTH - left) / across, _ROW * len(labels) + 56
     figure = new_figure(_WIDTH, height * math.ceil(len(panels) / across))
-    for number, (name, found) in enumerate(panels):
+    for number, (name, dots) in enumerate(panels):
         line, column = divmod(number, across)
         axis = add_axes(figure, left + width * column, height * line + 26, width - 16, height - 56)
         axis.set_ylim(len(labels) - 0.5, -0.5)
@@ -98,13 +97,13 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
         for place, label in enumerate(labels if column == 0 else ()):
             top = height * line + 26 + _ROW * (place + 0.5) + 4
             add_text(figure, left - 7, top, label, horizontalalignment="right")
-        usual = [dot for dot in found if not dot.reference] or found
+        usual = [dot for dot in dots if not dot.reference] or dots
         values = [v for dot in usual for v in (*dot.draws, dot.mean, *dot.published, dot.yours) if v is not None]
         room = 0.12 * (max(values) - min(values)) or 1.0
         low, high = min(values) - room, max(values) + room
         axis.set_xlim(low, high)
-        spots = [(labels.index(dot.row), dot) for dot in found if low <= dot.mean <= high]
-        for dot in (dot for dot in found if not low <= dot.mean <= high):
+        spots = [(labels.index(dot.row), dot) for dot in dots if low <= dot.mean <= high]
+        for dot in (dot for dot in dots if not low <= dot.mean <= high):
             beyond, x, top = dot.mean > high, left + width * column, height * line + 26 + _ROW * labels.index(dot.row)
             text = f"{dot.mean:.3g} →" if beyond else f"← {dot.mean:.3g}"
             align = "right" if beyond else "left"
@@ -121,7 +120,7 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
 
 def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
     """Margins of claims by paper: ours as dots with 95 % intervals, the paper's as ticks; logarithmic beyond 1."""
-    rows = [(name, judged) for name, found in groups.items() for judged in found]
+    rows = [(name, judged) for name, group in groups.items() for judged in group]
     labels = _LETTER * max(len(judged.check.text) for _, judged in rows) + 20
     figure = new_figure(_WIDTH + 100, _ROW * (len(rows) + len(groups)) + 40)
     axis = add_axes(figure, labels, 4, _WIDTH + 88 - labels, _ROW * (len(rows) + len(groups)))
@@ -131,9 +130,9 @@ def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
     axis.yaxis.set_visible(False)
     axis.axvline(0, color=LINE, linewidth=1)
     place = 0
-    for name, found in groups.items():
+    for name, group in groups.items():
         add_text(figure, 8, 4 + _ROW * (place + 0.5) + 4, name, fontweight="bold")
-        for judged in found:
+        for judged in group:
             place += 1
             color = {HOLDS: GREEN, FAILS: ORANGE}.get(judged.verdict, DIM)
             add_text(figure, 8, 4 + _ROW * (place + 0.5) + 4, judged.check.text)
@@ -164,11 +163,11 @@ def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
     def line(kind: str, left: float, right: float, y: tuple[int, int] = (50, 50)) -> str:
         return f'<line class="{kind}" x1="{x(left)}" x2="{x(right)}" y1="{y[0]}%" y2="{y[1]}%"/>'
 
-    judged = [one for pair in claims for one in pair if one and one.paper]
-    if all(one.difference is None for one in judged):
+    judged = [claim for pair in claims for claim in pair if claim and claim.paper]
+    if all(claim.difference is None for claim in judged):
         return []
-    known = [v for j in judged for v in (0.0, j.difference, j.paper_margin, *(j.interval or ())) if v is not None]
-    low, high = _bent(min(known)), _bent(max(known) or 1.0)
+    values = [v for j in judged for v in (0.0, j.difference, j.paper_margin, *(j.interval or ())) if v is not None]
+    low, high = _bent(min(values)), _bent(max(values) or 1.0)
     drawn = []
     for ours, yours in claims:
         parts = [line("zero", 0, 0, (0, 100))]
@@ -176,9 +175,9 @@ def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
             parts.append(line("interval", *ours.interval))
         if ours.paper_margin is not None:
             parts.append(line("paper", ours.paper_margin, ours.paper_margin, (15, 85)))
-        for kind, one in (("ours", ours), ("yours", yours)):
-            if one and one.difference is not None:
-                parts.append(f'<circle class="{kind}" cx="{x(one.difference)}" cy="50%" r="5"/>')
+        for kind, claim in (("ours", ours), ("yours", yours)):
+            if claim and claim.difference is not None:
+                parts.append(f'<circle class="{kind}" cx="{x(claim.difference)}" cy="50%" r="5"/>')
         drawn.append(f'<svg class="strip {ours.verdict.replace(" ", "-")}" aria-hidden="true">{"".join(parts)}</svg>')
     return drawn
 
@@ -212,14 +211,14 @@ def curve(result: TableResult) -> str:
 
 def _curve_panels(result: TableResult) -> dict[str, dict[str, list[tuple[float, float, float, float]]]]:
     """(place, mean, ends of its interval) by panel and line."""
-    found: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
+    bands: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
     for y, lines in result.table.curve.panels.items() if result.table.curve else ():
         for label, points in lines.items():
             judged = zip(points, judge(result, points.values()))
-            known = [(x, one.difference, _possible(one, result)) for x, one in judged if one.difference is not None]
-            if len(known) > 1:
-                found.setdefault(y, {})[label] = [(x, mean, *(ends or (mean, mean))) for x, mean, ends in known]
-    return found
+            coordinates = [(x, c.difference, _possible(c, result)) for x, c in judged if c.difference is not None]
+            if len(coordinates) > 1:
+                bands.setdefault(y, {})[label] = [(x, mean, *(ends or (mean, mean))) for x, mean, ends in coordinates]
+    return bands
 
 
 def _possible(judged: Judged, result: TableResult) -> tuple[float, float] | None:
@@ -314,6 +313,6 @@ def to_svg(figure: Figure, label: str) -> str:
         if f"{kind}: {light}" in text
     ]
     style = f"@media (prefers-color-scheme: dark) {{{' '.join(rules)}}}"
-    text = re.sub(r"(<style[^>]*>).*?(?=</style>)", lambda found: found[1] + style, text, flags=re.DOTALL)
+    text = re.sub(r"(<style[^>]*>).*?(?=</style>)", lambda match: match[1] + style, text, flags=re.DOTALL)
     text = text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label, quote=True)}" ', 1)
     return "\n".join(map(printable, text.split("\n")))

@@ -96,7 +96,7 @@ def _judge(check: Check, result: TableResult) -> Judged:
     judged = Judged(check, result.table.id, result.scale, paper, origin=result.origin)
     comparisons = check.holds.comparisons
     worst = min(
-        (_compare(one, result, judged) for one in comparisons), key=lambda j: (_WORST_FIRST.index(j.verdict), j.excess)
+        (_compare(c, result, judged) for c in comparisons), key=lambda j: (_WORST_FIRST.index(j.verdict), j.excess)
     )
     return worst if len(comparisons) > 1 or worst.difference is None else replace(worst, detail="")
 
@@ -111,9 +111,9 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
         if paper and not row.measured and (number := row.published_number(cell.metric)) is not None
     }
     measured = {
-        cell: found.values
+        cell: filled.values
         for cell in cells
-        if (found := result.cells.get((cell.row, cell.metric))) is not None and found.values
+        if (filled := result.cells.get((cell.row, cell.metric))) is not None and filled.values
     }
     if missing := [str(cell) for cell in cells if cell not in measured and cell not in printed]:
         return replace(judged, detail=f"not measured: {', '.join(missing)}")
@@ -123,7 +123,7 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
     differences: dict[Draw, float] = {}
     try:
         for draw in draws:
-            values = printed | {cell: found[draw] for cell, found in measured.items()}
+            values = printed | {cell: by_draw[draw] for cell, by_draw in measured.items()}
             differences[draw] = comparison.difference(values.__getitem__)
     except ZeroDivisionError:
         return replace(judged, detail="divides by zero")
@@ -138,7 +138,7 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
         difference=difference,
         interval=interval,
         seeds=len(means),
-        rounding=max(max(found) - min(found) for found in roundings),
+        rounding=max(max(group) - min(group) for group in roundings),
         excess=min(map(comparison.excess, interval or (difference,))),
         detail=f"in {_what(cells, result)}",
         comparison=comparison,
@@ -150,12 +150,12 @@ def _what(cells: Sequence[CellName], result: TableResult) -> str:
     rows: dict[str, list[str]] = {}
     for cell in cells:
         rows.setdefault(result.table.metric(cell.metric).label, []).append(cell.row)
-    return "; ".join(f"{label}: {' vs. '.join(found)}" for label, found in rows.items())
+    return "; ".join(f"{label}: {' vs. '.join(texts)}" for label, texts in rows.items())
 
 
 def seed_means(values: Mapping[Draw, float]) -> list[float]:
     """The mean over roundings of each seed; roundings of one seed are not independent."""
-    return [statistics.fmean(found) for found in by_seed(values).values()]
+    return [statistics.fmean(group) for group in by_seed(values).values()]
 
 
 def interval_of(values: Sequence[float]) -> tuple[float, float] | None:

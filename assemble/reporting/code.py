@@ -51,7 +51,7 @@ def _code(hashes: str | None) -> str | None:
 
 def nearest(files: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> list[str]:
     """The files in which a fingerprint differs from the most similar one of the others."""
-    return min([differing(files, other) for other in others], key=len, default=[])
+    return min([differing(files, candidate) for candidate in others], key=len, default=[])
 
 
 def changed(files: Mapping[str, str]) -> list[str]:
@@ -97,9 +97,9 @@ def against(mine: Iterable[Record], recorded: Collection[Record]) -> str:
     """How the code of runs differs from that of the recorded runs of the same stages, in one line."""
     files, unknown = set[str](), False
     for record in mine:
-        others = [other.code for other in recorded if other.stage == record.stage and other.code]
-        unknown |= not (record.code and others)
-        files.update(nearest(record.code, others))
+        hashes = [peer.code for peer in recorded if peer.stage == record.stage and peer.code]
+        unknown |= not (record.code and hashes)
+        files.update(nearest(record.code, hashes))
     if files:
         return f"code: {changed_text(sorted(files))} since the recorded runs"
     return "code: unknown, since older records don't state it" if unknown else "code: the same as in the recorded runs"

@@ -112,7 +112,7 @@ class Compared:
         return "one seed recorded" if self.spread is None else ""
 
     @property
-    def told(self) -> str:
+    def text(self) -> str:
         """`AVID, UCF101 top-1 78.1 against 83.0 ± 2.1`."""
         mine, reference = (
             measured_text(cell, self.metric.decimals, len(cell.values)) for cell in (self.mine, self.reference)
@@ -130,15 +130,15 @@ def _compared(
     fewer = _per_seed(mine) - _per_seed(reference)  # the mean of fewer roundings varies more
     extra = max(0.0, fewer * _rounding(reference, share)[0])
     mine, reference = (
-        replace(cell, values={Draw(seed): fmean(found) for seed, found in by_seed(cell.values).items()})
+        replace(cell, values={Draw(seed): fmean(values) for seed, values in by_seed(cell.values).items()})
         for cell in (mine, reference)
     )
-    own, recorded, spread = mine.values, reference.values, reference.spread
+    measured, recorded, spread = mine.values, reference.values, reference.spread
     difference = None if mine.mean is None or reference.mean is None else mine.mean - reference.mean
-    if spread is None and own.keys() != recorded.keys():
+    if spread is None and measured.keys() != recorded.keys():
         tolerance = None  # it is the error of the test set; other seeds may differ by more
     limit = float(stdtrit(len(recorded) - 1, 1 - CHANCE / 2))
-    chance = limit * math.sqrt(spread**2 / len(recorded) + (spread**2 + extra) / len(own)) if spread else 0.0
+    chance = limit * math.sqrt(spread**2 / len(recorded) + (spread**2 + extra) / len(measured)) if spread else 0.0
     allowed = max(chance, tolerance or 0.0, last_digit)
     ratio = abs(difference or 0.0) / allowed
     likelihood = 1.0 if spread is None else float(2 * stdtr(len(recorded) - 1, -ratio * limit))
@@ -155,15 +155,15 @@ def _compared(
 
 def _per_seed(cell: Cell) -> float:
     """The mean over seeds of the reciprocal number of roundings."""
-    return fmean(1 / len(found) for found in by_seed(cell.values).values()) if cell.values else 0.0
+    return fmean(1 / len(values) for values in by_seed(cell.values).values()) if cell.values else 0.0
 
 
 def _rounding(reference: Cell, share: float | None) -> tuple[float, int]:
     """The variance over roundings of one seed, pooled over seeds and shrunk towards the paper's usual `share` of the
     variance over seeds, and its degrees of freedom; without a share, as pooled."""
-    groups = [found for found in by_seed(reference.values).values() if len(found) > 1]
-    degrees = sum(len(found) - 1 for found in groups)
-    squares = sum((len(found) - 1) * variance(found) for found in groups)
+    groups = [values for values in by_seed(reference.values).values() if len(values) > 1]
+    degrees = sum(len(values) - 1 for values in groups)
+    squares = sum((len(values) - 1) * variance(values) for values in groups)
     if share is None:
         return squares / max(1, degrees), degrees
     means = seed_means(reference.values)
@@ -192,37 +192,37 @@ def _same_seed(mine: Cell, reference: Cell, share: float | None, floor: float, l
     """
     from scipy.special import stdtr, stdtrit
 
-    own, recorded = by_seed(mine.values), by_seed(reference.values)
-    if share is None or len(recorded) < 2 or not own.keys() & recorded.keys():
+    measured, recorded = by_seed(mine.values), by_seed(reference.values)
+    if share is None or len(recorded) < 2 or not measured.keys() & recorded.keys():
         return None
-    means = {seed: fmean(found) for seed, found in recorded.items()}
+    means = {seed: fmean(values) for seed, values in recorded.items()}
     center, spread = fmean(means.values()), variance(means.values())
     rounding, degrees = _rounding(reference, share)
     rounding = max(rounding, floor**2)
     between = max(0.0, spread - rounding * _per_seed(reference))
     limit = float(stdtrit(degrees, 1 - CHANCE / 2))
-    decisive = sum(len(found) > 1 for found in recorded.values()) >= ENOUGH_PAIRS
+    decisive = sum(len(values) > 1 for values in recorded.values()) >= ENOUGH_PAIRS
     results = []
-    for seed in own.keys() & recorded.keys():
+    for seed in measured.keys() & recorded.keys():
         weight = between / (between + rounding / len(recorded[seed])) if between else 0.0
-        off = fmean(own[seed]) - center - weight * (means[seed] - center)
-        expected = (1 - weight) * between + rounding / len(own[seed]) + (1 - weight) ** 2 * spread / len(recorded)
+        off = fmean(measured[seed]) - center - weight * (means[seed] - center)
+        expected = (1 - weight) * between + rounding / len(measured[seed]) + (1 - weight) ** 2 * spread / len(recorded)
         allowed = max(limit * math.sqrt(expected), last_digit)
         likelihood = float(2 * stdtr(degrees, -limit * abs(off) / allowed))
-        results.append(SameSeed(off, allowed, likelihood, set(own[seed]) <= set(recorded[seed]), decisive))
+        results.append(SameSeed(off, allowed, likelihood, set(measured[seed]) <= set(recorded[seed]), decisive))
     return max(results, key=lambda same: same.ratio)
 
 
 def others_recorded(paper: str, scale: str, mine: Iterable[Record]) -> list[Record]:
     """Promoted records other than these runs: a run that was promoted is no reference for itself."""
     # By seed, because promotion may have named the instruction set.
-    own = {(record.stage, record.seed, record.started) for record in mine}
-    return [record for record in find_promoted(paper, scale) if (record.stage, record.seed, record.started) not in own]
+    identities = {(record.stage, record.seed, record.started) for record in mine}
+    return [r for r in find_promoted(paper, scale) if (r.stage, r.seed, r.started) not in identities]
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
     """Compare every trained, unsettled cell of a paper at one scale, once, with its reference; worst first."""
-    found: dict[tuple[tuple[str, ...], str], Compared] = {}
+    cells: dict[tuple[tuple[str, ...], str], Compared] = {}
     results = collect(source, scale, reference)
     share = _share(cell for result in results for cell in result.cells.values())
     if share is None and (usual := paper_named(source.paper).rounding) is not None:
@@ -233,8 +233,8 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
                 cell, other = ours.cells[row.label, metric.id], theirs.cells[row.label, metric.id]
                 if cell.values and metric.compared:
                     compared = _compared(ours.table, row, metric, scale, cell, other, share)
-                    found.setdefault((cell.instances, metric.key), compared)
-    unsettled = [compared for compared in found.values() if not compared.settled]
+                    cells.setdefault((cell.instances, metric.key), compared)
+    unsettled = [compared for compared in cells.values() if not compared.settled]
     return sorted(unsettled, key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
 
 
@@ -247,15 +247,15 @@ def summary(compared: Sequence[Compared]) -> str:
     good = sum(c.verdict == IN_RANGE for c in judged)
     cells = f"{good} of {len(judged)} cells in the expected range"
     if failure := strict_failure(compared):
-        told = f"does not match the recorded runs: {failure}; {cells}"
+        text = f"does not match the recorded runs: {failure}; {cells}"
     else:
         chance = "" if good == len(judged) else " (by chance, one in twenty is outside)"
-        told = f"matches the recorded runs: {cells}{chance}, worst: {judged[0].told}"
-    told += f"; {lacking} without a reference" if lacking else ""
+        text = f"matches the recorded runs: {cells}{chance}, worst: {judged[0].text}"
+    text += f"; {lacking} without a reference" if lacking else ""
     counts = Counter(c.same.verdict for c in compared if c.same)
     words = {BIT_EQUAL: BIT_EQUAL, WITHIN: WITHIN, DIFFERS: DIFFERS if counts[DIFFERS] == 1 else "differ"}
     same = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words.items() if counts[verdict])
-    return told + (f"; same seed: {same}" if same else "")
+    return text + (f"; same seed: {same}" if same else "")
 
 
 def strict_failure(compared: Sequence[Compared]) -> str | None:
@@ -271,7 +271,7 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
         worst, likelihood, ratio, _ = min(judged, key=itemgetter(1), default=(None, 1.0, 0.0, False))
         if worst and likelihood * len(judged) < CHANCE:
             return (
-                f"{worst.told} is off{note} by {ratio:.1f} times the allowed difference (in 19 of 20 recorded runs, "
+                f"{worst.text} is off{note} by {ratio:.1f} times the allowed difference (in 19 of 20 recorded runs, "
                 f"the worst of {len(judged)} cells is closer)"
             )
         outside = sum(is_outside for *_, is_outside in judged)

@@ -27,26 +27,26 @@ Curves = dict[str, list[tuple[float, float]]]
 
 def read_points(path: Path) -> Curves:
     """Every point of a run's `metrics.csv`; empty if it does not exist, or, with a warning, if it is damaged."""
-    found: Curves = {}
+    curves: Curves = {}
     if not path.exists():
-        return found
+        return curves
     try:
         with parsing(path, RecordError), open_regular(path, "r", MOST_BYTES, encoding="utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 name, step, value = row.get("name"), _number(row.get("step")), _number(row.get("value"))
                 if name and name != "epoch" and step is not None and value is not None:
-                    found.setdefault(name, []).append((step, value))
+                    curves.setdefault(name, []).append((step, value))
     except RecordError as error:
         warn_of(f"skipped the curves of a run: {error}")
         return {}
-    return {name: sorted(points, key=itemgetter(0)) for name, points in found.items()}
+    return {name: sorted(points, key=itemgetter(0)) for name, points in curves.items()}
 
 
 def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
     """The curves of a table, by scale, draw and stage; empty if it does not exist."""
-    found: dict[tuple[str, str, str], Curves] = {}
+    curves: dict[tuple[str, str, str], Curves] = {}
     if not path.exists():
-        return found
+        return curves
     csv.field_size_limit(sys.maxsize)  # a curve with many points exceeds the default
     with (
         parsing(path, RecordError),
@@ -55,8 +55,8 @@ def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
     ):
         for scale, draw, stage, name, steps, values in list(csv.reader(file))[1:]:
             points = zip(map(float, steps.split()), map(float, values.split()), strict=True)
-            found.setdefault((scale, draw, stage), {})[name] = list(points)
-    return found
+            curves.setdefault((scale, draw, stage), {})[name] = list(points)
+    return curves
 
 
 def table_of(curves: Mapping[tuple[str, str, str], Curves]) -> bytes:
@@ -91,13 +91,13 @@ def band_of(runs: Iterable[Curves]) -> dict[str, list[tuple[float, float, float]
 
 def summaries(path: Path) -> dict[str, float]:
     """A run's `metrics.csv` as `<metric>` (last value), and `<metric>:min` and `<metric>:max` if there are several."""
-    found: dict[str, float] = {}
+    extremes: dict[str, float] = {}
     for name, points in read_points(path).items():
         values = [value for _, value in points]
-        found[name] = values[-1]
+        extremes[name] = values[-1]
         if len(values) > 1:
-            found |= {f"{name}:min": min(values), f"{name}:max": max(values)}
-    return found
+            extremes |= {f"{name}:min": min(values), f"{name}:max": max(values)}
+    return extremes
 
 
 def importance(metric: str) -> tuple[bool, bool, bool, str]:

@@ -100,29 +100,29 @@ def with_curves(records: Iterable[Record], folder: Path) -> list[RunWithCurves]:
 def recorded(paper: Paper, scale: str, against: Path | None) -> list[RunWithCurves]:
     """The reference for a paper's runs: promoted records, or another folder of runs."""
     if against is not None:
-        found = with_curves(find(against, paper.name, scale), against)
+        runs = with_curves(find(against, paper.name, scale), against)
     else:
         curves = promoted_curves(paper)
-        found = [(record, curves.get(place_of(record), {})) for record in find_promoted(paper.name, scale)]
-    chosen = {id(one) for one in select((record for record, _ in found), paper.name, scale).kept.values()}
-    return [(record, curves) for record, curves in found if id(record) in chosen and _judged(curves)]
+        runs = [(record, curves.get(place_of(record), {})) for record in find_promoted(paper.name, scale)]
+    chosen = {id(run) for run in select((record for record, _ in runs), paper.name, scale).kept.values()}
+    return [(record, curves) for record, curves in runs if id(record) in chosen and _judged(curves)]
 
 
 def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves]) -> list[Divergence]:
     """Compare every stage of mine that has a band, in run order; one with overrides (`+`) with the stage itself."""
     by_stage: dict[str, list[RunWithCurves]] = {}
-    for one in reference:
-        by_stage.setdefault(one[0].stage, []).append(one)
+    for run in reference:
+        by_stage.setdefault(run[0].stage, []).append(run)
     by_draw: dict[Draw, list[_Compared]] = {}
-    for record, curves in sorted(mine, key=lambda one: one[0].started):
+    for record, curves in sorted(mine, key=lambda run: run[0].started):
         # Exclude the run itself, which may have been promoted.
         base = by_stage.get(record.stage.partition("+")[0], ())
-        others = [one for one in base if (one[0].seed, one[0].started) != (record.seed, record.started)]
-        seeds = {other.seed: theirs for other, theirs in others}  # roundings of one seed are not independent
+        others = [run for run in base if (run[0].seed, run[0].started) != (record.seed, record.started)]
+        seeds = {peer.seed: theirs for peer, theirs in others}  # roundings of one seed are not independent
         if curves and (bands := _bands([*seeds.values()])):
-            compared = _Compared(record, curves, [other for other, _ in others], bands)
+            compared = _Compared(record, curves, [peer for peer, _ in others], bands)
             by_draw.setdefault(record.draw, []).append(compared)
-    return [found for compared in by_draw.values() for found in _of_draw(compared)]
+    return [divergence for compared in by_draw.values() for divergence in _of_draw(compared)]
 
 
 @dataclass(frozen=True)
@@ -136,23 +136,23 @@ class _Compared:
 
 
 def _of_draw(stages: Sequence[_Compared]) -> list[Divergence]:
-    cells = sum(band.values.shape[1] for one in stages for band in one.bands.values())
-    found: dict[str, Divergence] = {}
-    for one in stages:
-        steps = {name: band.left_by(one.curves.get(name, []), cells) for name, band in one.bands.items()}
+    cells = sum(band.values.shape[1] for stage in stages for band in stage.bands.values())
+    divergences: dict[str, Divergence] = {}
+    for stage in stages:
+        steps = {name: band.left_by(stage.curves.get(name, []), cells) for name, band in stage.bands.items()}
         left = {name: step for name, step in steps.items() if step is not None}
         curve = min(left, key=lambda name: left[name], default="")
-        parents = [found.get(parent["stage"]) for parent in one.record.parents.values()]
-        found[one.record.stage] = Divergence(
-            one.record.stage,
-            one.record.draw,
-            max(band.steps[-1] for band in one.bands.values()),
+        parents = [divergences.get(parent["stage"]) for parent in stage.record.parents.values()]
+        divergences[stage.record.stage] = Divergence(
+            stage.record.stage,
+            stage.record.draw,
+            max(band.steps[-1] for band in stage.bands.values()),
             left.get(curve),
             curve,
-            differences(one.record, one.others),
+            differences(stage.record, stage.others),
             next((parent.stage for parent in parents if parent and parent.reported), ""),
         )
-    return [*found.values()]
+    return [*divergences.values()]
 
 
 def _judged(curves: Curves) -> Curves:
@@ -170,9 +170,9 @@ class Band:
 
     def left_by(self, points: list[tuple[float, float]], cells: int) -> float | None:
         """The first step at which a curve is outside or missing; Bonferroni's correction is for `cells` windows."""
-        known = dict(points)  # may have more steps: the logging interval doesn't affect training
-        lacking = min(set(self.steps) - known.keys(), default=None)
-        before = [known[step] for step in self.steps if lacking is None or step < lacking]
+        recorded = dict(points)  # may have more steps: the logging interval doesn't affect training
+        lacking = min(set(self.steps) - recorded.keys(), default=None)
+        before = [recorded[step] for step in self.steps if lacking is None or step < lacking]
         mine = _windows(np.array([before]), self.size)[0]
         values = self.values
         if mine.size and min(values.min(), mine.min()) > 0:
@@ -188,15 +188,15 @@ class Band:
 
 def _bands(runs: Sequence[Curves]) -> dict[str, Band]:
     """The bands of curves for which enough runs have the same steps."""
-    found = {}
+    bands = {}
     for name in dict.fromkeys(name for curves in runs for name in _judged(curves)):
-        curves = [one[name] for one in runs if name in one]
+        curves = [curve[name] for curve in runs if name in curve]
         steps = Counter(tuple(step for step, _ in points) for points in curves).most_common(1)[0][0]
         values = [[value for _, value in points] for points in curves if tuple(step for step, _ in points) == steps]
         if len(values) >= LEAST:
             size = math.ceil(len(steps) / WINDOWS)
-            found[name] = Band(list(steps), _windows(np.array(values), size), size)
-    return found
+            bands[name] = Band(list(steps), _windows(np.array(values), size), size)
+    return bands
 
 
 def _windows(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
@@ -207,30 +207,30 @@ def _windows(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
 
 def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
     """What differs from all recorded runs, by kind of cause: `model.learning_rate 0.0004, recorded 0.0002`."""
-    facts, known = _facts(mine), [_facts(other) for other in others]
+    facts, recorded_facts = _facts(mine), [_facts(peer) for peer in others]
     # A miniature's data may depend on the seed: compare with the same seed, else with what all seeds share.
-    same_seed = [one for other, one in zip(others, known) if other.seed == mine.seed]
-    found: dict[str, str] = {}
+    same_seed = [fact for peer, fact in zip(others, recorded_facts) if peer.seed == mine.seed]
+    differing: dict[str, str] = {}
     for kind in KINDS:
-        told = _code_differences(mine, others) if kind == CODE else []
-        reference = same_seed or known if kind == DATA else known
-        for name in dict.fromkeys([*facts[kind], *(name for one in reference for name in one[kind])]):
-            values = {text_of(one[kind].get(name)): None for one in reference}
+        texts = _code_differences(mine, others) if kind == CODE else []
+        reference = same_seed or recorded_facts if kind == DATA else recorded_facts
+        for name in dict.fromkeys([*facts[kind], *(name for fact in reference for name in fact[kind])]):
+            values = {text_of(fact[kind].get(name)): None for fact in reference}
             value = text_of(facts[kind].get(name))
             if value not in values and (kind != DATA or len(values) == 1):
-                some = " or ".join([one or "unset" for one in values][:2]) + " or others" * (len(values) > 2)
-                told.append(f"{name} {value or 'unset'}, recorded {some}")
-        if told:
-            found[kind] = "; ".join(told[:2]) + (f"; {len(told) - 2} more" if len(told) > 2 else "")
-    return found
+                some = " or ".join([text or "unset" for text in values][:2]) + " or others" * (len(values) > 2)
+                texts.append(f"{name} {value or 'unset'}, recorded {some}")
+        if texts:
+            differing[kind] = "; ".join(texts[:2]) + (f"; {len(texts) - 2} more" if len(texts) > 2 else "")
+    return differing
 
 
-def _code_differences(mine: Record, others: Sequence[Record]) -> list[str]:
+def _code_differences(mine: Record, peers: Sequence[Record]) -> list[str]:
     """Files that differ from those of every recorded run; if some fingerprint is unknown, whether mine was edited."""
-    dirty = [UNCOMMITTED] if mine.git.get("dirty") and not any(other.git.get("dirty") for other in others) else []
-    known = [other.code for other in others if mine.code and other.code]
-    files = code.nearest(mine.code, known)
-    return [code.changed_text(files), *dirty] if files else [] if known else dirty
+    dirty = [UNCOMMITTED] if mine.git.get("dirty") and not any(peer.git.get("dirty") for peer in peers) else []
+    hashes = [peer.code for peer in peers if mine.code and peer.code]
+    files = code.nearest(mine.code, hashes)
+    return [code.changed_text(files), *dirty] if files else [] if hashes else dirty
 
 
 def _facts(record: Record) -> dict[str, dict[str, Any]]:

@@ -55,13 +55,13 @@ class Draw(NamedTuple):
 
 def by_seed(values: Mapping[Draw, float]) -> dict[int, list[float]]:
     """Seed to its values under one or several roundings."""
-    found: dict[int, list[float]] = {}
+    seeds: dict[int, list[float]] = {}
     for draw in sorted(values):
-        found.setdefault(draw.seed, []).append(values[draw])
-    return found
+        seeds.setdefault(draw.seed, []).append(values[draw])
+    return seeds
 
 
-def told(draws: Iterable[Draw]) -> str:
+def draws_text(draws: Iterable[Draw]) -> str:
     """Draws in a few words: `seed 0, seed 1, seed 0 (sse41)`; empty without draws."""
     order = list(INSTRUCTION_SETS)
     return ", ".join(map(str, sorted(set(draws), key=lambda draw: (order.index(draw.isa), draw.seed))))

@@ -72,35 +72,35 @@ class Gallery:
 
 def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> Gallery:
     """A run's media within the budget; with `rows` also `<title>.row.png`, which `<title>.row.json` describes."""
-    found = Gallery()
+    gallery = Gallery()
     for name in record.media:
         path = folder / name
         suffix = path.suffix.lower()
         if name.endswith(_ROW_CONTENT) or (name.endswith(_ROW) and not rows):
             continue
         if suffix not in (".csv", *MIMES):
-            found.left_out.append(f"{path.name} (not a picture)")
+            gallery.left_out.append(f"{path.name} (not a picture)")
             continue
         try:
             file = open_inside(folder, name)
         except (OSError, ValueError):  # an untrusted record must not show other files
-            found.left_out.append(f"{path.name} (not in the run's folder)")
+            gallery.left_out.append(f"{path.name} (not in the run's folder)")
             continue
         with file:
             if reason := budget.refuse(os.fstat(file.fileno()).st_size):
-                found.left_out.append(f"{path.name} ({reason})")
+                gallery.left_out.append(f"{path.name} ({reason})")
             elif suffix == ".csv":
                 lines = [*csv.reader(io.TextIOWrapper(file, "utf-8", "replace", newline=""))] or [[]]
-                more = max(len(lines) - 1 - MAX_TABLE_ROWS, 0)
-                found.sheets.append(Sheet(path.name, lines[0], lines[1 : 1 + MAX_TABLE_ROWS], more))
+                rest = max(len(lines) - 1 - MAX_TABLE_ROWS, 0)
+                gallery.sheets.append(Sheet(path.name, lines[0], lines[1 : 1 + MAX_TABLE_ROWS], rest))
             elif name.endswith(_ROW):
                 columns: list[str] = []
                 with suppress(FileNotFoundError), open_inside(folder, name.removesuffix(_ROW) + _ROW_CONTENT) as texts:
                     columns = json.load(texts)
-                found.rows[path.name.removesuffix(_ROW)] = tuple(map(str, columns)), _embedded(path, file, record)
+                gallery.rows[path.name.removesuffix(_ROW)] = tuple(map(str, columns)), _embedded(path, file, record)
             else:
-                found.media.append(_embedded(path, file, record))
-    return found
+                gallery.media.append(_embedded(path, file, record))
+    return gallery
 
 
 def _embedded(path: Path, file: IO[bytes], record: Record) -> Medium:

@@ -78,8 +78,8 @@ def runs_root() -> Path:
 def existing_papers() -> list[Paper]:
     """The papers that have a tables file, in order."""
     files = (project_root() / "papers").glob("*/tables.yaml")
-    found = [_headed(file, file.stat().st_mtime_ns) for file in files]
-    return sorted(found, key=lambda paper: (paper.order, paper.name))
+    papers = [_headed(file, file.stat().st_mtime_ns) for file in files]
+    return sorted(papers, key=lambda paper: (paper.order, paper.name))
 
 
 def names_of_papers() -> str:
@@ -97,12 +97,12 @@ def _headed(file: Path, changed: int) -> Paper:
 
 def paper_named(name: str) -> Paper:
     """Find a paper by its package name, short name or title."""
-    known = existing_papers()
-    if not known:
+    papers = existing_papers()
+    if not papers:
         raise ReportingError(
             f"{project_root()} has no papers/*/tables.yaml: the installation is incomplete, or ASSEMBLE_ROOT is wrong"
         )
-    for paper in known:
+    for paper in papers:
         if name.lower() in (paper.name, paper.short, paper.title.lower()):
             return paper
-    raise ReportingError(f"unknown paper {name!r}: {nearest(name, [n for p in known for n in (p.name, p.short)])}")
+    raise ReportingError(f"unknown paper {name!r}: {nearest(name, [n for p in papers for n in (p.name, p.short)])}")

@@ -30,14 +30,14 @@ class Paired:
 
     @property
     def differences(self) -> list[float]:
-        mine, theirs = (self.result.cells[one.label, self.metric.id].values for one in (self.row, self.over))
+        mine, theirs = (self.result.cells[row.label, self.metric.id].values for row in (self.row, self.over))
         differences = {draw: mine[draw] - theirs[draw] for draw in mine.keys() & theirs.keys()}
         return seed_means(differences)
 
     @property
     def stages(self) -> list[str]:
         return [
-            stage for one in (self.row, self.over) for stage in self.result.cells[one.label, self.metric.id].instances
+            stage for row in (self.row, self.over) for stage in self.result.cells[row.label, self.metric.id].instances
         ]
 
 
@@ -45,17 +45,17 @@ def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) 
     """The recorded pair that these names mean: labels or models of rows, and the id or label of a metric."""
     for name in (row, over):
         if not any(part_named(name, result.rows, "label", "model") for result in results):
-            labels = {one.label for result in results for one in result.rows}
+            labels = {line.label for result in results for line in result.rows}
             raise ReportingError(f"unknown row {name!r}: {nearest(name, labels)}")
-    pairs, known = [], set()
+    pairs, metrics = [], set()
     for result in results:
         mine, theirs = (part_named(name, result.rows, "label", "model") for name in (row, over))
         if mine and theirs:
-            known |= {one.id for one in result.table.metrics}
+            metrics |= {column.id for column in result.table.metrics}
             if chosen := part_named(metric, result.table.metrics, "id", "label", "key"):
                 pairs.append(Paired(result, chosen, mine, theirs))
     if not pairs:
-        raise ReportingError(f"no table has {metric!r} of {row} and {over}: {nearest(metric, known)}")
+        raise ReportingError(f"no table has {metric!r} of {row} and {over}: {nearest(metric, metrics)}")
     # Tables may share cells.
     recorded = {(*pair.stages, pair.metric.key): pair for pair in reversed(pairs) if len(pair.differences) > 1}
     if not recorded:

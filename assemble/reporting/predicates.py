@@ -130,10 +130,10 @@ def _comparison(node: ast.expr, cells: dict[str, CellName], text: str, rows: Col
     compare = _COMPARISONS.get(type(node.ops[0])) if isinstance(node, ast.Compare) and len(node.ops) == 1 else None
     if not isinstance(node, ast.Compare) or compare is None:
         raise ReportingError(f"expected one comparison (>=, >, <=, <) per part of {text!r}")
-    found = Comparison(_term(node.left, cells, text, rows), compare, _term(node.comparators[0], cells, text, rows))
-    if not found.cells():
+    comparison = Comparison(_term(node.left, cells, text, rows), compare, _term(node.comparators[0], cells, text, rows))
+    if not comparison.cells():
         raise ReportingError(f"{text!r} compares numbers only; name at least one cell as row.metric")
-    return found
+    return comparison
 
 
 def _term(node: ast.expr, cells: dict[str, CellName], text: str, rows: Collection[str]) -> Term:

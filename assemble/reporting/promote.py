@@ -43,8 +43,8 @@ def promote(
     `--isa`. `replace` also replaces records of a draw made on another machine.
     """
     entry, root = paper_named(paper), runs or runs_root()
-    found = [r for r in find(root, entry.name, strict=True) if r.scale in scales]
-    if not found:
+    records = [r for r in find(root, entry.name, strict=True) if r.scale in scales]
+    if not records:
         return []
     tables = load(entry.name)
     runs_root().mkdir(exist_ok=True)
@@ -53,7 +53,7 @@ def promote(
         curves = promoted_curves(entry)
         before = list(promoted.values())
         done = []
-        for record in found:
+        for record in records:
             kept = without_folders(_as_kept(record, before))
             place = place_of(kept)
             action, reason = _decision(kept, promoted.get(place), tables, replace)
@@ -63,7 +63,7 @@ def promote(
                 points = read_points(record.folder(root) / "metrics.csv")
                 if points or action != UNCHANGED:  # a copied record may lack the curves that are already promoted
                     curves[place] = points
-        if any(one.action in (PROMOTED, UPDATED, UNCHANGED) for one in done):
+        if any(outcome.action in (PROMOTED, UPDATED, UNCHANGED) for outcome in done):
             write_results(entry, promoted.values(), curves)
     return done
 
@@ -104,9 +104,9 @@ def _machine(record: Record) -> str:
 def _as_kept(record: Record, promoted: Iterable[Record]) -> Record:
     """The record to store: a native draw gets its instruction set if another machine has already recorded the seed."""
     machine = record.hardware.get("isa", {}).get("machine")
-    same = (one for one in promoted if (one.scale, one.draw) == (record.scale, record.draw))
-    others = {one.hardware.get("isa", {}).get("machine") for one in same} - {None}
-    if record.draw.isa != NATIVE or machine is None or not others or machine in others:
+    same = (peer for peer in promoted if (peer.scale, peer.draw) == (record.scale, record.draw))
+    machines = {peer.hardware.get("isa", {}).get("machine") for peer in same} - {None}
+    if record.draw.isa != NATIVE or machine is None or not machines or machine in machines:
         return record
     isa = {**record.hardware["isa"], "requested": machine}
     return dataclasses.replace(record, hardware={**record.hardware, "isa": isa})

@@ -24,7 +24,7 @@ from pydantic.dataclasses import dataclass
 
 from assemble.reporting.draws import INSTRUCTION_SETS, NATIVE, Draw, cpu_info, machine_isa
 from assemble.reporting.papers import SCALES, paper_named, project_root
-from assemble.reporting.schema import one_of, parse_json, told
+from assemble.reporting.schema import explained, one_of, parse_json
 from common import files
 from common.errors import ReportingError, printable
 
@@ -186,7 +186,7 @@ class Record:
         try:
             return cls(**values)
         except ValidationError as error:
-            raise ValueError(told(error, values)) from None
+            raise ValueError(explained(error, values)) from None
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Record:
@@ -210,7 +210,7 @@ class Record:
 
     @property
     def rehearsal(self) -> bool:
-        return any(one["reason"].startswith(REHEARSED) for one in self.deviations)
+        return any(deviation["reason"].startswith(REHEARSED) for deviation in self.deviations)
 
     @property
     def clean(self) -> bool:
@@ -243,9 +243,9 @@ def counted(value: Any, ignored: frozenset[str]) -> Any:
     return value
 
 
-def lineage_hash(own: str, parents: Mapping[str, str]) -> str:
+def lineage_hash(configuration: str, parents: Mapping[str, str]) -> str:
     """Hash of a stage's `config_hash` and the lineage hashes of its parents, by configuration field."""
-    canonical = json.dumps({"config": own, "parents": dict(parents)}, sort_keys=True)
+    canonical = json.dumps({"config": configuration, "parents": dict(parents)}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
@@ -301,12 +301,12 @@ def warn_of(text: str) -> None:
 
 def run_folders(root: Path, paper: str = "*", scale: str = "*") -> list[Path]:
     """Folders of runs by paper, scale, draw and stage, without those set aside."""
-    found = []
+    records = []
     for path in Path(root).glob(f"{paper}/{scale}/seed*/*"):
         place, draw = path.parts[-4:-2], re.fullmatch(r"seed(\d+)(-\w+)*", path.parts[-2])
         if draw and place[1] in SCALES and path.is_dir() and SET_ASIDE not in path.name and path.name[0] != ".":
-            found.append(((place[0], SCALES.index(place[1]), int(draw[1]), draw[0], path.name), path))
-    return [path for _, path in sorted(found)]
+            records.append(((place[0], SCALES.index(place[1]), int(draw[1]), draw[0], path.name), path))
+    return [path for _, path in sorted(records)]
 
 
 def find(
@@ -316,19 +316,19 @@ def find(
     strict: bool = False,
 ) -> list[Record]:
     """Every record under a folder of runs, in order; skips malformed ones with a warning, unless `strict`."""
-    found = []
+    records = []
     for folder in run_folders(root, paper_named(paper).name if paper else "*", scale or "*"):
         try:
-            found += [read_run(root, folder)] if (folder / RECORD_FILE).exists() else []
+            records += [read_run(root, folder)] if (folder / RECORD_FILE).exists() else []
         except RecordError as error:
             if strict:
                 raise
             warn_of(f"skipped a malformed record: {error}")
-    return in_order(found)
+    return in_order(records)
 
 
-def in_order(found: Iterable[Record]) -> list[Record]:
-    return sorted(found, key=lambda r: (r.paper, SCALES.index(r.scale), r.draw, r.stage))
+def in_order(records: Iterable[Record]) -> list[Record]:
+    return sorted(records, key=lambda r: (r.paper, SCALES.index(r.scale), r.draw, r.stage))
 
 
 def expected_seconds(
@@ -345,13 +345,13 @@ def expected_seconds(
     for record in recorded:
         alike = instructions(record) == wanted
         kinds[alike + (alike and record.hardware.get("cpu") == cpu)].append(record)
-    tables, known = [_typical(kind) for kind in kinds], dict[str, float]()
+    tables, estimates = [_typical(kind) for kind in kinds], dict[str, float]()
     for number, times in enumerate(tables):
         for better in tables[number + 1 :]:
             if paces := [better[stage] / times[stage] for stage in times.keys() & better.keys() if times[stage]]:
                 times = {stage: seconds * median(paces) for stage, seconds in times.items()}
-        known |= times
-    return {stage: known[stage] for stage in stages if stage in known}
+        estimates |= times
+    return {stage: estimates[stage] for stage in stages if stage in estimates}
 
 
 def _typical(records: Iterable[Record]) -> dict[str, float]:
@@ -415,8 +415,8 @@ def processor() -> str:
 def versions() -> dict[str, str]:
     from importlib import metadata
 
-    found = {"python": platform.python_version()}
+    packages = {"python": platform.python_version()}
     for package in PACKAGES:
         with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            packages[package] = metadata.version(package)
+    return packages

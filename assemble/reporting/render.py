@@ -18,7 +18,7 @@ from rich.table import Table as RichTable
 from assemble.reporting import charts
 from assemble.reporting.aggregate import Cell, TableResult, collect, deviations_of
 from assemble.reporting.claims import AGREES, DIFFERS, FAILS, HOLDS, NOT_RUN, NOT_SEPARABLE, VERDICTS, Judged, judge
-from assemble.reporting.draws import told
+from assemble.reporting.draws import draws_text
 from assemble.reporting.papers import PROMOTED_SCALES, SCALES, Paper, existing_papers, paper_named, project_root
 from assemble.reporting.records import Record, find, short_name
 from assemble.reporting.results import find_promoted
@@ -135,17 +135,17 @@ def view(result: TableResult, yours: TableResult | None = None) -> View:
 
     def values(row: Row, metric: Metric) -> tuple[Value, ...]:
         cell = result.cells[row.label, metric.id]
-        found = [Value(PUBLISHED, published_text(cell, metric.decimals), cell)]
+        values = [Value(PUBLISHED, published_text(cell, metric.decimals), cell)]
         for kind, source in sources.items():
             cell = source.cells[row.label, metric.id]
             mark = GIVEN_MARK if source.given and cell.values else ""
-            found.append(Value(kind, measured_text(cell, metric.decimals, usual[kind]) + mark, cell))
-        found.append(Value(DIFFERENCE, difference_text(cell, metric.decimals), cell))
-        return tuple(value for value in found if value.kind in kinds[metric.id])
+            values.append(Value(kind, measured_text(cell, metric.decimals, usual[kind]) + mark, cell))
+        values.append(Value(DIFFERENCE, difference_text(cell, metric.decimals), cell))
+        return tuple(value for value in values if value.kind in kinds[metric.id])
 
     laid = {(row.label, metric.id): values(row, metric) for row in result.rows for metric in metrics}
-    known = [place for place, found in laid.items() if any(value.text != DASH for value in found)]
-    labels, ids = {label for label, _ in known}, {metric for _, metric in known}
+    columns = [place for place, column in laid.items() if any(value.text != DASH for value in column)]
+    labels, ids = {label for label, _ in columns}, {metric for _, metric in columns}
     metrics = tuple(metric for metric in metrics if metric.id in ids)
     rows = tuple((row, tuple(laid[row.label, m.id] for m in metrics)) for row in result.rows if row.label in labels)
     shown = list(sources.values()) or [result]
@@ -216,7 +216,7 @@ def provenance(records: Sequence[Record]) -> str:
     days = sorted({r.started[:10] for r in records})
     dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     revisions = ", ".join(sorted({revision_text(r) for r in records}))
-    draws = told(r.draw for r in records)
+    draws = draws_text(r.draw for r in records)
     return f"{draws}; {machines}; {dates}; revision {revisions}; configurations: {configurations}"
 
 
@@ -290,7 +290,7 @@ def judged_markdown(judged: Sequence[Judged]) -> list[str]:
     if run:
         lines += ["", "| " + " | ".join(run[0]) + " |", "|---|" + "---:|" * (len(run[0]) - 2) + "---|"]
         lines += ["| " + " | ".join(map(_escape, cells.values())) + " |" for cells in run]
-    if waiting := [one.check.text for one in judged if one.verdict == NOT_RUN]:
+    if waiting := [claim.check.text for claim in judged if claim.verdict == NOT_RUN]:
         lines += ["", f"Not run: {'; '.join(waiting)}."]
     return lines
 
@@ -300,13 +300,13 @@ def claims_markdown(filled: Sequence[Filled]) -> str:
     lines: list[str] = []
     for scale, origin in dict.fromkeys((f.result.scale, f.result.origin) for f in filled if f.result.measured):
         there = [f for f in filled if (f.result.scale, f.result.origin) == (scale, origin)]
-        claims = judged_markdown([one for f in there for one in f.claims])
+        claims = judged_markdown([claim for f in there for claim in f.claims])
         lines += [line.replace("| ours (95 %)", f"| {scale} (95 %)") for line in claims]
-        checks = [one for f in there for one in f.checks if one.verdict != NOT_RUN]
-        others = [f"- {one.check.text}: {one.outcome}, {one.verdict}" for one in checks if one.verdict != HOLDS]
+        checks = [check for f in there for check in f.checks if check.verdict != NOT_RUN]
+        others = [f"- {c.check.text}: {c.outcome}, {c.verdict}" for c in checks if c.verdict != HOLDS]
         if checks:
-            told = f"Of {len(checks)} checks of ours{origin and f', {origin}'}, {len(checks) - len(others)} hold."
-            lines += ["", f"{told} The others:", "", *others] if others else ["", told]
+            summary = f"Of {len(checks)} checks of ours{origin and f', {origin}'}, {len(checks) - len(others)} hold."
+            lines += ["", f"{summary} The others:", "", *others] if others else ["", summary]
     if any("rounding alone" in line for line in lines):
         lines += ["", "*Rounding alone* moves one seed's margin by more than half of the mean; the intervals count it."]
     return "\n".join(lines).strip("\n")
@@ -314,25 +314,25 @@ def claims_markdown(filled: Sequence[Filled]) -> str:
 
 def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
     """Headings to lines: per scale, deviations beyond sizes with their reasons, then values we chose."""
-    found: dict[str, list[str]] = {}
+    groups: dict[str, list[str]] = {}
     for scale in SCALES:
         by_reason: dict[str, list[str]] = {}
         for deviation in deviations_of(r for f in filled if f.result.scale == scale for r in f.result.records):
             by_reason.setdefault(deviation["reason"], []).append(f"`{short_name(deviation['field'])}`")
         lines = [f"{', '.join(fields)}: {reason}" for reason, fields in by_reason.items()]
-        found[f"Deviations from the paper at {scale} scale, besides sizes"] = lines
-    return {heading: lines for heading, lines in found.items() if lines} | _values_of_ours(filled)
+        groups[f"Deviations from the paper at {scale} scale, besides sizes"] = lines
+    return {heading: lines for heading, lines in groups.items() if lines} | _values_of_ours(filled)
 
 
 def _values_of_ours(filled: Sequence[Filled]) -> dict[str, list[str]]:
-    found = {}
+    groups = {}
     for scale in ("paper", "single"):  # all values of a miniature are ours
         values: dict[str, dict[str, None]] = {}
         for entry in (e for f in filled if f.result.scale == scale for r in f.result.records for e in r.ours):
             values.setdefault(short_name(entry["field"]), {})[entry["value"]] = None
         if lines := [f"`{name}`: {', '.join(values[name])}" for name in sorted(values)]:
-            found[f"Values we chose at {scale} scale, since no source of the paper gives them"] = lines
-    return found
+            groups[f"Values we chose at {scale} scale, since no source of the paper gives them"] = lines
+    return groups
 
 
 def remarks_markdown(remarks: Mapping[str, Sequence[str]]) -> list[str]:
@@ -439,9 +439,9 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
 
 def tally(judged: Iterable[Judged]) -> dict[str, str]:
     """Verdict to the number of claims or checks that have it: `3 hold`."""
-    counts = Counter(one.verdict for one in judged)
-    words = {one: one if counts[one] == 1 else _PLURAL.get(one, one) for one in VERDICTS if counts[one]}
-    return {one: f"{counts[one]} {word}" for one, word in words.items()}
+    counts = Counter(claim.verdict for claim in judged)
+    words = {v: v if counts[v] == 1 else _PLURAL.get(v, v) for v in VERDICTS if counts[v]}
+    return {verdict: f"{counts[verdict]} {word}" for verdict, word in words.items()}
 
 
 def overview_markdown() -> str:
@@ -467,8 +467,8 @@ def margins_figure() -> str | None:
     shown = {}
     for paper in existing_papers():
         judged = [j for f in fill(load(paper.name), "mini", find_promoted(paper.name, "mini")) for j in f.claims]
-        if found := prominent(j for j in judged if j.interval):
-            shown[f"{paper.title}: {', '.join(tally(judged).values())}; {len(found)} of {len(judged)} shown"] = found
+        if picked := prominent(j for j in judged if j.interval):
+            shown[f"{paper.title}: {', '.join(tally(judged).values())}; {len(picked)} of {len(judged)} shown"] = picked
     return charts.margins(shown) if shown else None
 
 
@@ -488,23 +488,23 @@ def marked(path: Path, **bodies: str) -> str:
 
 def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
     """READMEs and figures of papers from the promoted records, and the overview; None for an obsolete figure."""
-    found: dict[Path, str | None] = {}
+    pages: dict[Path, str | None] = {}
     for paper in papers:
         source, records = load(paper.name), find_promoted(paper.name)
         filled = fill_best(source, records)
-        found[paper.readme] = marked(
+        pages[paper.readme] = marked(
             paper.readme,
             claims=claims_markdown(fill_all(source, records)),
             tables=tables_markdown(filled, minor_tables=False),
         )
-        found |= dict.fromkeys(sorted(paper.results.rglob("[!.]*.svg")))
+        pages |= dict.fromkeys(sorted(paper.results.rglob("[!.]*.svg")))
         for f in filled:
             if charts.caption(f.result):
                 drawn = charts.curve(f.result) if f.result.table.curve else charts.dots(f.result)
-                found[paper.readme.parent / _figure_name(f.result)] = drawn
+                pages[paper.readme.parent / _figure_name(f.result)] = drawn
     top = project_root() / "README.md"
-    found[project_root() / "docs" / "images" / "claims.svg"] = margins_figure()
-    return found | {top: marked(top, overview=overview_markdown())}
+    pages[project_root() / "docs" / "images" / "claims.svg"] = margins_figure()
+    return pages | {top: marked(top, overview=overview_markdown())}
 
 
 def stale(pages: Mapping[Path, str | None]) -> dict[Path, str | None]:
@@ -554,15 +554,15 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
     for (name, scale, origin), group in groupby(judged, key=lambda j: (j.table, j.scale, j.origin)):
         where = ", ".join(filter(None, (f"{name} ({scale})", origin)))
         table.add_row(f"[bold]{escape(where)}[/]")
-        for one in group:
-            text, *others, verdict = map(escape, judged_cells(one).values())
-            cells = [*others, f"[{VERDICT_COLORS[one.verdict]}]{verdict}[/]"]
+        for claim in group:
+            text, *middle, verdict = map(escape, judged_cells(claim).values())
+            cells = [*middle, f"[{VERDICT_COLORS[claim.verdict]}]{verdict}[/]"]
             if wide:
                 table.add_row(Padding(text, (0, 0, 0, 2)), *cells)
             else:
                 table.add_row(Padding(text, (0, 0, 0, 2)))
-                named = [f"{head.split(' (')[0]} {cell}" for head, cell in zip(heads[1:], cells[:-1]) if cell]
-                table.add_row(Padding("  ".join([cells[-1], *named]), (0, 0, 0, 6)))
+                labeled = [f"{head.split(' (')[0]} {cell}" for head, cell in zip(heads[1:], cells[:-1]) if cell]
+                table.add_row(Padding("  ".join([cells[-1], *labeled]), (0, 0, 0, 6)))
     return table
 
 
@@ -586,7 +586,7 @@ def print_table(filled: Filled, console: Console, measured_only: bool = False) -
 
 
 def _run(judged: Sequence[Judged]) -> list[Judged]:
-    return [one for one in judged if one.verdict != NOT_RUN]
+    return [claim for claim in judged if claim.verdict != NOT_RUN]
 
 
 def print_tables(filled: Sequence[Filled], console: Console) -> None:

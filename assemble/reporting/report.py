@@ -85,8 +85,8 @@ class _Table:
             render.YOURS: f"yours at {self.scale}",
         }
         self.claims, self.checks = (
-            list(zip(ours, other if self.has_both else [None] * len(ours)))
-            for ours, other in ((main.claims, yours.claims), (main.checks, yours.checks))
+            list(zip(ours, theirs if self.has_both else [None] * len(ours)))
+            for ours, theirs in ((main.claims, yours.claims), (main.checks, yours.checks))
         )
         self.view = render.view(recorded.result, yours.result)
         self.curve = charts.curve(main.result)
@@ -166,7 +166,7 @@ class _Section:
                 shown.append((place, self._shown(run, budget, rank)))
             except Exception as error:
                 warn_of(f"the page omits {run.folder}: {type(error).__name__}: {error}")
-        return [one for _, one in sorted(shown, key=itemgetter(0))]
+        return [row for _, row in sorted(shown, key=itemgetter(0))]
 
     def _shown(self, run: Run, budget: Budget, rank: int) -> _ShownRun:
         """Read everything in a run that could be malformed."""
@@ -217,7 +217,7 @@ class _Section:
             lines: dict[str, dict[str, charts.Points]] = {}
             for shown in group:
                 for metric, points in shown.curves.items():
-                    lines.setdefault(metric, {f"seed {one.label}": () for one in group})[f"seed {shown.label}"] = points
+                    lines.setdefault(metric, {f"seed {run.label}": () for run in group})[f"seed {shown.label}"] = points
             draws = [place_of(r) for r in self.current if (r.scale, r.stage) == (scale, stage)] if lines else []
             if len(lines) > MAX_CURVES:
                 warn_of(f"the page omits {len(lines) - MAX_CURVES} of the {len(lines)} curves of {stage}")
@@ -227,8 +227,8 @@ class _Section:
                     "stage": stage,
                     "scale": scale,
                     "seeds": [shown.label for shown in group],
-                    "states": [f"seed {one.label}: {one.run.state} {one.run.fields.get('progress', '')}"
-                               for one in group if not one.run.record],
+                    "states": [f"seed {run.label}: {run.run.state} {run.run.fields.get('progress', '')}"
+                               for run in group if not run.run.record],
                     "duration": duration(sum(r.wall_seconds for r in records)),
                     "provenance": render.provenance(records),
                     "curves": [

@@ -128,15 +128,15 @@ def _records(paper: Paper, path: Path, shared: Shared) -> list[Record]:
     with parsing(path, RecordError):
         content = parse_json(read_bytes(path))
         draws = {path.stem: content} if path.stem != "released" else content
-        found = [
+        records = [
             Record.of({**{name: draw[name] for name in HEAD}, "stage": stage, **_unpacked(packed, shared)})
             for draw in draws.values()
             for stage, packed in draw["stages"].items()
         ]
-        for record in found:
+        for record in records:
             if record.paper != paper.name or draw_file(paper, record) != path:
                 raise ValueError(f"by its content {record.stage} belongs elsewhere; move or delete it")
-    return found
+    return records
 
 
 def _unpacked(packed: dict[str, Any], shared: Shared) -> dict[str, Any]:

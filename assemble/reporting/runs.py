@@ -37,14 +37,14 @@ class Run:
 
     Attributes:
         name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
-        told: progress of a running one, see `assemble.reporting.progress.read`.
+        progress: of a running one, see `assemble.reporting.progress.read`.
     """
 
     name: str
     folder: Path
     record: Record | None
     state: str
-    told: dict[str, Any] | None
+    progress: dict[str, Any] | None
     overrides: tuple[str, ...]
 
     @functools.cached_property
@@ -65,28 +65,28 @@ class Run:
         """State, recipe, revision and the like, by name."""
         paper, scale, draw, stage = self.name.split("/")
         record = self.record
-        found: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
-        found |= {"seed": int(re.match(r"seed(\d+)", draw)[1]), "stage": stage, "state": self.state}  # type: ignore[index]
+        row: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
+        row |= {"seed": int(re.match(r"seed(\d+)", draw)[1]), "stage": stage, "state": self.state}  # type: ignore[index]
         began = (
             record.started
             if record
             else datetime.fromtimestamp((self.folder / "identity.json").stat().st_mtime, UTC).isoformat()
         )
-        found["started"] = began[:16].replace("T", " ")
-        found["overrides"] = " ".join(short_overrides(self.overrides))
-        if self.told:
-            left = self.told.get("left")
-            found["progress"] = f"{100 * self.told['share']:.0f} %" + (
+        row["started"] = began[:16].replace("T", " ")
+        row["overrides"] = " ".join(short_overrides(self.overrides))
+        if self.progress:
+            left = self.progress.get("left")
+            row["progress"] = f"{100 * self.progress['share']:.0f} %" + (
                 "" if left is None else f", {progress.duration(left)} left"
             )
-            found["steps"] = self.told["step"]
+            row["steps"] = self.progress["step"]
         if record:
-            found |= {"recipe": record.recipe, "job": record.job, "row": record.row or record.stage}
-            found |= {"minutes": round(record.wall_seconds / 60, 2), "steps": record.steps}
-            found["revision"] = (record.git.get("revision") or "unknown")[:12] + "+" * bool(record.git.get("dirty"))
-            found |= {"config_hash": record.config_hash, "lineage_hash": record.lineage_hash}
-            found |= {"cpu": record.hardware.get("cpu", "unknown"), "measured": headline(record)}
-        return found
+            row |= {"recipe": record.recipe, "job": record.job, "row": record.row or record.stage}
+            row |= {"minutes": round(record.wall_seconds / 60, 2), "steps": record.steps}
+            row["revision"] = (record.git.get("revision") or "unknown")[:12] + "+" * bool(record.git.get("dirty"))
+            row |= {"config_hash": record.config_hash, "lineage_hash": record.lineage_hash}
+            row |= {"cpu": record.hardware.get("cpu", "unknown"), "measured": headline(record)}
+        return row
 
     @functools.cached_property
     def curves(self) -> dict[str, float]:
@@ -96,7 +96,7 @@ class Run:
 
 def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
     """Every run, finished or not, of these papers or all; skips unreadable ones with a warning."""
-    found = []
+    runs = []
     for folder in run_folders(root):
         if papers and folder.parts[-4] not in papers:
             continue
@@ -104,10 +104,10 @@ def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
             run = _run(folder.relative_to(root).as_posix(), folder, root)
             if run is not None:
                 _ = run.fields, run.config  # read now, so that an unreadable run is skipped here
-                found.append(run)
+                runs.append(run)
         except Exception as error:
             warn_of(f"skipped {folder}: {type(error).__name__}: {error}")
-    return found
+    return runs
 
 
 def _run(name: str, folder: Path, root: Path) -> Run | None:
@@ -116,14 +116,14 @@ def _run(name: str, folder: Path, root: Path) -> Run | None:
     if not finished and not identity.exists():
         return None
     record = read_run(root, folder) if finished else None
-    told = None if finished else progress.read(folder, time.time() - 120)
-    running = told is not None or (not finished and _held(folder.with_name(f".{folder.name}.lock")))
+    reported = None if finished else progress.read(folder, time.time() - 120)
+    running = reported is not None or (not finished and _held(folder.with_name(f".{folder.name}.lock")))
     state = DONE if finished else RUNNING if running else STOPPED
     overrides: tuple[str, ...] = ()
     if identity.exists():
         with parsing(identity, ReportingError):
             overrides = tuple(map(str, parse_json(read_bytes(identity)).get("arguments", ())))
-    return Run(name, folder, record, state, told, overrides)
+    return Run(name, folder, record, state, reported, overrides)
 
 
 def _held(lock: Path) -> bool:
@@ -157,15 +157,15 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
     {'data': 'a.B'}
     """
     if isinstance(config, dict) and config:
-        found: dict[str, Any] = {}
+        fields: dict[str, Any] = {}
         for key, value in config.items():
             if key == "init_args":
-                found |= flat(value, prefix) if value else {}
+                fields |= flat(value, prefix) if value else {}
             elif key == "class_path" and prefix:
-                found[prefix] = value
+                fields[prefix] = value
             else:
-                found |= flat(value, f"{prefix}.{key}" if prefix else str(key))
-        return found
+                fields |= flat(value, f"{prefix}.{key}" if prefix else str(key))
+        return fields
     if isinstance(config, list) and any(isinstance(item, dict) for item in config):
         return {k: v for place, item in enumerate(config) for k, v in flat(item, f"{prefix}.{place}").items()}
     return {prefix: config} if prefix else {}
@@ -177,13 +177,13 @@ def headline(record: Record) -> str:
     decimals = {metric.key: metric.decimals for _, _, metric in reversed(filled)}
     names = [name for name in dict.fromkeys(m.key for _, _, m in filled) if name in record.metrics]
     values = {name: record.metrics[name] for name in (names or list(record.metrics))[:3]}
-    told = []
+    texts = []
     for name, value in values.items():
         if value is not None:
             places = decimals.get(name, 1 if 10 <= abs(value) < 1e6 else None)
             text = f"{value:.4g}" if places is None else f"{value:.{places}f}"
-            told.append(f"{name.removeprefix('test/')} {text}")
-    return ", ".join(told)
+            texts.append(f"{name.removeprefix('test/')} {text}")
+    return ", ".join(texts)
 
 
 def text_of(value: Any) -> str:
@@ -197,27 +197,27 @@ def text_of(value: Any) -> str:
 
 def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
     """The runs with these names, ends of names or folders: `mini/seed0/avid`, or `avid` if unique."""
-    found, wrong = [], []
+    matching, wrong = [], []
     for name in names:
         end = f"/{name.rstrip('/')}"
         some = [run for run in runs if f"/{run.name}" == end] or [run for run in runs if f"/{run.name}".endswith(end)]
         some = some or [run for run in runs if run.folder.resolve() == Path(name).resolve()]
         if len(some) == 1:
-            found += some
+            matching += some
         elif some:
             wrong.append(f"{name!r} means several runs: {', '.join(run.name for run in some)}; name one")
         else:
             wrong.append(f"there is no run {name!r}: {nearest(name, [run.name for run in runs])}")
     if wrong:
         raise ReportingError("; ".join(wrong))
-    return found
+    return matching
 
 
 def config_differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
     """Fields that differ between two runs, with both values; with defaults if both stored them."""
     whole = all((run.folder / "config.yaml").is_file() for run in (first, second))
     left, right = ((run.whole_config if whole else run.config) for run in (first, second))
-    return [one for one in _pairs(left, right) if one[1] != one[2]]
+    return [pair for pair in _pairs(left, right) if pair[1] != pair[2]]
 
 
 def counts(field: str) -> bool:
@@ -228,11 +228,11 @@ def counts(field: str) -> bool:
 def metric_differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
     """All metrics of either run, equal or not, with both values: measurements, and the last values of curves."""
 
-    def known(run: Run) -> dict[str, Any]:
+    def measured(run: Run) -> dict[str, Any]:
         ends = {name: value for name, value in run.curves.items() if ":" not in name}
         return {**ends, **(run.record.metrics if run.record else {})}
 
-    return _pairs(known(first), known(second))
+    return _pairs(measured(first), measured(second))
 
 
 def _pairs(left: dict[str, Any], right: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -30,7 +30,7 @@ def one_of(valid: Collection[str], what: str = "value") -> AfterValidator:
     return AfterValidator(lambda value: among(value, valid, what))
 
 
-def known(what: str) -> AfterValidator:
+def name_of(what: str) -> AfterValidator:
     """A text checked against the validation context's names of this kind, if any."""
 
     def check(value: str, info: ValidationInfo) -> str:
@@ -78,7 +78,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
         raise ValueError(error.errors()[0]["msg"]) from None
 
 
-def told(error: ValidationError, given: Any) -> str:
+def explained(error: ValidationError, given: Any) -> str:
     """The first error with its location: `tables[0] (transfer).rows[2].model: unknown stage ...`.
 
     `given` is the validated input; it names the keys of mappings that became lists.

@@ -15,7 +15,7 @@ from assemble.reporting import code
 from assemble.reporting.aggregate import collect
 from assemble.reporting.claims import NOT_RUN, Judged, judge_alike
 from assemble.reporting.compare import compare, others_recorded, summary
-from assemble.reporting.draws import told
+from assemble.reporting.draws import draws_text
 from assemble.reporting.papers import PROMOTED_SCALES, paper_named, runs_root
 from assemble.reporting.progress import duration
 from assemble.reporting.records import find
@@ -40,7 +40,7 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
     recorded = {(r.table.id, given): r for given in kinds for r in collect(source, scale, promoted, given=given)}
     run = [judged for f in filled for judged in f.claims if judged.verdict != NOT_RUN]
     draws = {record.draw for f in filled for record in f.result.records}
-    console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {told(draws)}[/]   {duration(seconds)}")
+    console.print(f"\n[bold]{escape(about.title)} at {scale} scale, {draws_text(draws)}[/]   {duration(seconds)}")
     if run:
         lines = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for name in ("claim", "paper", "yours", "recorded (95 %)", "in your run"):

@@ -27,7 +27,7 @@ from pydantic import (
 from assemble.reporting.papers import SCALES, paper_named
 from assemble.reporting.predicates import CellName, Predicate, parse
 from assemble.reporting.records import JOBS
-from assemble.reporting.schema import Line, Part, Text, known, one_of, told
+from assemble.reporting.schema import Line, Part, Text, explained, name_of, one_of
 from common.errors import ReportingError, nearest
 from common.files import read_yaml, stamp_of
 
@@ -38,9 +38,9 @@ UNTRAINED = "untrained"
 
 # During validation the context holds the valid names of stages, metrics and rows.
 _Scale = Annotated[StrictStr, one_of(SCALES, "scale")]
-_Scales = Annotated[tuple[_Scale, ...], AfterValidator(lambda given: tuple(one for one in SCALES if one in given))]
-_StageName = Annotated[StrictStr, known("stage")]
-_MetricName = Annotated[StrictStr, known("metric")]
+_Scales = Annotated[tuple[_Scale, ...], AfterValidator(lambda given: tuple(s for s in SCALES if s in given))]
+_StageName = Annotated[StrictStr, name_of("stage")]
+_MetricName = Annotated[StrictStr, name_of("metric")]
 #: A name, or a list of them.
 _StageNames = Annotated[
     tuple[_StageName, ...], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
@@ -108,8 +108,8 @@ class Metric(Part):
         """A file gives `stages` by scale, or one `stage` for all scales."""
         if not isinstance(given, Mapping) or "stage" not in given:
             return given
-        others = {key: value for key, value in given.items() if key != "stage"}
-        return {"stages": dict.fromkeys(SCALES, given["stage"]), **others}
+        rest = {key: value for key, value in given.items() if key != "stage"}
+        return {"stages": dict.fromkeys(SCALES, given["stage"]), **rest}
 
 
 class Published(Part):
@@ -143,8 +143,8 @@ class Expected(Part):
 
     def ends(self, published: float) -> tuple[float, float]:
         """The lowest and highest expected value."""
-        known = (published, *self.values)
-        return min(known) - 2 * self.spread, max(known) + 2 * self.spread
+        values = (published, *self.values)
+        return min(values) - 2 * self.spread, max(values) + 2 * self.spread
 
 
 class Row(Part):
@@ -191,8 +191,8 @@ class Row(Part):
 
     def published_number(self, metric: str) -> float | None:
         """The published value of a metric; None if it is unknown or a range."""
-        known = self.published.get(metric)
-        return None if known is None or len(known.ends) > 1 else known.ends[0]
+        value = self.published.get(metric)
+        return None if value is None or len(value.ends) > 1 else value.ends[0]
 
     def fills(self, metric: str) -> bool:
         return self.measured and (self.metrics is None or metric in self.metrics)
@@ -299,8 +299,8 @@ class Table(Part):
 
         if claim.paper:
             return claim.paper
-        margins = [f"{one.difference(published):+.3g}" for one in claim.holds.comparisons]
-        labels = [self.metric(one.cells()[0].metric).label for one in claim.holds.comparisons]
+        margins = [f"{comparison.difference(published):+.3g}" for comparison in claim.holds.comparisons]
+        labels = [self.metric(comparison.cells()[0].metric).label for comparison in claim.holds.comparisons]
         several = 1 < len(labels) == len(set(labels))
         return ", ".join(f"{label} {margin}" if several else margin for label, margin in zip(labels, margins))
 
@@ -394,13 +394,13 @@ class Tables(Part):
             return []
         if row.model is not None and self.stages[row.model].given and row.model not in given:
             return []
-        found: list[str] = []
+        stages: list[str] = []
         for name in self.stages_of(row, metric, scale, given):
             if name == ROW:
-                found += [row.model] if row.model is not None else []  # an untrained row has no stage
+                stages += [row.model] if row.model is not None else []  # an untrained row has no stage
             else:
-                found.append(f"{name}@{row.model or UNTRAINED}" if _uses_row(name, self.stages) else name)
-        return found
+                stages.append(f"{name}@{row.model or UNTRAINED}" if _uses_row(name, self.stages) else name)
+        return stages
 
 
 @dataclass(frozen=True)
@@ -438,7 +438,7 @@ def _loaded(paper: str, file: Path, stamp: tuple[int, ...]) -> Tables:
     try:
         return Tables.model_validate({**given, "paper": paper, "path": file}, context={})
     except ValidationError as error:
-        raise ReportingError(f"{file}: {told(error, given)}") from None
+        raise ReportingError(f"{file}: {explained(error, given)}") from None
 
 
 def _named(parts: Mapping[Any, Any], field: str) -> list[Any]:
@@ -451,8 +451,8 @@ def part_named(name: str, parts: Sequence[PartT], *fields: str) -> PartT | None:
     def plain(text: object) -> str:
         return str(text or "").strip().lower().removeprefix("test/")
 
-    found = (part for field in fields for part in parts if plain(getattr(part, field)) == plain(name))
-    return next(found, None)
+    matching = (part for field in fields for part in parts if plain(getattr(part, field)) == plain(name))
+    return next(matching, None)
 
 
 def _once(values: Iterable[str], what: str) -> None:
@@ -548,8 +548,8 @@ def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[s
         for key, parent in stage.parents.items():
             # Otherwise the recipe's value applies, such as a released file.
             if parent == ROW or scale in source.stages[parent].scales:
-                found = _need(parent, row if model else None, scale, source, needed)
-                parents |= {key: found} if found is not None else {}
+                parent_stage = _need(parent, row if model else None, scale, source, needed)
+                parents |= {key: parent_stage} if parent_stage is not None else {}
         needed[instance] = StageInstance(instance, stage.recipe, stage.job, model, parents, dict(stage.overrides))
     return instance
 
@@ -572,10 +572,10 @@ def summary(
 
     Those that start from a given stage are under `given/`.
     """
-    found: dict[str, float] = {}
+    cells: dict[str, float] = {}
     for table, row, metric in entries(source, instance, scale, given):
         if (value := metrics.get(metric.key)) is not None:
-            found[f"{'given' if given else 'table'}/{table.id}/{metric.id}"] = value
+            cells[f"{'given' if given else 'table'}/{table.id}/{metric.id}"] = value
             if metric.id in row.published:
-                found[f"published/{table.id}/{metric.id}"] = fmean(row.published[metric.id].ends)
-    return found
+                cells[f"published/{table.id}/{metric.id}"] = fmean(row.published[metric.id].ends)
+    return cells

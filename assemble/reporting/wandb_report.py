@@ -69,12 +69,12 @@ def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: st
         if filled := [f for f in render.fill_best(source, records) if f.result.measured]:
             scales = {f.result.scale for f in filled}
             judged = [f for f in render.fill_all(source, records) if f.result.scale in scales]
-            told: list[Any] = [
+            items: list[Any] = [
                 f"{j.verdict} at {j.scale}: {j.check.text} (paper: {j.paper}; {j.origin or 'ours'}: {j.outcome})"
                 for f in judged
                 for j in f.claims
             ]
-            blocks += [wr.UnorderedList(items=told), _table_panels(source, filled[0])]
+            blocks += [wr.UnorderedList(items=items), _table_panels(source, filled[0])]
         else:
             blocks.append(wr.P("Nothing was measured yet."))
     return _report("Representation Assemble: overview", entity, blocks)
@@ -120,8 +120,8 @@ def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
         better = ", lower is better" if metric.better == "down" else ""
         title = f"{metric.title}, measured at {scale}{result.origin and f', {result.origin}'}{better}"
         panels.append(_bars(title, f"{kind}/{table.id}/{metric.id}"))
-        known = any(metric.id in row.published and stages_of[row.label][metric.id] for row in result.rows)
-        if known and render.is_paired(result, metric):
+        published = any(metric.id in row.published and stages_of[row.label][metric.id] for row in result.rows)
+        if published and render.is_paired(result, metric):
             panels.append(_bars(f"{metric.title}, published", f"published/{table.id}/{metric.id}"))
     return wr.PanelGrid(runsets=runsets, panels=panels)
 

@@ -64,10 +64,10 @@ def why_no_key() -> str:
         host = server()
         from wandb.sdk.lib import wbauth
 
-        found = wbauth.authenticate_session(host=host, source="assemble", prompt=False, update_session=False)
+        session = wbauth.authenticate_session(host=host, source="assemble", prompt=False, update_session=False)
     except Exception as error:  # for example, the key is too short
         return one_line(error)
-    return NO_KEY if found is None else ""
+    return NO_KEY if session is None else ""
 
 
 def why_unreachable() -> str:

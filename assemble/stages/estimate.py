@@ -131,13 +131,13 @@ def estimate_test(run: RunConfiguration) -> Estimate:
     with mode, torch.no_grad(), meter, counter:
         meter.add([*cli.model.parameters(), *cli.model.buffers()])
         cli.model.eval()(mode.from_tensor(example.batch))
-    convolution, other = _operations(counter)
+    convolution, products = _operations(counter)
     return Estimate(
         parameters=sum(p.numel() for p in cli.model.parameters()),
         peak_bytes=meter.peak,
         checkpoint_bytes=0,
         convolution_flops=convolution,
-        other_flops=other,
+        other_flops=products,
         steps=example.batches,
         size=1,
         accumulated=1,
@@ -161,7 +161,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     gradients = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     # Several devices exchange a copy of the gradients; gradients of earlier batches wait through the next forward pass.
     copies = (devices > 1) + (accumulated != 1)
-    convolution, other = _operations(counter)
+    convolution, products = _operations(counter)
     data, loader_bytes = training.data, 0
     if data.num_workers:
         per_node = devices // int(run.config["trainer"].get("num_nodes", 1))
@@ -173,7 +173,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
         peak_bytes=meter.peak + copies * gradients,
         checkpoint_bytes=stored.now,
         convolution_flops=round(convolution * accumulated),
-        other_flops=round(other * accumulated),
+        other_flops=round(products * accumulated),
         steps=_steps(run, training.data.synthetic.batches, accumulated),
         size=training.size,
         accumulated=accumulated,
@@ -252,15 +252,15 @@ def hours_text(hours: float | None) -> str:
 
 def _estimates(runs: Mapping[str, RunConfiguration]) -> Iterator[tuple[str, Estimate | StageError]]:
     """Every stage's estimate, or why there is none; stages of equal configuration are estimated once."""
-    made: dict[str, Estimate | StageError] = {}
+    estimates: dict[str, Estimate | StageError] = {}
     for name, run in runs.items():
         key = config_hash(run.config, IGNORED_KEYS | SEED_KEYS) + str(devices_of(run))
-        if key not in made:
+        if key not in estimates:
             try:
-                made[key] = estimate(run)
+                estimates[key] = estimate(run)
             except StageError as error:
-                made[key] = error
-        yield name, made[key]
+                estimates[key] = error
+        yield name, estimates[key]
 
 
 #: Hours on one core up to which a stage counts as one for a CPU.
@@ -285,7 +285,7 @@ def cheapest_first(
     ):
         able = "-" if hours[1] is None else "yes" if hours[1] <= CPU_HOURS else "no"
         size = "-" if memory is None else size_text(memory)
-        times = "  ".join(hours_text(one).rjust(12) for one in hours)
+        times = "  ".join(hours_text(value).rjust(12) for value in hours)
         yield f"{name.ljust(width)}  {times}  {able:3}  {size:>8}  {verdicts[name]}"
     yield (
         f"estimates at {utilization:.0%} of the peak matrix rate of the card or of a core here, without fitting SVMs; "

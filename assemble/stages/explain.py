@@ -59,8 +59,8 @@ class Explanation:
     def _chain(self, row: Row) -> list[StageRequest]:
         if not self._instances(row):
             return []
-        made = expand(self.source, self.scale, [self.table.id], [row.label], self._instances(row))
-        return requests_for(self.source.paper, made, Selection(self.scale), 0)
+        instances = expand(self.source, self.scale, [self.table.id], [row.label], self._instances(row))
+        return requests_for(self.source.paper, instances, Selection(self.scale), 0)
 
     def _records_of(self, stage: StageRequest) -> list[Record]:
         """Newest first."""
@@ -76,13 +76,13 @@ class Explanation:
         rows: list[tuple[str, ...]] = []
         for stage in self.stages:
             records, start = self._records_of(stage), stage.configuration.start_from
-            starts = [one.stage + ("" if start == "last" else f" ({start})") for one in stage.parents.values()]
+            starts = [parent.stage + ("" if start == "last" else f" ({start})") for parent in stage.parents.values()]
             current = config_hash(stage.configuration.config, _NOT_COMPARED)
             hashes = sorted({record.configuration for record in records}) or [current]
             changed = [] if current in hashes else [f"(now {current})"]
             minutes = f"{statistics.median(r.wall_seconds for r in records) / 60:.1f}" if records else "-"
-            newest, *others = dict.fromkeys(map(revision_text, records)) or ["-"]
-            revisions = newest + (f" and {len(others)} more" if others else "")
+            newest, *earlier = dict.fromkeys(map(revision_text, records)) or ["-"]
+            revisions = newest + (f" and {len(earlier)} more" if earlier else "")
             starting = ", ".join(dict.fromkeys(starts)) or "-"
             rows.append((stage.stage, stage.recipe, starting, " ".join([*hashes, *changed]), minutes, revisions))
         return rows
@@ -100,8 +100,9 @@ class Explanation:
         def fields(row: Row) -> dict[str, str]:
             chain = self._chain(row)
             shared = self.row.model == neighbor.model
-            stage = chain[-1] if shared else next((one for one in chain if one.stage == row.model), chain[-1])
-            return _fields(self._config(stage)) | {short_name(name): one.stage for name, one in stage.parents.items()}
+            stage = next((stage for stage in chain if stage.stage == row.model and not shared), chain[-1])
+            parents = {short_name(name): parent.stage for name, parent in stage.parents.items()}
+            return _fields(self._config(stage)) | parents
 
         return _differences(fields(self.row), fields(neighbor))
 
@@ -113,7 +114,7 @@ class Explanation:
                 there = "paper" in self.source.stages[stage.stage.partition("@")[0]].scales
                 overrides = dict(stage.overrides) if there else {}
                 published = resolve(stage.paper, stage.recipe, scale="paper", stage_overrides=overrides)
-                declared = tuple(f"{short_name(one['field'])}." for one in stage.configuration.deviations)
+                declared = tuple(f"{short_name(deviation['field'])}." for deviation in stage.configuration.deviations)
                 for difference in _differences(_fields(self._config(stage)), _fields(published.config)):
                     rows.append((f"{difference[0]}.".startswith(declared), stage.stage, *difference))
         return rows
@@ -126,7 +127,7 @@ class Explanation:
 
     def measuring_classes(self) -> list[str]:
         """Import paths of the modules that measure the cell."""
-        measuring = (one for one in self.stages if one.stage in self.cell.instances)
+        measuring = (stage for stage in self.stages if stage.stage in self.cell.instances)
         return list(dict.fromkeys(str(self._config(stage)["model"]["class_path"]) for stage in measuring))
 
     def commands(self) -> list[str]:
@@ -148,20 +149,20 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
     `run`, a run's folder or a folder of runs, replaces the recorded runs.
     """
     source = load(paper)
-    one = _named(f"table of {source.paper}", source.tables, table, "id", "title")
-    line = _named(f"row of {one.id}", one.rows, row, "label", "model")
-    column = _named(f"metric of {one.id}", one.metrics, metric, "id", "label", "key")
-    made = [each for each in SCALES if each in one.scales and each in line.scales]
-    scales = [each for each in made if scale in (None, each)]
+    place = _named(f"table of {source.paper}", source.tables, table, "id", "title")
+    line = _named(f"row of {place.id}", place.rows, row, "label", "model")
+    column = _named(f"metric of {place.id}", place.metrics, metric, "id", "label", "key")
+    planned = [name for name in SCALES if name in place.scales and name in line.scales]
+    scales = [name for name in planned if scale in (None, name)]
     if not scales:
-        raise ReportingError(f"row {line.label!r} of {one.id} has no scale {scale}; scales: {', '.join(made)}")
+        raise ReportingError(f"row {line.label!r} of {place.id} has no scale {scale}; scales: {', '.join(planned)}")
     recorded = find_promoted(source.paper)
     records = recorded if run is None else _of_run(run, source.paper)
 
     given = run is not None and all(record.given for record in records)
 
     def filled(scale: str, records: list[Record]) -> Cell:
-        return collect(source, scale, records, [one.id], given)[0].cells[line.label, column.id]
+        return collect(source, scale, records, [place.id], given)[0].cells[line.label, column.id]
 
     cells = {each: filled(each, records) for each in scales}
     at = next((each for each in scales if cells[each].values), "mini" if "mini" in scales else scales[0])
@@ -169,15 +170,15 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
         has = sorted({f"{record.stage} at {record.scale}" for record in records})
         raise ReportingError(f"--run {run}: did not measure this cell; it has {', '.join(has[:9]) or 'no record'}")
     kept = [r for r in select(records, source.paper, at, given).kept.values() if r.draw in cells[at].values]
-    known = cells[at] if run is None else filled(at, recorded)
-    return Explanation(source, one, line, column, at, known, cells[at], kept)
+    promoted = cells[at] if run is None else filled(at, recorded)
+    return Explanation(source, place, line, column, at, promoted, cells[at], kept)
 
 
 def _named(what: str, parts: Sequence[PartT], name: str, *fields: str) -> PartT:
     part = part_named(name, parts, *fields)
     if part is None:
-        known = [getattr(one, fields[0]) for one in parts]
-        raise ReportingError(f"there is no {what} named {name!r}: {nearest(name, known)}")
+        names = [getattr(part, fields[0]) for part in parts]
+        raise ReportingError(f"there is no {what} named {name!r}: {nearest(name, names)}")
     return part
 
 
@@ -188,11 +189,10 @@ def _of_run(run: Path, paper: str) -> list[Record]:
         return find(folder, paper)
     record = read(folder / RECORD_FILE)
 
-    def alike(one: Record) -> bool:
-        return (one.draw, bool(one.given)) == (record.draw, bool(record.given))
-
+    identity = record.draw, bool(record.given)
     # A copy of a run's folder may be anywhere.
-    return [one for one in find(folder.parents[:4][-1], paper, record.scale) if alike(one)] or [record]
+    beside = find(folder.parents[:4][-1], paper, record.scale)
+    return [record for record in beside if (record.draw, bool(record.given)) == identity] or [record]
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, str]:
@@ -204,6 +204,6 @@ def _fields(config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[tuple[str, str, str]]:
-    pairs = [(name, one.get(name, "-"), other.get(name, "-")) for name in sorted({*one, *other})]
+def _differences(left: Mapping[str, str], right: Mapping[str, str]) -> list[tuple[str, str, str]]:
+    pairs = [(name, left.get(name, "-"), right.get(name, "-")) for name in sorted({*left, *right})]
     return [pair for pair in pairs if pair[1] != pair[2]]

@@ -110,8 +110,9 @@ def _write_identity(request: StageRequest) -> None:
     sources = fingerprint(request.configuration)
     if request.checkpoint().is_file():
         earlier = identity_of(request.directory).get("code", {})
-        if others := code.differing(earlier, sources):
-            print(f"  {request.stage}: continues what other code trained: {code.changed_text(others)}", file=sys.stderr)
+        if changed := code.differing(earlier, sources):
+            changes = code.changed_text(changed)
+            print(f"  {request.stage}: continues what other code trained: {changes}", file=sys.stderr)
         sources = code.joined(earlier, sources)
     identity = {
         "lineage_hash": request.lineage,

@@ -30,12 +30,12 @@ class Given:
         """The file for a configuration field; None if another released file should fill it and is missing."""
         if name not in self.beside or self.path.suffix == ".ckpt":  # our checkpoints hold everything
             return self.path
-        other = self.path.with_name(self.beside[name])
-        return other if other.is_file() else None
+        neighbor = self.path.with_name(self.beside[name])
+        return neighbor if neighbor.is_file() else None
 
     @property
     def lineage(self) -> str:
-        files = {name: found for name in self.beside if (found := self.fill(name)) is not None}
+        files = {name: path for name in self.beside if (path := self.fill(name)) is not None}
         return lineage_hash("given", {name: digest(path, "sha256") for name, path in {"": self.path, **files}.items()})
 
     def recorded(self) -> dict[str, str]:
@@ -45,7 +45,7 @@ class Given:
 
 
 def find_given(
-    source: Tables, scale: str, released: Path | None, named: Sequence[str]
+    source: Tables, scale: str, released: Path | None, named_files: Sequence[str]
 ) -> tuple[dict[str, Given], tuple[str, ...]]:
     """The stages with files in a folder of released weights, or named as `stage=FILE`, and those without their file."""
     given: dict[str, Given] = {}
@@ -66,7 +66,7 @@ def find_given(
             if file.checksum and (wrong := wrong_checksum(path, file.checksum)):
                 raise StageError(f"--released: {path}: {wrong}; get it again from {file.source}")
             given[stage] = Given(path, file.source, file.beside)
-    for text in named:
+    for text in named_files:
         stage, equals, name = text.partition("=")
         path = Path(name).expanduser().resolve()
         if not equals or stage not in source.stages:

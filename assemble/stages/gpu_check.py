@@ -92,7 +92,7 @@ def measure(
         "host_waits": waits / steps if cuda else None,
         "idle_share": max(1 - sum(kernels.values()) / seconds, 0.0) if cuda else None,
     }
-    own = records.config_hash(run.config)
+    config_hash = records.config_hash(run.config)
     record = Record(
         paper=run.paper,
         stage=f"gpu_check_{run.recipe}",
@@ -102,8 +102,8 @@ def measure(
         scale=run.scale,
         seed=0,
         metrics=metrics,
-        config_hash=own,
-        lineage_hash=records.lineage_hash(own, {}),
+        config_hash=config_hash,
+        lineage_hash=records.lineage_hash(config_hash, {}),
         config=run.config,
         git=records.git_state(checkout()),
         versions=records.versions(),
@@ -172,7 +172,7 @@ class _Watch(Callback):
 
     def kernels(self) -> dict[str, float]:
         """Seconds of each kernel in a step, longest first; on the CPU of each operation."""
-        found: Counter[str] = Counter()
+        seconds: Counter[str] = Counter()
         for event in self._profiler.key_averages():
             if self.cuda:
                 # Named spans, such as the optimizer's, contain kernels that are listed separately.
@@ -181,5 +181,5 @@ class _Watch(Callback):
             else:
                 micros = event.self_cpu_time_total if event.key.startswith("aten::") else 0.0
             if micros > 0:
-                found[event.key] += micros / 1e6 / self.profiled  # type: ignore[assignment]
-        return dict(found.most_common())
+                seconds[event.key] += micros / 1e6 / self.profiled  # type: ignore[assignment]
+        return dict(seconds.most_common())

@@ -76,7 +76,7 @@ def _missing_weights(request: StageRequest) -> str:
     if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):
         return ""
     config = dict(leaves(request.configuration.config))
-    for stage in (one for one in stages.values() if request.scale in one.scales):
+    for stage in (candidate for candidate in stages.values() if request.scale in candidate.scales):
         fields = [field for field, parent in stage.parents.items() if stage.recipe == request.recipe and parent == ROW]
         empty = [short_name(field) for field in fields if config.get(field, "") is None]
         if empty:
@@ -114,10 +114,10 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
         content = read_checkpoint(weights)
         if "state_dict" not in content:
             raise CheckpointError(f"{weights}: has no 'state_dict'; give checkpoints/last.ckpt of a stage")
-        own = str(run.config["model"]["class_path"]).rpartition(".")[2]
-        if content.get("module", own) != own:
+        class_name = str(run.config["model"]["class_path"]).rpartition(".")[2]
+        if content.get("module", class_name) != class_name:
             raise CheckpointError(
-                f"{weights} is a checkpoint of {content['module']}, but {request.stage} needs one of {own}"
+                f"{weights} is a checkpoint of {content['module']}, but {request.stage} needs one of {class_name}"
             )
     except CheckpointError as error:
         raise StageError(str(error)) from None

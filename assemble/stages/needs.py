@@ -127,8 +127,8 @@ def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tupl
             yield status.dataset.full_title, *_state(status, splits, arguments.get("fold"), regions)
     for name, parent in item.request.parents.items():
         if parent.given is not None and (file_name := parent.given.beside.get(name)):
-            found = item.request.start(name) not in (None, parent.given.path)
-            yield file_name, "yes" if found else "no; computed from the evaluated data", ""
+            present = item.request.start(name) not in (None, parent.given.path)
+            yield file_name, "yes" if present else "no; computed from the evaluated data", ""
     for path in files_in({"model": config["model"]} if world else config):
         file = look_at(path, data)
         lacks = f" (without {', '.join(file.missing)})" if file.missing and file.path.exists() else ""

@@ -25,7 +25,7 @@ def trained_model(paper: str) -> type[TrainedModel]:
 
 
 def part(paper: str, name: str, without: str) -> Any:
-    found = optional_part(paper, name)
-    if found is None:
+    module = optional_part(paper, name)
+    if module is None:
         raise StageError(f"{paper} {without}: it has no {name}.py (CONTRIBUTING.md, Add a paper)")
-    return found
+    return module

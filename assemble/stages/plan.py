@@ -63,20 +63,20 @@ def plan_stages(paper: str, selection: Selection) -> list[Planned]:
             raise ReportingError(
                 f"--tables, --rows: {given} has nothing to run at the scale {selection.scale!r}; set --scale"
             )
-    requests = [one for seed in selection.seeds for one in requests_for(name, instances, selection, seed)]
+    requests = [request for seed in selection.seeds for request in requests_for(name, instances, selection, seed)]
     planned: dict[tuple[int, str], Planned] = {}
-    for one in requests:
-        done, reason = state_of(one)
-        parents = [planned[parent.key] for parent in one.parents.values()]
-        changed = tuple(sorted({*changed_code(one), *(file for parent in parents for file in parent.changed)}))
+    for request in requests:
+        done, reason = state_of(request)
+        parents = [planned[parent.key] for parent in request.parents.values()]
+        changed = tuple(sorted({*changed_code(request), *(file for parent in parents for file in parent.changed)}))
         if done and not all(parent.done for parent in parents):
             waits = next(parent.request.stage for parent in parents if not parent.done)
             done, reason, changed = False, f"{waits} runs again", ()
-        elif changed and one.rerun:
+        elif changed and request.rerun:
             done, reason, changed = False, f"{code.changed_text(changed)}: starts again", ()
         elif changed:
             reason += f", by other code ({code.changed_text(changed)})"
-        planned[one.key] = Planned(one, one.configuration, done, reason, changed)
+        planned[request.key] = Planned(request, request.configuration, done, reason, changed)
     return [*planned.values()]
 
 
@@ -87,7 +87,7 @@ def chosen(paper: str, selection: Selection) -> tuple[list[StageInstance], int]:
     if selection.everything or not selection.given:
         return instances, 0
     kept = started(instances, selection.given, selection.absent)
-    return kept, len({one.id for one in instances} - {one.id for one in kept} - {*selection.given})
+    return kept, len({stage.id for stage in instances} - {stage.id for stage in kept} - {*selection.given})
 
 
 def given_text(paper: str, selection: Selection) -> list[str]:
@@ -99,7 +99,7 @@ def given_text(paper: str, selection: Selection) -> list[str]:
     kept = len(started(instances, selection.given, selection.absent))
     absent = {}
     for stage in selection.absent:
-        others = [one for one in selection.absent if one != stage]
+        others = [name for name in selection.absent if name != stage]
         absent[stage] = len(started(instances, [stage, *selection.given], others)) - kept - 1
     return given_lines(source.released, selection.given, absent)
 
@@ -111,8 +111,8 @@ def other_code(planned: Sequence[Planned]) -> str:
 
 def count_by_request(paper: str, selection: Selection) -> int:
     """Number of tables that a selection omits, in whole or in part, because they run only on request."""
-    named = selection.everything or selection.tables or selection.rows or selection.stages or selection.given
-    tables, scale = () if named else load(paper).tables, selection.scale
+    narrowed = selection.everything or selection.tables or selection.rows or selection.stages or selection.given
+    tables, scale = () if narrowed else load(paper).tables, selection.scale
     return sum(any(table.made_by_request(row, scale) for row in table.rows) for table in tables)
 
 
@@ -147,18 +147,18 @@ def seconds_by_records(planned: Sequence[Planned]) -> tuple[dict[str, float], bo
     request, stages = planned[0].request, [item.request.stage for item in planned]
     here = records.find(request.runs, request.paper, request.scale)
     recorded = find_promoted(request.paper, request.scale)
-    known = records.expected_seconds(stages, here, recorded, request.isa)
-    return known, records.processor() in {record.hardware.get("cpu") for record in [*here, *recorded]}
+    seconds = records.expected_seconds(stages, here, recorded, request.isa)
+    return seconds, records.processor() in {record.hardware.get("cpu") for record in [*here, *recorded]}
 
 
-def seconds_left(known: Mapping[str, float], left: Sequence[Planned], jobs: int) -> float | None:
+def seconds_left(seconds_of: Mapping[str, float], left: Sequence[Planned], jobs: int) -> float | None:
     """Expected time of stages, `jobs` at a time; a stage without records counts with the mean of the others."""
-    if not known:
+    if not seconds_of:
         return None if left else 0.0
-    mean = sum(known.values()) / len(known)
+    mean = sum(seconds_of.values()) / len(seconds_of)
     requests = [item.request for item in left]
-    seconds = {one.key: known.get(one.stage, mean) for one in requests}
-    return side_by_side(seconds, {one.key: [p.key for p in one.parents.values()] for one in requests}, jobs)
+    seconds = {request.key: seconds_of.get(request.stage, mean) for request in requests}
+    return side_by_side(seconds, {request.key: [p.key for p in request.parents.values()] for request in requests}, jobs)
 
 
 def expected_text(left: float | None, measured_here: bool) -> str:
@@ -209,8 +209,9 @@ def check_configurations(requests: Sequence[StageRequest]) -> None:
 
     for request in requests:
         fingerprint(request.configuration)  # before a later edit: checking imports the code of all stages
-    alike = {(config_hash(one.configuration.config, {"seed_everything"}), *one.parents): one for one in requests}
-    for request in alike.values():
+    of_seed = {"seed_everything"}
+    distinct = {(config_hash(request.configuration.config, of_seed), *request.parents): request for request in requests}
+    for request in distinct.values():
         check(request)
 
 
@@ -221,8 +222,8 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
         check_configurations([item.request for item in todo])
     if form == "text":
         return _as_text(planned, todo)
-    if others := other_code(planned):
-        records.warn_of(f"{others}; --rerun runs them again")
+    if changed := other_code(planned):
+        records.warn_of(f"{changed}; --rerun runs them again")
     # This interpreter, since a job may start without an activated environment.
     program = [sys.executable, "-m", "assemble"]
     commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
@@ -242,14 +243,14 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
 
 
 def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
-    known, measured_here = seconds_by_records(planned) if planned else ({}, True)
+    seconds, measured_here = seconds_by_records(planned) if planned else ({}, True)
     rows = [("", "draw", "stage", "recipe", "time", "why")] + [
         (
             "given" if item.request.given else "done" if item.done else "run",
             str(item.request.draw),
             item.request.stage,
             item.request.recipe,
-            "" if item.done or item.request.stage not in known else duration(known[item.request.stage]),
+            "" if item.done or item.request.stage not in seconds else duration(seconds[item.request.stage]),
             item.reason,
         )
         for item in planned
@@ -257,9 +258,9 @@ def _as_text(planned: Sequence[Planned], todo: Sequence[Planned]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     jobs = min(default_jobs(todo[0].request.hardware), len(todo)) if todo else 1
-    told = expected_text(seconds_left(known, todo, jobs), measured_here)
-    others = [f"{text}; `assemble reproduce` asks what to do" for text in [other_code(planned)] if text]
-    return "\n".join([*lines, *others, f"expected time of stages to run, {jobs} in parallel: {told}"])
+    expected = expected_text(seconds_left(seconds, todo, jobs), measured_here)
+    changed = [f"{text}; `assemble reproduce` asks what to do" for text in [other_code(planned)] if text]
+    return "\n".join([*lines, *changed, f"expected time of stages to run, {jobs} in parallel: {expected}"])
 
 
 def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:

@@ -51,14 +51,14 @@ class Preemption(Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate():
             return  # a checkpoint has no gradients
-        own, again = STOP.received, STOP.received == REQUEUE_SIGNAL
-        asked = own is not None
+        received, again = STOP.received, STOP.received == REQUEUE_SIGNAL
+        asked = received is not None
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
             if asked:
                 again = trainer.strategy.reduce_boolean_decision(again, all=False)
         if asked:
-            self.signal = REQUEUE_SIGNAL if again else own or signal.SIGTERM
+            self.signal = REQUEUE_SIGNAL if again else received or signal.SIGTERM
             stopping.allow(SAVING)
             trainer.save_checkpoint(self.checkpoint)
             stopping.allow(2 * CLOSING)

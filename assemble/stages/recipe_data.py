@@ -29,14 +29,14 @@ def without_unread_sets(section: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(sets := arguments.get("sets"), dict):
         return section
     used = {*(arguments.get("train_sets") or ()), *(arguments.get("test_sets") or ())}
-    kept = {name: one for name, one in sets.items() if name in used}
+    kept = {name: dataset for name, dataset in sets.items() if name in used}
     return {**section, "init_args": {**arguments, "sets": kept}}
 
 
 def dataset_of(entry: dict[str, Any], data: Path) -> MediaDataset:
     """The data set that a mapping names, below the folder `data`."""
-    named = substitute(entry, {"DATA": str(data)})
-    dataset: MediaDataset = class_at(named["class_path"])(**(named.get("init_args") or {}))
+    substituted = substitute(entry, {"DATA": str(data)})
+    dataset: MediaDataset = class_at(substituted["class_path"])(**(substituted.get("init_args") or {}))
     return dataset
 
 

@@ -43,7 +43,7 @@ def recipe_layers(paper: str, recipe: str) -> list[Layer]:
             raise ConfigurationError(f"{where} {name!r} in configs/{paper}: {nearest(name, recipes_of(paper))}")
         content = load_yaml(path)
         layer = Layer(f"configs/{paper}/{name}.yaml", content)
-        if any(other.name == layer.name for other in chain):
+        if any(earlier.name == layer.name for earlier in chain):
             raise ConfigurationError(f"configs/{paper}/{recipe}.yaml extends itself through {name!r}")
         chain.insert(0, layer)
         name = content.get("extends")

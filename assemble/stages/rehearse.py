@@ -38,13 +38,13 @@ class Rehearsed:
     absent: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        told = [f"  {self.stage}: {f'FAILED, {self.problem}' if self.problem else 'passed'}"]
-        told += [f"without {name}" for name in self.absent]
+        facts = [f"  {self.stage}: {f'FAILED, {self.problem}' if self.problem else 'passed'}"]
+        facts += [f"without {name}" for name in self.absent]
         if self.record is not None:
             null = sum(value is None for value in self.record.metrics.values())
-            told += [f"{self.record.steps} steps", f"{len(self.record.metrics)} metrics, {null} of them not finite"]
-            told += [f"{self.record.wall_seconds:.0f} s", f"{self.record.hardware.get('peak_memory_gib')} GiB"]
-        return ", ".join(told)
+            facts += [f"{self.record.steps} steps", f"{len(self.record.metrics)} metrics, {null} of them not finite"]
+            facts += [f"{self.record.wall_seconds:.0f} s", f"{self.record.hardware.get('peak_memory_gib')} GiB"]
+        return ", ".join(facts)
 
 
 def write_fixtures(paper: str, root: Path) -> None:

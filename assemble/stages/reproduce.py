@@ -128,9 +128,9 @@ def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: b
     planned = plan_stages(paper, selection)
     if lines := given_text(paper, selection):
         say("\n".join([*lines, ""]))
-    if (others := other_code(planned)) and not keep:
+    if (changed := other_code(planned)) and not keep:
         raise OtherCodeError(
-            f"{paper_named(paper).title} at scale {selection.scale}: {others}\n  --rerun (make: RERUN=1) runs them "
+            f"{paper_named(paper).title} at scale {selection.scale}: {changed}\n  --rerun (make: RERUN=1) runs them "
             "again, and all that start from them; --keep (make: KEEP=1) uses them as they are"
         )
     needs = needs_of(planned)
@@ -169,8 +169,8 @@ def say(text: str) -> None:
 
 
 def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jobs: int) -> None:
-    if more := count_by_request(paper.name, selection):
-        say(f"--everything adds {more} tables or parts of tables")
+    if on_request := count_by_request(paper.name, selection):
+        say(f"--everything adds {on_request} tables or parts of tables")
     waiting = [item for item in planned if not item.done]
     given = sum(item.request.given is not None for item in planned)
     _, left_out = chosen(paper.name, selection)

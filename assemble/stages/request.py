@@ -97,8 +97,8 @@ class StageRequest:
     @functools.cached_property
     def files(self) -> dict[str, Given]:
         """The files that stand for this stage and for those that it starts from, at any distance, by stage."""
-        found = {stage: given for parent in self.parents.values() for stage, given in parent.files.items()}
-        return found if self.given is None else {self.stage: self.given}
+        of_parents = {stage: given for parent in self.parents.values() for stage, given in parent.files.items()}
+        return of_parents if self.given is None else {self.stage: self.given}
 
     def start(self, name: str) -> Path | None:
         """The file that fills a field from its parent; None if the field keeps the recipe's value."""
@@ -184,11 +184,11 @@ def fingerprint(run: RunConfiguration) -> dict[str, str]:
 def identity_of(folder: Path) -> dict[str, Any]:
     """What `identity.json` says of the run in a folder; empty if it is missing or malformed."""
     try:
-        found = json.loads(read_bytes(folder / "identity.json"))
+        content = json.loads(read_bytes(folder / "identity.json"))
         return {
-            "lineage_hash": str(found["lineage_hash"]),
-            "code": dict(found.get("code", {})),
-            "digests": dict(found.get("digests", {})),
+            "lineage_hash": str(content["lineage_hash"]),
+            "code": dict(content.get("code", {})),
+            "digests": dict(content.get("digests", {})),
         }
     except (OSError, ValueError, KeyError, TypeError):
         return {}
@@ -214,10 +214,10 @@ def changed_code(stage: StageRequest) -> list[str]:
 
 def requests_for(paper: str, instances: Sequence[StageInstance], selection: Selection, seed: int) -> list[StageRequest]:
     """The requests of stage instances, which must follow their parents."""
-    made: dict[str, StageRequest] = {}
+    requests: dict[str, StageRequest] = {}
     for instance in instances:
         given = selection.given.get(instance.id)
-        made[instance.id] = StageRequest(
+        requests[instance.id] = StageRequest(
             paper=paper,
             stage=instance.id,
             recipe=instance.recipe,
@@ -228,7 +228,7 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
             seed=seed,
             runs=selection.runs,
             data=selection.data,
-            parents={} if given else {name: made[parent] for name, parent in instance.parents.items()},
+            parents={} if given else {name: requests[parent] for name, parent in instance.parents.items()},
             overrides=instance.overrides,
             arguments=selection.arguments,
             rehearsal=selection.rehearsal,
@@ -236,7 +236,7 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
             rerun=selection.rerun,
             given=given,
         )
-    return list(made.values())
+    return list(requests.values())
 
 
 def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
@@ -271,13 +271,14 @@ def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list
     """The instance of a stage, after those of its ancestors; a bare recipe has none."""
     stage, is_recipe = tables.stages.get(wanted), wanted in recipes_of(paper)
     if not is_recipe or (stage is not None and scale in stage.scales):
-        found = expand(tables, scale, stages=[wanted])
-        if found[-1].id == wanted:
-            return found
+        expanded = expand(tables, scale, stages=[wanted])
+        if expanded[-1].id == wanted:
+            return expanded
         if not is_recipe:
-            short, one = paper_named(paper).short, next(one.id for one in found if one.stage == wanted)
+            short = paper_named(paper).short
+            example = next(instance.id for instance in expanded if instance.stage == wanted)
             raise ConfigurationError(
-                f"{wanted!r} measures a model: say which, as in {short}/{one}; `assemble list {short}` shows all"
+                f"{wanted!r} measures a model: say which, as in {short}/{example}; `assemble list {short}` shows all"
             )
     # The recipe, then those that it extends.
     chain = [Path(layer.name).stem for layer in reversed(recipe_layers(paper, wanted))]
@@ -306,12 +307,12 @@ def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]
         if last.endswith(_WEIGHTS) and isinstance(value, str):
             file = Path(value.replace("$DATA", str(request.data)))
             inside = sorted(file.glob("*.safetensors")) + sorted(file.glob("*.bin")) if file.is_dir() else [file]
-            changes[f"content of {name}"] = [_content(one) for one in inside if one.is_file()]
+            changes[f"content of {name}"] = [_content(part) for part in inside if part.is_file()]
     return changes
 
 
 def _content(path: Path) -> str:
     """Checksum of a file; for a finished stage's checkpoint its lineage, since another test rewrites the file."""
     stage = path.parent.parent
-    own = identity_of(stage).get("lineage_hash") if (stage / "record.json").is_file() else None
-    return f"{own}/{path.name}" if own else digest(path, "sha256")
+    lineage = identity_of(stage).get("lineage_hash") if (stage / "record.json").is_file() else None
+    return f"{lineage}/{path.name}" if lineage else digest(path, "sha256")

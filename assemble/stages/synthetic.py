@@ -37,10 +37,11 @@ class SyntheticData(pl.LightningDataModule):
         self.synthetic = synthetic
 
     def __getattr__(self, name: str) -> Any:
-        found = self.__dict__
-        if "synthetic" not in found or name.startswith("__"):
+        attributes = self.__dict__
+        if "synthetic" not in attributes or name.startswith("__"):
             raise AttributeError(name)
-        return found["synthetic"].facts[name] if name in found["synthetic"].facts else getattr(found["data"], name)
+        facts = attributes["synthetic"].facts
+        return facts[name] if name in facts else getattr(attributes["data"], name)
 
     def train_dataloader(self) -> UserList[Any]:
         batch = self.synthetic.batch
@@ -118,10 +119,10 @@ def synthetic_training(
     cli = _built(run, config, trainer_arguments, build_in)
     if not hasattr(cli.datamodule, "example_batch"):
         raise StageError(f"no synthetic batches: {type(cli.datamodule).__name__} has no method example_batch")
-    made = cli.datamodule.example_batch(cli.model, size, draw)
+    example = cli.datamodule.example_batch(cli.model, size, draw)
     if hasattr(cli.model, "start_without_files"):
         cli.model.start_without_files()
-    return SyntheticTraining(cli.trainer, cli.model, SyntheticData(cli.datamodule, made), size)
+    return SyntheticTraining(cli.trainer, cli.model, SyntheticData(cli.datamodule, example), size)
 
 
 def built_without_files(run: RunConfiguration, *contexts: AbstractContextManager[Any]) -> StageCLI:

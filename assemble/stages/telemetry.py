@@ -87,15 +87,15 @@ class Telemetry(Callback):
 
     def _of_machine(self, trainer: pl.Trainer) -> dict[str, float]:
         seconds = max(self._ended - self._began, 1e-9)
-        found = {"speed/data_waiting_share": min(self._waited / seconds, 1.0)}
+        values = {"speed/data_waiting_share": min(self._waited / seconds, 1.0)}
         if size := getattr(getattr(trainer, "datamodule", None), "batch_size", None):
-            found["speed/samples_per_second"] = self._batches * size / seconds
+            values["speed/samples_per_second"] = self._batches * size / seconds
         device = trainer.strategy.root_device
         if device.type == "cuda":
-            found["memory/gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+            values["memory/gpu_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         elif (held := peak_memory_gib()) is not None:
-            found["memory/process_gib"] = held
-        return found
+            values["memory/process_gib"] = held
+        return values
 
 
 def _rates_of(trainer: pl.Trainer) -> list[float]:
@@ -111,6 +111,6 @@ def reset_peak_memory() -> None:
 def peak_memory_gib() -> float | None:
     """Peak resident memory in GiB since the last reset, without loader processes; None if unknown."""
     with contextlib.suppress(OSError):
-        if found := re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE):
-            return round(int(found[1]) / 2**20, 2)
+        if match := re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE):
+            return round(int(match[1]) / 2**20, 2)
     return None

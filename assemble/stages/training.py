@@ -253,5 +253,5 @@ def _note_results(wandb: StageWandbLogger, request: StageRequest, record: record
 
 
 def _checkpoints(request: StageRequest) -> list[Path]:
-    made = (request.directory / "checkpoints").glob("*.ckpt")
-    return sorted(path for path in made if path.stem != "non_finite")
+    paths = (request.directory / "checkpoints").glob("*.ckpt")
+    return sorted(path for path in paths if path.stem != "non_finite")
