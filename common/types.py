@@ -26,6 +26,7 @@ PositiveFloat = Annotated[float, _number(gt=0)]
 NonNegativeFloat = Annotated[float, _number(ge=0)]
 Fraction = Annotated[float, _number(ge=0, le=1)]
 PartialFraction = Annotated[float, _number(ge=0, lt=1)]
+PositiveFraction = Annotated[float, _number(gt=0, le=1)]
 #: Decay rate of a running average.
 Momentum = PartialFraction
 PositiveInt = Annotated[int, _whole(gt=0)]

@@ -70,6 +70,18 @@ def test_what_is_tested_is_seen_nowhere_else(world: EmojiLanguagesWorld, sets: d
     assert not tested & {concept.index for concept in world._shown}
 
 
+def test_chinese_captions_may_cover_a_share_of_the_training_concepts(tmp_path: Path) -> None:
+    concepts: dict[float, dict[str, set[int]]] = {}
+    for share in (0.25, 0.5, 1.0):
+        made = tiny(EmojiLanguagesWorld, tmp_path, unseen="drawings", chinese=share)
+        made.prepare(["coco_cn", "stair_captions"])
+        chinese = COCOCN(made.root_of("coco_cn"), tmp_path)
+        concepts[share] = {split: set(rows_by_concept(chinese.captions(split))) for split in ("train", "test")}
+        assert concepts[share]["test"] == {concept.index for concept in made.test_concepts}
+        assert len(concepts[share]["train"]) == share * len(made.tuned_concepts)
+    assert concepts[0.25]["train"] < concepts[0.5]["train"] < concepts[1.0]["train"]
+
+
 def test_drawings_alone_may_be_unseen(tmp_path: Path) -> None:
     made = tiny(EmojiLanguagesWorld, tmp_path, unseen="drawings")
     other = tiny(EmojiLanguagesWorld, None)

@@ -5,6 +5,7 @@ Concepts are split into testing, fine-tuning and pre-training. The designer of t
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,7 +41,7 @@ from common.data.worlds.emoji import (
     read_concepts,
     read_drawings,
 )
-from common.types import NonNegativeInt, PictureSide, PositiveInt
+from common.types import NonNegativeInt, PictureSide, PositiveFraction, PositiveInt
 
 #: Captions per image and language, as in the real data sets.
 CAPTIONS_PER_IMAGE = {"en": 5, "de": 5, "fr": 1, "cs": 1, "ja": 5, "zh": 1}
@@ -54,7 +55,7 @@ _MARKS = re.compile(r"[,:、，：()（）\u201c\u201d\u201e\u2018\"«»「」]"
 _SENTENCES = 3  # sentences without pictures, per concept and language
 _HELD_OUT_SENTENCES = 20  # one in 20 is for validation
 _HELD_OUT_IMAGES = 40  # at most, for validation
-_IMAGE, _WORDS, _TEXT = range(3)  # independent random streams
+_IMAGE, _WORDS, _TEXT, _CHINESE = range(4)  # independent random streams
 _SMALLEST = 0.7  # smallest scale of a drawing in a training picture
 
 
@@ -117,6 +118,7 @@ class EmojiLanguagesWorld(World):
         unseen: what is new in a test: the `concepts`, in any language and by any designer, or only their `drawings`;
             then the training splits have other designers' drawings, with captions other than the fixed one.
         pictures_per_drawing: rows of Conceptual Captions per drawing, each on another ground.
+        chinese: share of the training concepts with Chinese captions; COCO-CN covers a sixth of COCO's pictures.
 
     Source: docs/papers/m3p.md [13.1] and [13.3].
     """
@@ -148,9 +150,12 @@ class EmojiLanguagesWorld(World):
         keywords: PositiveInt = 3,
         pictures_per_drawing: PositiveInt = 3,
         vocabulary_size: PositiveInt = 8000,
+        chinese: PositiveFraction = 1.0,
         root: str | None = None,
     ) -> None:
         parameters = arguments_of(locals())
+        if chinese == 1:
+            del parameters["chinese"]  # keeps the folder of a world with all captions
         known = tuple(concept for concept in read_concepts() if concept.group != "Flags")
         every = tuple(concept for concept in known if concept.core)
         count = len(every) if concepts is None else concepts
@@ -168,6 +173,7 @@ class EmojiLanguagesWorld(World):
         self.keywords = keywords
         self.pictures_per_drawing = pictures_per_drawing
         self.vocabulary_size = vocabulary_size
+        self.chinese = chinese
         spread = [every[row * len(every) // count] for row in range(count)]
         # The split ignores the seed, so that all seeds have the same test pictures.
         order = [spread[row] for row in np.random.default_rng(0).permutation(count)]
@@ -361,8 +367,15 @@ class EmojiLanguagesWorld(World):
         write_stair_captions(root, parts, f"Emoji world. {CREDIT}")
 
     def _fill_coco_cn(self, root: Path, write: Write) -> None:
+        rng = np.random.default_rng([1 + self.seed, _CHINESE])
+        order = rng.permutation([concept.index for concept in self.tuned_concepts]).tolist()
+        captioned = set(order[: math.ceil(self.chinese * len(order))])
         parts = {
-            split: [(Path(image.file_name).stem, image.captions) for image in self._annotated(split, "zh")]
+            split: [
+                (Path(image.file_name).stem, image.captions)
+                for image in self._annotated(split, "zh")
+                if image.group in captioned or split != "train"
+            ]
             for split in ("train", "val", "test")
         }
         write_coco_cn(root, parts)
