@@ -1,1 +1,1 @@
-"""The command line `assemble`: one thin file for each group of commands; `main.py` lists them."""
+"""Define the commands of `assemble`, one file for each group; `main.py` lists them."""

@@ -1,4 +1,4 @@
-"""The command `assemble data`: lists a paper's data sets, fetches open ones, and computes features."""
+"""Define `assemble data`, which lists a paper's data sets, downloads open ones and computes features."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def data_root() -> Path:
-    """Default folder of the data sets: `$ASSEMBLE_DATA`, else `data` next to `runs`."""
+    """Return the default data folder: `$ASSEMBLE_DATA` if set, else `data` next to `runs`."""
     return Path(os.environ.get("ASSEMBLE_DATA") or working_folder() / "data").expanduser()
 
 
@@ -31,7 +31,7 @@ def data(
     ] = None,
     accept_license: Annotated[bool, "accept the terms of --fetch"] = False,
     mirror: Annotated[
-        str | None, "with --fetch: a folder or an address that has the files, in place of their own"
+        str | None, "with --fetch: get the files from this folder or URL instead of their publisher"
     ] = None,
     measure: Annotated[
         str | None,
@@ -41,7 +41,7 @@ def data(
             const=lambda: "",
         ),
     ] = None,
-    text_features: Annotated[bool, "compute the frozen text features of a paper that stores them"] = False,
+    text_features: Annotated[bool, "compute the frozen text features that this paper's training reads"] = False,
     extract_regions: Annotated[
         Path | None,
         Option(
@@ -49,11 +49,11 @@ def data(
             parse=existing_folder,
         ),
     ] = None,
-    detector: Annotated[Path | None, "weights of the detector; you have to provide them"] = None,
-    output: Annotated[Path | None, "new file to write, .h5 or .npz"] = None,
-    distribution: Annotated[bool, "also store the probabilities of all classes"] = False,
+    detector: Annotated[Path | None, "the detector's weights (a file of yours; not downloaded)"] = None,
+    output: Annotated[Path | None, "file to write, .h5 or .npz; must not exist"] = None,
+    distribution: Annotated[bool, "also store each region's class probabilities"] = False,
 ) -> int:
-    """List a paper's data sets and weights, which were found, and how to get the rest.
+    """List a paper's data sets and weights, whether each was found, and how to get the missing ones.
 
     Only --fetch downloads anything.
     """
@@ -123,7 +123,7 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool, mirror: str | None
 
 
 def _released(paper: str) -> list[OpenData]:
-    """The authors' weights that have an address; says where the others are."""
+    """Return the authors' weights that can be downloaded, and print where to get the others."""
     from assemble.reporting.tables import load
     from common.data import fetch as fetching
 
@@ -155,7 +155,7 @@ def _extract(images: Path, output: Path, weights: Path, distribution: bool) -> i
     if output.suffix.lower() not in REGION_SUFFIXES:
         raise StageError(f"--output {output}: the name must end with {', '.join(REGION_SUFFIXES)}")
     if output.suffix.lower() != ".npz":
-        optional_package("h5py", "features")  # before hours of detection
+        optional_package("h5py", "features")  # Fail here, not after hours of detection.
     from common.data.region_extraction import RegionExtractor, extract_regions, load_detector
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

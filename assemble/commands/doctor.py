@@ -16,7 +16,7 @@ from common import files
 
 #: Packages with compiled parts; importing them shows whether their versions fit together.
 COMPILED = ("numpy", "torch", "torchvision", "torchaudio", "av")
-#: Extras for developers, which are not checked.
+#: Developers' extras, which `doctor` doesn't check.
 DEVELOPING = ("dev", "docs", "bench", "mutation", "actions")
 _NO_GPU = "none found: the scales smoke and mini run on the CPU (with an NVIDIA GPU: make clean; make setup TORCH=cuda)"
 
@@ -24,9 +24,9 @@ _NO_GPU = "none found: the scales smoke and mini run on the CPU (with an NVIDIA 
 def doctor(
     *, data: Annotated[Path | None, "folder of the data sets; default: $ASSEMBLE_DATA, else data"] = None
 ) -> int:
-    """Check this machine: devices, keys, packages, data sets.
+    """Check this machine's devices, keys, packages and data sets.
 
-    Exits with 1 if a package that every run needs is missing.
+    Exits with 1 if a required package is missing.
     """
     from rich.markup import escape
     from rich.table import Table
@@ -77,7 +77,7 @@ def doctor(
 
 
 def _verified() -> str:
-    """The last result of `assemble verify`."""
+    """Describe the last result of `assemble verify`."""
     try:
         result = json.loads((runs_root() / "verify" / "result.json").read_text(encoding="utf-8"))
         differing = [name for name, paper in result["papers"].items() if not paper["agrees"]]
@@ -94,7 +94,7 @@ def _version(name: str) -> str | Exception:
         from importlib.metadata import version
 
         return version(name)
-    except Exception as error:  # an incompatible build may raise anything
+    except Exception as error:  # An incompatible build may raise any exception.
         return error
 
 
@@ -106,7 +106,7 @@ def _gpus() -> list[str]:
 
 
 def _requirements() -> dict[str, list[str]]:
-    """Required packages by extra; the first entry has those that are always needed."""
+    """Return the required packages by extra. The first entry lists those that every run needs."""
     from importlib.metadata import requires
 
     packages: dict[str, list[str]] = {"": []}

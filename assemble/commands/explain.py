@@ -21,7 +21,7 @@ def explain(
     *,
     scale: OneScale = None,
     run: Annotated[
-        Path | None, Option("a run's folder, or a folder of runs, instead of the records", parse=existing_folder)
+        Path | None, Option("explain this run (or folder of runs) instead of the recorded runs", parse=existing_folder)
     ] = None,
     fields: Annotated[bool, "also list the sizes that differ from the paper"] = False,
 ) -> int:
@@ -62,9 +62,9 @@ def explain(
         print_rows(("stage", "field", origin.scale, "paper"), _short(shown))
         sizes = sum(not declared for declared, *_ in differing)
         if sizes and not fields:
-            print(f"and {sizes} sizes, which --fields lists")
+            print(f"and {sizes} sizes (--fields lists them)")
         if origin.stand_ins:
-            print(f"stages that replace released files: {', '.join(origin.stand_ins)}")
+            print(f"stages trained in place of released files: {', '.join(origin.stand_ins)}")
 
     print(f"\nMetric {origin.metric.key}, {'higher' if origin.metric.better == 'up' else 'lower'} is better")
     print(f"  measured by {', '.join(origin.measuring_classes())}; protocol: docs/papers/{origin.source.paper}.md")

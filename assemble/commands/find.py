@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 def list_(paper: PaperName | None = None, *, scale: Scale = "mini", runs: Runs = None) -> int:
-    """List the papers, or a paper's tables, rows, stages and recipes.
+    """List the papers, or the tables, rows, stages and recipes of one paper.
 
-    For each stage, shows how long it takes here and which draws have run or are promoted.
+    For each stage, shows how long it takes on this machine and which runs exist.
     """
     if paper is None:
         _list_papers(scale, runs or runs_root())
@@ -57,7 +57,7 @@ def _list_papers(scale: str, runs: Path) -> None:
 
 
 def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[Record]]:
-    """Records of local runs, and promoted records."""
+    """Return the records of local runs, and the promoted records."""
     from assemble.reporting.records import find
     from assemble.reporting.results import find_promoted
 
@@ -69,14 +69,14 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
     from assemble.stages.recipes import recipes_of
 
     source = load(paper.name)
-    print(f"{paper.title}: tables; scales in brackets run only on request (--tables, --rows or --everything)")
+    print(f"{paper.title}: tables; at scales in brackets, run with --tables, --rows or --everything")
     rows = []
     for table in source.tables:
         scales = " ".join(f"({name})" if name in table.by_request else name for name in table.scales)
         rows.append((table.id, scales, table.title, " ".join(m.id for m in table.metrics if not m.hidden)))
     print_rows(("id", "scales", "title", "metrics"), rows)
 
-    print(f"\nrows at {scale} (--rows takes a label or model); a row runs only on request for a table in brackets")
+    print(f"\nrows at {scale} (--rows takes a label or model); for tables in brackets, select the row to run it")
     models: dict[tuple[str, str], list[str]] = {}
     for table in source.tables:
         for row in table.rows:
@@ -146,7 +146,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
 
 
 def _about(paper: str, recipe: str) -> str:
-    """The comment at the head of a recipe."""
+    """Return the comment at the top of a recipe."""
     lines = (project_root() / "configs" / paper / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
     return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 

@@ -1,4 +1,4 @@
-"""The `assemble` command. Parsing and help import neither torch nor lightning."""
+"""Run the `assemble` command. Parsing and help import neither torch nor lightning."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ atexit.register(gc.freeze)
 
 
 def parser() -> argparse.ArgumentParser:
-    """For shell completion: `shtab assemble.commands.main.parser` prints the script."""
+    """Return the parser that `shtab assemble.commands.main.parser` turns into a shell completion script."""
     return overview(COMMANDS)
 
 
@@ -56,20 +56,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(given: list[str]) -> Callable[[], int]:
-    """The command with its arguments; help and the version are printed at once."""
+    """Parse a command line into a command and its arguments. Print help or the version directly."""
     if given == ["help"]:
         given = ["--help"]
     if not given or given[0].startswith("-"):
         if given and given[0] not in (options := ("-h", "--help", "--version")):
             raise StageError(f"there is no option {given[0]!r}: {nearest(given[0], options)}")
-        parser().parse_args(given)  # prints help or version, or says that a command is missing
+        parser().parse_args(given)  # This prints help or the version, or says that the command is missing.
     elif given[0] not in COMMANDS:
         raise StageError(f"there is no command {given[0]!r}: {nearest(given[0], COMMANDS)}; see --help")
     return parse(COMMANDS[given[0]], given[0], given[1:])
 
 
 def _status_of(error: BaseException) -> int:
-    """Print an error and return the exit status; an error that only a bug raises is raised again."""
+    """Print an error and return the exit status. Raise it again if only a bug can cause it."""
     if isinstance(error, Preempted):
         return error.status
     if isinstance(error, KeyboardInterrupt):

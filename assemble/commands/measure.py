@@ -17,17 +17,17 @@ def gpu_check(
     *overrides: str,
     recipe: Annotated[str | None, "default: the paper's main recipe"] = None,
     device: Annotated[str, Option(choices=("cuda", "cpu"))] = "cuda",
-    small: Annotated[bool, "tiny widths, to try the command"] = False,
+    small: Annotated[bool, "use tiny networks, to try the command"] = False,
     precision: Annotated[str, "precision of the trainer"] = "bf16-mixed",
     batch_size: Annotated[
-        int | None, Option("samples on the GPU; default: an eighth of the recipe's", parse=at_least(1))
+        int | None, Option("samples on the GPU; default: an eighth of the recipe's batch", parse=at_least(1))
     ] = None,
     runs: Runs = None,
 ) -> int:
     """Measure the papers' training steps on this machine's GPU, without data.
 
-    Each paper trains a few steps at its published width on synthetic batches. Prints step time, achieved fraction of
-    the card's matrix throughput, memory and kernels. Further --key value pairs override the recipe.
+    Each paper trains a few steps at its published width on synthetic batches. Prints the step time, the share of the
+    GPU's measured throughput, the memory and the slowest kernels. Further --key value pairs override the recipe.
     """
     from rich.table import Table
 
@@ -51,7 +51,7 @@ def gpu_check(
                 size=batch_size,
                 arguments=overrides,
             )
-        except Exception as error:  # one failed paper does not stop the others
+        except Exception as error:  # One failed paper does not stop the others.
             if not is_ours(error):
                 traceback.print_exc()
             print(f"{paper.name}: {error}", flush=True)

@@ -19,30 +19,30 @@ from common import files
 from common.errors import StageError, nearest, printable
 
 CHECKPOINT = "checkpoints/last.ckpt of a finished stage, or the folder of an export"
-#: The layout of an export that every paper has: a folder for `from_export`.
+#: The default export layout, which every paper supports: a folder for `from_export`.
 EXPORT_LAYOUT = "safetensors"
-#: Most characters of a caption in a file name.
+#: How many characters of a caption a file name may have.
 NAME_LENGTH = 60
-#: Most reasons for skipping files to print.
+#: How many reasons for skipped files to print.
 NAMED = 10
 
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Flags of the commands that use a trained model."""
+    """Add the flags of commands that use a trained model."""
 
     checkpoint: Annotated[Path, CHECKPOINT]
-    device: Annotated[str, "where it runs: cpu, cuda"] = "cpu"
+    device: Annotated[str, "device to run on: cpu or cuda"] = "cpu"
 
 
 @dataclass(frozen=True)
 class EncoderOptions(ModelOptions):
-    """Flags of the commands that embed files or texts."""
+    """Add the flags of commands that embed files or texts."""
 
-    regions: Annotated[Path | None, "region features of the images, for a model without a detector"] = None
+    regions: Annotated[Path | None, "file of the images' region features, if the model has no detector"] = None
 
 
-SpecialPaper = Annotated[str, "a paper whose model supports this; naming another one lists them"]
+SpecialPaper = Annotated[str, "a paper whose model supports this command; any other name lists them"]
 Clip = Annotated[Path, "video file, with or without sound"]
 Speech = Annotated[Sequence[str], "the lines spoken in the clip, in order"]
 
@@ -51,7 +51,7 @@ Speech = Annotated[Sequence[str], "the lines spoken in the clip, in order"]
 
 
 def _kind(name: str, options: ModelOptions, task: str, able: Callable[[Any], object]) -> Any:
-    """The class of a paper's trained models; refuses one that isn't `able` to do the task or lacks a given option."""
+    """Return the class of a paper's trained models, or fail if it doesn't support the task or an option."""
     paper = paper_named(name)
     _check_exists(options.checkpoint)
     kind = trained_model(paper.name)
@@ -85,7 +85,7 @@ def _suffixes(kind: str) -> frozenset[str]:
 
 
 def _files(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
-    """The given files, and the files of these kinds below the given folders, sorted by name."""
+    """List the given files, and all files of these kinds below the given folders, sorted by name."""
     from common.data.datasets.base import walk
 
     suffixes = frozenset[str]().union(*(_suffixes(kind) for kind in kinds))
@@ -101,7 +101,7 @@ def _files(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
 
 
 def _lines(path: Path) -> list[str]:
-    """The texts of a file, one per line."""
+    """Read the texts of a file, one per line."""
     with files.parsing(path, StageError):
         content = files.read_text(path, None, encoding="utf-8-sig")
         # Not splitlines(), which also splits at other characters.
@@ -114,7 +114,7 @@ def _lines(path: Path) -> list[str]:
 def _print_skipped(items: Sequence[Any], skipped: Sequence[tuple[int, str]]) -> None:
     if skipped:
         print(f"{len({place for place, _ in skipped})} of {len(items)} files not fully read:")
-        reasons = dict.fromkeys(reason for _, reason in skipped)  # several kinds may fail to read a file
+        reasons = dict.fromkeys(reason for _, reason in skipped)  # A file may be skipped once for each kind.
         for reason in list(reasons)[:NAMED]:
             print(f"  {printable(reason)}")
 
@@ -138,8 +138,8 @@ def embed(
 ) -> int:
     """Embed files and texts with a trained model and write the vectors to an .npz file.
 
-    Takes video, audio, images or texts, depending on the paper's model (see its README). Each kind has two arrays, such
-    as `video` (one vector per row) and `video_names`. Unreadable files are skipped, counted and named.
+    Takes video, audio, images or texts, depending on the paper's model (see its README). For each kind, the file has
+    two arrays, such as `video` (one vector per row) and `video_names`. Unreadable files are skipped, counted and named.
     """
     import numpy as np
 
@@ -148,8 +148,8 @@ def embed(
     files.require_writable(output.parent, "--output")
     lists = [path for path in media if path.suffix == ".txt"]
     texts = [*text, *itertools.chain.from_iterable(map(_lines, lists))]
-    if clash := next((name for name in text if os.path.isfile(name)), None):  # a long text is no valid path
-        raise StageError(f"--text {clash}: this is a file; give files before --text")
+    if clash := next((name for name in text if os.path.isfile(name)), None):  # A long text may not be a valid path.
+        raise StageError(f"--text {clash}: this is a file, not a text; give files before --text")
     if not media and not texts:
         raise StageError("nothing to embed: give files or --text")
     able = lambda kind: not texts or "text" in kind.embeds  # noqa: E731
@@ -171,7 +171,7 @@ def embed(
         except StageError:
             if len(skipped) == before or (kind == kinds[-1] and not shapes):
                 raise
-            continue  # no file is of this kind
+            continue  # No file is of this kind.
         shapes.append(f"{kind} {list(vectors.shape)}")
         columns |= {kind: vectors.numpy(), f"{kind}_names": np.array([str(items[place]) for place in kept])}
         if (words := model.captions(kind, vectors)) is not None:
@@ -212,7 +212,7 @@ def retrieve(
     query_kind, kind = _pair(of_paper, query, among, arrays)
     model = _loaded(of_paper, options)
     wanted = query if query_kind == "text" else Path(query)
-    getattr(model, f"read_{query_kind}")(wanted)  # fails before the gallery is embedded
+    getattr(model, f"read_{query_kind}")(wanted)  # Fail before embedding the gallery.
     skipped: list[tuple[int, str]] = []
     texts = [query] if query_kind == "text" else []
     if arrays:
@@ -236,7 +236,7 @@ def retrieve(
 
 
 def _pair(of_paper: Any, query: str, among: Path, arrays: Mapping[str, Any]) -> tuple[str, str]:
-    """Kinds of query and results: the first that the files allow."""
+    """Return the kinds of the query and of the results, the first pair that fits the files."""
     if arrays and of_paper.retrieval != "vectors":
         raise StageError(f"{of_paper.paper} compares files, not vectors: give their folder, not {among}")
     media = [kind for kind in of_paper.embeds if kind != "text"]
@@ -257,7 +257,7 @@ def _pair(of_paper: Any, query: str, among: Path, arrays: Mapping[str, Any]) -> 
 
 
 def _arrays(path: Path) -> dict[str, Any]:
-    """The arrays in a file of `assemble embed`: vectors and names by kind, and the model's fingerprint."""
+    """Read a file of `assemble embed`: the vectors and names by kind, and the model's fingerprint."""
     import numpy as np
 
     with files.parsing(path, StageError), files.open_regular(path) as file, np.load(file) as content:
@@ -268,7 +268,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 
 def _special(command: str, paper: str, options: ModelOptions, clip: Path | None = None) -> Any:
-    """The trained model, for a command that is one of its methods."""
+    """Load the trained model of a paper, for a command that calls one of its methods."""
     if clip is not None and not clip.exists():
         raise StageError(f"{clip} does not exist")
     kind = _kind(paper, options, command, lambda kind: hasattr(kind, command))
@@ -286,8 +286,10 @@ def answer(
     question: Annotated[str, "in quotes"],
     *,
     model: ModelOptions,
-    option: Annotated[Sequence[str], "answers to choose from, for a multiple-choice model (tvqa): give five"] = (),
-    turn: Annotated[Sequence[tuple[str, str]], "an earlier question and its answer; repeat the flag in order"] = (),
+    option: Annotated[Sequence[str], "five answers to choose from, for a multiple-choice model (tvqa)"] = (),
+    turn: Annotated[
+        Sequence[tuple[str, str]], "an earlier question and its answer; repeat the flag for each, oldest first"
+    ] = (),
     known: Annotated[str, "a description of the clip"] = "",
     speech: Speech = (),
 ) -> int:
@@ -347,15 +349,17 @@ def export(
     paper: PaperName,
     *,
     checkpoint: Annotated[Path, f"{CHECKPOINT}; a backbone needs a last.ckpt or a released file"],
-    output: Annotated[Path, "new folder, or file of a backbone"],
-    layout: Annotated[str, "default: safetensors; others write a backbone; an unknown name lists all"] = EXPORT_LAYOUT,
-    push: Annotated[str | None, "also send the folder to this repository of the Hugging Face Hub"] = None,
-    private: Annotated[bool, "with --push: make a new repository private"] = False,
+    output: Annotated[Path, "folder to write (a file for a backbone); must not exist"],
+    layout: Annotated[
+        str, "default: safetensors; other layouts write only the backbone; an unknown name lists them"
+    ] = EXPORT_LAYOUT,
+    push: Annotated[str | None, "also upload the folder to this repository on the Hugging Face Hub"] = None,
+    private: Annotated[bool, "with --push: create the repository as private"] = False,
 ) -> int:
     """Export a trained model as a folder, or its backbone as a file for other code.
 
-    The folder has weights (safetensors), configuration, vocabularies, record and model card, but no queues, banks or
-    optimizer. Other layouts write only the backbone, for other libraries.
+    The folder has weights (safetensors), configuration, vocabularies, record and model card. It has no queues, banks or
+    optimizer. Other layouts write only the backbone, for use with other libraries.
     """
     from assemble.stages.export import write_export
     from common.models.trained import push_export

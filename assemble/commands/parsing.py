@@ -1,4 +1,4 @@
-"""Turns typed functions into commands: docstrings become help texts, annotations the help of an argument.
+"""Turn typed functions into commands. Docstrings become help texts, and annotations describe the arguments.
 
 Parameters before `*` are positional, those after it are flags (`batch_size` is `--batch-size` or `--batch_size`).
 `*overrides` takes the remaining arguments. A keyword-only dataclass adds a flag for each of its fields.
@@ -25,12 +25,12 @@ Command = Callable[..., int]
 
 @dataclass(frozen=True)
 class Option:
-    """How a parameter is given on the command line.
+    """Describe how a parameter is given on the command line.
 
     Attributes:
         help: text, or a function that returns it.
         parse: converts the text; by default, the parameter's type.
-        const: returns the value of a flag that is given without one.
+        const: returns the value when the flag is given without one.
     """
 
     help: str | Callable[[], str] = ""
@@ -47,7 +47,7 @@ def existing_folder(text: str) -> Path:
 
 
 Scale = Annotated[str, Option(choices=SCALES)]
-OneScale = Annotated[str | None, Option("this scale only", choices=SCALES)]
+OneScale = Annotated[str | None, Option("use only this scale", choices=SCALES)]
 Runs = Annotated[Path | None, "folder of the runs; default: runs"]
 ExistingRuns = Annotated[Path | None, Option("folder of the runs; default: runs", parse=existing_folder)]
 PaperName = Annotated[str, Option(names_of_papers)]
@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """A converter that accepts one of `choices` and suggests the nearest."""
+    """Return a converter that accepts one of `choices`. Its error suggests the nearest one."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -72,7 +72,7 @@ def one_of(choices: Sequence[str]) -> Callable[[str], str]:
 
 
 def at_least(least: int, most: float = math.inf) -> Callable[[str], int]:
-    """A converter for whole numbers from `least` to `most`."""
+    """Return a converter for whole numbers from `least` to `most`."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or not least <= int(text) <= most:
@@ -89,7 +89,7 @@ parse_seed = at_least(0, 2**32 - 1)
 
 
 def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """The parser of `assemble --help`, `--version` and shell completion."""
+    """Return the parser of `assemble --help`, `--version` and shell completion."""
     parser = _Parser(
         prog="assemble",
         description="Rerun CVPR 2021 papers on joint representations and regenerate their tables.",
@@ -104,14 +104,14 @@ def overview(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
 
 
 def parse(command: Command, name: str, given: Sequence[str]) -> functools.partial[int]:
-    """The command with its arguments."""
+    """Parse a command line into the function to call and its arguments."""
     parameters = inspect.signature(command).parameters.values()
     about, *paragraphs = _documentation(command)
     parser = _Parser(prog=f"assemble {name}", description=about, epilog=" ".join(paragraphs))
     places, groups, overrides = _fill(parser, command)
 
     def dashed(argument: str) -> str:
-        """A flag with dashes; users of LightningCLI write underscores, as in `--print_config`."""
+        """Write a flag with dashes. Users of LightningCLI also write underscores, as in `--print_config`."""
         name, equals, value = argument.partition("=")
         flag = name.replace("_", "-")
         return f"{flag}{equals}{value}" if flag in parser._option_string_actions else argument
@@ -138,7 +138,7 @@ def parse(command: Command, name: str, given: Sequence[str]) -> functools.partia
 
 
 def _fill(parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], dict[str, Any], bool]:
-    """Add a command's arguments; returns its positional ones, its dataclasses, and whether it accepts overrides."""
+    """Add a command's arguments. Return the positional ones, the dataclasses, and whether it accepts overrides."""
     hints = get_type_hints(command, include_extras=True)
     places: list[str] = []
     groups: dict[str, Any] = {}
@@ -160,7 +160,7 @@ def _fill(parser: argparse.ArgumentParser, command: Command) -> tuple[list[str],
 
 
 def _documentation(command: Command) -> list[str]:
-    """Paragraphs of a docstring, each in one line."""
+    """Return the paragraphs of a docstring, each on one line."""
     return [" ".join(part.split()) for part in (inspect.getdoc(command) or "").split("\n\n")]
 
 
@@ -209,4 +209,4 @@ def _add(parser: argparse.ArgumentParser, name: str, hint: Any, default: Any, fl
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser()  # a shell doesn't expand `~` after `--output=`
+    return Path(text).expanduser()  # Shells don't expand `~` after `--output=`.

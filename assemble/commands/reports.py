@@ -1,4 +1,4 @@
-"""The commands for tables, claims, comparisons, reports and promotion. Slow imports are lazy."""
+"""Define the commands for tables, claims, comparisons, reports and promotion. Slow imports are lazy."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def tables(
     papers: PaperNames = (),
     *,
     scale: OneScale = None,
-    tables: Annotated[Sequence[str], "only these (ids)"] = (),
+    tables: Annotated[Sequence[str], "only these tables (ids)"] = (),
     check: Annotated[bool, "write nothing; exit with 1 if a README is out of date"] = False,
     runs: FreshRuns = None,
 ) -> int:
-    """Render the tables from stored records into the READMEs; never trains.
+    """Write the tables into the READMEs, from stored records. Nothing is trained.
 
-    With --runs, or in an installed package, they are only printed.
+    With --runs, or in an installed package, the tables are only printed.
     """
     from assemble.reporting import code, render
     from assemble.reporting.tables import load
@@ -100,7 +100,7 @@ def tables(
 
 
 def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns = None) -> int:
-    """Judge the papers' claims, and our checks, over the stored records."""
+    """Judge the papers' claims and our checks from the stored records."""
     from assemble.reporting import render
     from assemble.reporting.tables import load
 
@@ -125,18 +125,18 @@ def power(
     paper: PaperName,
     *,
     row: Annotated[str, "label or model of a row"],
-    over: Annotated[str, "the row it is compared with"],
+    over: Annotated[str, "label or model of the row to compare with"],
     metric: Annotated[str, "id or label of a column"],
-    table: Annotated[str, "id of the table, if several have the metric"] = "",
-    gap: Annotated[float | None, "true difference of the rows; default: the recorded mean"] = None,
-    power: Annotated[float, "probability of separating them, from 0.1 to 0.99"] = 0.8,
+    table: Annotated[str, "id of the table, needed if several tables have the metric"] = "",
+    gap: Annotated[float | None, "true difference between the rows; default: the recorded mean"] = None,
+    power: Annotated[float, "probability of separating the rows, from 0.1 to 0.99"] = 0.8,
     scale: Scale = "mini",
     runs: Runs = None,
 ) -> int:
-    """Estimate how many paired runs separate two rows, and how long they take here.
+    """Estimate how many runs it takes to separate two rows, and how long they take here.
 
     Rows are separated if the 95 % interval of their mean difference excludes zero. Runs with the same seed and rounding
-    are paired. The spread comes from the recorded runs.
+    are paired. The standard deviation comes from the recorded runs.
     """
     import math
     import statistics
@@ -187,8 +187,10 @@ def compare(
     *,
     scale: OneScale = None,
     runs: ExistingRuns = None,
-    against: Annotated[Path | None, Option("a folder of runs instead of the records", parse=existing_folder)] = None,
-    curves: Annotated[bool, "show where training leaves the recorded curves, and the likely cause"] = False,
+    against: Annotated[
+        Path | None, Option("compare with this folder of runs instead of the recorded runs", parse=existing_folder)
+    ] = None,
+    curves: Annotated[bool, "show where your training curves leave the recorded band, and the likely cause"] = False,
     strict: Annotated[
         bool, "exit with 1 if the runs don't match or nothing could be compared (docs/comparing-runs.md)"
     ] = False,
@@ -241,7 +243,7 @@ def compare(
 
 
 def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool | None:
-    """Print where the curves of a paper and scale leave the recorded band; returns whether any does (None: unknown)."""
+    """Print where curves leave the recorded band, and return whether any does (None if that is unknown)."""
     from assemble.commands.find import print_rows
     from assemble.reporting import code
     from assemble.reporting.divergence import LEAST, diverging, recorded, with_curves
@@ -271,7 +273,7 @@ def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -
     judged = [record for record, _ in mine if any(stage.stage == record.stage for stage in stages)]
     print(code.against(judged, [record for record, _ in reference]))
     if len(stages) < len(mine):
-        print(f"no band (no training, or under {LEAST} recorded runs): {len(mine) - len(stages)} stages")
+        print(f"no band (no training, or fewer than {LEAST} recorded runs): {len(mine) - len(stages)} stages")
     return inside < len(stages)
 
 
@@ -279,12 +281,12 @@ def report(
     papers: PaperNames = (),
     *,
     scale: OneScale = None,
-    output: Annotated[Path | None, "the file; default: runs/report.html"] = None,
+    output: Annotated[Path | None, "file to write; default: runs/report.html"] = None,
     runs: ExistingRuns = None,
     live: Annotated[bool, "serve the page on this machine and update it during runs"] = False,
-    port: Annotated[int, "port of --live; 0 takes any free port"] = 8321,
+    port: Annotated[int, "port for --live; 0 takes any free port"] = 8321,
 ) -> int:
-    """Write one static HTML page: claims, tables, charts, curves, media."""
+    """Write claims, tables, charts, curves and media to one HTML page."""
     from assemble.reporting import report as pages
 
     names, folder = _names(papers), runs or runs_root()
@@ -310,7 +312,7 @@ def report(
 def wandb_report(
     papers: PaperNames = (),
     *,
-    offline: Annotated[bool, "only write the files, send nothing"] = False,
+    offline: Annotated[bool, "only write the files; send nothing to W&B"] = False,
     entity: Annotated[str, "user or team on W&B; default: WANDB_ENTITY, or the owner of the key"] = "",
     runs: FreshRuns = None,
 ) -> int:
@@ -353,9 +355,9 @@ def promote(
     *,
     scale: OneScale = None,
     runs: ExistingRuns = None,
-    replace: Annotated[bool, "also replace records from another machine"] = False,
+    replace: Annotated[bool, "also replace records made on another machine"] = False,
 ) -> int:
-    """Copy the records of clean revisions into the papers' results; exit with 1 if one was refused."""
+    """Copy records of committed code into the papers' results. Exits with 1 if a record was refused."""
     from assemble.reporting import promote as promoting
 
     if checkout() is None:

@@ -1,4 +1,4 @@
-"""The commands that run stages: fit, test, reproduce, plan and rehearse."""
+"""Define the commands that run stages: fit, test, reproduce, plan and rehearse."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Where:
-    """The scale, machine and folders of a run."""
+    """Add the flags for the scale, machine and folders of a run."""
 
     scale: Scale = "mini"
     hardware: Annotated[str, "cpu, gpu1, gpu8, slurm: a file in configs/hardware"] = "cpu"
@@ -36,40 +36,48 @@ class Where:
     ] = NATIVE
 
 
-ReleasedFolder = Annotated[Path | None, "folder of the authors' weights, which stand for stages of pre-training"]
-GivenFiles = Annotated[Sequence[str], "stage=FILE: files that stand for stages, such as avid=avid.pth.tar"]
+ReleasedFolder = Annotated[Path | None, "folder of the authors' weights, used instead of pre-training"]
+GivenFiles = Annotated[
+    Sequence[str], "stage=FILE, such as avid=avid.pth.tar: use this checkpoint instead of training the stage"
+]
 
 
 @dataclass(frozen=True)
 class OneStage(Where):
-    """Flags of the commands for one stage."""
+    """Add the flags of the commands for one stage."""
 
     released: ReleasedFolder = None
     given: GivenFiles = ()
-    seed: Annotated[int, Option("seed of weights, order and miniature data", parse=parse_seed)] = 0
+    seed: Annotated[
+        int, Option("seed of the initial weights, the order of samples and the miniature data", parse=parse_seed)
+    ] = 0
 
 
 @dataclass(frozen=True)
 class TrainedStage(OneStage):
-    """Flags of `test`."""
+    """Add the flags of `test`."""
 
-    checkpoint: Annotated[Path | None, "weights; default: the stage's checkpoints/last.ckpt"] = None
+    checkpoint: Annotated[Path | None, "checkpoint to test; default: the stage's checkpoints/last.ckpt"] = None
     validation: Annotated[bool, "compute the loss on the validation data instead"] = False
 
 
-Rerun = Annotated[bool, "start stages again that other code trained, and all that start from them"]
+Rerun = Annotated[bool, "after a code change: rerun the stages that older code trained, and all that start from them"]
 
 
 @dataclass(frozen=True)
 class ManyStages(Where):
-    """Flags of the commands for the stages of a paper."""
+    """Add the flags of the commands for a paper's stages."""
 
-    seeds: Annotated[Sequence[int], Option("one or several; default: 0", parse=parse_seed)] = (0,)
+    seeds: Annotated[Sequence[int], Option("one or more; default: 0", parse=parse_seed)] = (0,)
     tables: Annotated[Sequence[str], "only these tables (ids)"] = ()
     rows: Annotated[Sequence[str], "only these rows (labels or models)"] = ()
     stages: Annotated[Sequence[str], "only these stages and those they start from"] = ()
-    everything: Annotated[bool, "also the tables and rows that only run on request (see assemble list)"] = False
-    skip_missing: Annotated[bool, "leave out stages whose data or weights are missing, and those that follow"] = False
+    everything: Annotated[
+        bool, "also run the tables and rows that run only on request (in brackets in `assemble list PAPER`)"
+    ] = False
+    skip_missing: Annotated[
+        bool, "leave out stages whose data or weights are missing, and the stages that start from them"
+    ] = False
     rerun: Rerun = False
     released: ReleasedFolder = None
     given: GivenFiles = ()
@@ -80,10 +88,10 @@ def fit(
     *overrides: str,
     options: OneStage,
     print_config: Annotated[bool, "print the merged configuration and stop"] = False,
-    unless_done: Annotated[bool, "skip a finished stage"] = False,
+    unless_done: Annotated[bool, "skip the stage if it is finished"] = False,
     rerun: Rerun = False,
 ) -> int:
-    """Run one stage: train it (unless it only tests), test it, write its record.
+    """Train and test one stage, and write its record.
 
     Any further --key value overrides the configuration, such as --trainer.max_epochs 3 or --model.loss.temperature 0.1;
     --config FILE adds a layer.
@@ -105,7 +113,7 @@ def fit(
 
 
 def test(name: StageName, *overrides: str, options: TrainedStage) -> int:
-    """Test a trained stage again."""
+    """Test a trained stage again, without writing a record."""
     checkpoint = options.checkpoint
     request = _one_stage(name, overrides, options)
     from assemble.stages import modes
@@ -151,7 +159,10 @@ def _selection(paper: str, where: Where, seeds: Sequence[int], chosen: ManyStage
 
 Jobs = Annotated[
     int,
-    Option("stages in parallel, one thread each; default: one per core, at most 4; 1 on GPUs", parse=at_least(1)),
+    Option(
+        "number of stages to run in parallel, one thread each; default: one per core, at most 4; on GPUs 1",
+        parse=at_least(1),
+    ),
 ]
 
 
@@ -160,9 +171,9 @@ def reproduce(
     *,
     options: ManyStages,
     jobs: Jobs = 0,
-    keep: Annotated[bool, "use stages that other code trained, and resume those that it began"] = False,
+    keep: Annotated[bool, "after a code change: use finished stages as they are, and resume unfinished ones"] = False,
 ) -> int:
-    """Run a paper's unfinished stages, and print each table when it is complete and the claims at the end."""
+    """Run a paper's unfinished stages. Prints each table when it is complete, and the claims at the end."""
     use(options.isa)
     from assemble.reporting.summary import print_summary
     from assemble.stages.plan import default_jobs
@@ -191,7 +202,7 @@ def reproduce(
 
 
 def print_filled(paper: str, stage: str, selection: Selection, printed: set[str]) -> None:
-    """Print the tables that a finished stage completes, and add their ids to `printed`."""
+    """Print the tables that a finished stage completes. Add their ids to `printed`."""
     from assemble.reporting import render
     from assemble.reporting.tables import entries, load
     from assemble.stages.plan import chosen
@@ -214,11 +225,12 @@ def plan(
     options: ManyStages,
     format_: Annotated[str, Option(choices=("text", "shell", "slurm"))] = "text",
     estimate: Annotated[
-        bool, "estimate memory, steps and GPU hours of every stage; with given stages only hours, cheapest first"
+        bool,
+        "estimate memory, steps and GPU hours of every stage; with --given or --released only hours, cheapest first",
     ] = False,
-    utilization: Annotated[float, "with --estimate: assumed fraction of the card's peak matrix throughput"] = 0.3,
+    utilization: Annotated[float, "with --estimate: assumed fraction of the GPU's peak throughput"] = 0.3,
 ) -> int:
-    """Print a paper's stages, or the unfinished ones as shell or SLURM commands."""
+    """Print a paper's stages, or print the unfinished ones as shell or SLURM commands."""
     from assemble.stages.needs import needs_of
     from assemble.stages.plan import given_text, plan_stages, render_plan
 
@@ -248,7 +260,7 @@ def plan(
         if (files := given_text(paper_named(paper).name, selection)) and format_ == "text":
             print("\n".join(["", *files]))
         if (table := needs.lines()) and (format_ == "text" or needs.blocked):
-            # The standard output of a script stays a script.
+            # With --format, standard output is a script, so print messages to standard error.
             print("\n".join(["", *table]), file=sys.stdout if format_ == "text" else sys.stderr)
     return 0
 
@@ -259,12 +271,14 @@ def rehearse(
     scale: Annotated[str, Option(choices=("paper", "single"))] = "paper",
     stages: Annotated[Sequence[str], "only these stages and those they start from"] = (),
     folder: Annotated[Path | None, "folder of data and runs; default: runs/rehearsal"] = None,
-    released: Annotated[bool, "only what starts from the authors' weights: random ones in their layouts"] = False,
+    released: Annotated[
+        bool, "only stages that start from the authors' weights; uses random weights in the same layout"
+    ] = False,
     jobs: Jobs = 0,
 ) -> int:
-    """Check that the published recipes run, on tiny data in the layouts of the real data sets.
+    """Check that the published recipes run, on tiny data sets in the real layouts.
 
-    Weights are random, in the layouts of the released ones. configs/<paper>/rehearsal.yaml lists the reduced sizes.
+    Released weights are replaced by random ones. configs/<paper>/rehearsal.yaml lists the reduced sizes.
     Finished stages are skipped.
     """
     from assemble.reporting import render

@@ -27,7 +27,7 @@ def runs(
     json_: Annotated[bool, "print everything as JSON: configuration, metrics, curves"] = False,
     runs: ExistingRuns = None,
 ) -> int:
-    """List finished and unfinished runs with their state and main metrics, or compare two.
+    """List all runs with their state and main metrics, or compare two runs.
 
     To filter and sort, use --json with jq, or W&B. Example: assemble runs --diff seed0/STAGE seed1/STAGE
     """
@@ -55,7 +55,7 @@ def _described(run: Run) -> dict[str, object]:
 
 
 def _show(runs: Sequence[Run]) -> None:
-    """Print a row per run, without empty columns."""
+    """Print one row per run. Omit empty columns."""
     from assemble.reporting.runs import text_of
 
     heads = [name for name in COLUMNS if any(run.fields.get(name) not in (None, "") for run in runs)]
@@ -69,7 +69,7 @@ def _show(runs: Sequence[Run]) -> None:
 
 
 def _diff(first: Run, second: Run) -> int:
-    """Print where two configurations differ, and every metric."""
+    """Print the fields in which two configurations differ, and every metric."""
     from assemble.reporting.runs import config_differences, counts, metric_differences, text_of
 
     config, metrics = config_differences(first, second), metric_differences(first, second)

@@ -22,35 +22,39 @@ from common.files import write_atomically
 def verify(
     papers: PaperNames = (),
     *,
-    rehearsal: Annotated[bool, "run published recipes on a rehearsal's tiny data instead"] = False,
-    record: Annotated[bool, "record the values of this code instead, with several instruction sets"] = False,
+    rehearsal: Annotated[bool, "run the published recipes on the tiny data of `rehearse` instead"] = False,
+    record: Annotated[bool, "record this code's values as the new reference, under several instruction sets"] = False,
     isa: Annotated[
         str, Option("emulate the floating-point rounding of another CPU; default: native", choices=INSTRUCTION_SETS)
     ] = NATIVE,
-    device: Annotated[str, Option("cuda compares this GPU with the recorded CPU", choices=("cpu", "cuda"))] = "cpu",
+    device: Annotated[
+        str, Option("cuda compares this GPU with the values recorded on a CPU", choices=("cpu", "cuda"))
+    ] = "cpu",
     precision: Annotated[
         Sequence[str],
-        Option("only 32 is judged; default: 32, on a GPU all three", parse=one_of(("32", "tf32", "bf16"))),
+        Option("only 32 is judged; default: 32; with --device cuda all three", parse=one_of(("32", "tf32", "bf16"))),
     ] = (),
     stages: Annotated[Sequence[str], "only these stages and those they start from"] = (),
-    folder: Annotated[Path | None, "folder of the runs and of result.json; default: runs/verify"] = None,
-    jobs: Annotated[int, Option("stages in parallel; default: one per core, at most 4", parse=at_least(1))] = 0,
+    folder: Annotated[Path | None, "folder for the runs and result.json; default: runs/verify"] = None,
+    jobs: Annotated[
+        int, Option("number of stages to run in parallel; default: one per core, at most 4", parse=at_least(1))
+    ] = 0,
 ) -> int:
     """Check that this code, on this machine, computes what was recorded.
 
     Runs the smoke stages with seed 0 and compares every logged value with papers/*/results/smoke/fingerprint.json, or
-    with --rehearsal one stage of each published recipe with rehearsal.json. Exits with 1 if rounding does not explain a
-    difference, and names the first one.
+    with --rehearsal one stage of each published recipe with rehearsal.json. Exits with 1 if a difference is too large
+    for rounding, and names the first one.
     """
     from assemble.stages import verify as verification
     from assemble.stages.plan import default_jobs, plan_stages
 
     if stages and (record or len(papers) != 1):
-        raise StageError("--stages compares stages of one paper: name it, and record without --stages")
+        raise StageError("--stages selects stages of one paper: name the paper; --record takes no --stages")
     if record and (device != "cpu" or precision):
-        raise StageError("--record takes the values of the CPU at full precision: leave out --device and --precision")
+        raise StageError("--record always runs on the CPU at full precision: leave out --device and --precision")
     if device == "cpu" and "tf32" in precision:
-        raise StageError("--precision tf32 is of NVIDIA GPUs: add --device cuda")
+        raise StageError("--precision tf32 needs an NVIDIA GPU: add --device cuda")
     accelerators = _gpu() if device == "cuda" else []
     precisions = precision or (["32", "tf32", "bf16"] if accelerators else ["32"])
     chosen = [paper_named(name) for name in papers] or existing_papers()
@@ -123,7 +127,7 @@ def _gpu() -> list[str]:
 
 
 def _show(text: str) -> None:
-    """Replace the progress line of a terminal."""
+    """Replace the progress line on a terminal."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
@@ -133,7 +137,7 @@ def _size(values: Any) -> str:
 
 
 def _jumps(fingerprint: Any) -> str:
-    """The values whose recorded spread over instruction sets exceeds what rounding explains elsewhere."""
+    """Count the values that differ between the recorded instruction sets by more than rounding allows elsewhere."""
     count = sum(len(steps) for quantities in fingerprint.spread.values() for steps in quantities.values())
     return f"{count} value{'s' * (count != 1)} may differ by more"
 
@@ -141,7 +145,7 @@ def _jumps(fingerprint: Any) -> str:
 def _explained(
     paper: Paper, wanted: Any, fingerprint: Any, values: Any, differences: Sequence[Any], failed: Sequence[str]
 ) -> Iterator[str]:
-    """Where a run leaves the recorded one: the first stage, step and quantity, then what follows from it."""
+    """Say where a run first differs (stage, step, quantity), and which stages follow from it."""
     from assemble.stages.verify import code_of, descendants
 
     first = differences[0]

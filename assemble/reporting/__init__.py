@@ -1,1 +1,1 @@
-"""Records of finished stages, published tables, claims, and the pages rendered from them; imports no torch."""
+"""Handle records, published tables, claims and the pages rendered from them, without importing torch."""

@@ -1,4 +1,4 @@
-"""Joins records with a paper's tables: the values of each cell over draws, and the omitted records."""
+"""Join records with a paper's tables: collect each cell's values over draws, and list the omitted records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from assemble.reporting.tables import Expected, Published, Row, Table, Tables
 class Cell:
     """A cell of a table at one scale; `values` are means over the cell's stages, whose ids are `instances`.
 
-    `finished` are the draws of which all stages are recorded, also without a value: METEOR needs Java.
+    `finished` lists the draws whose stages are all recorded, even if a value is missing (METEOR needs Java).
     """
 
     published: Published | None = None
@@ -32,19 +32,19 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """The mean minus the published number; None if one is missing or a range is published."""
+        """Return the mean minus the published number. None if one is missing, or if a range is published."""
         published = self.published.ends if self.published else ()
         return self.mean - published[0] if self.mean is not None and len(published) == 1 else None
 
     @property
     def spread(self) -> float | None:
-        """Sample standard deviation over draws; None below two."""
+        """Return the sample standard deviation over draws, or None below two draws."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The records of one paper and scale that may be averaged, and notes on omitted ones by stage."""
+    """The records of one paper and scale that may be averaged, and notes on the omitted records by stage."""
 
     kept: dict[tuple[str, Draw], Record]
     left_out: dict[str, list[str]]
@@ -54,7 +54,7 @@ class Chosen:
 class TableResult:
     """A table filled from the records of one scale; `cells` are by row label and metric id, for the rows shown.
 
-    `given`: whether the records start from files, such as the authors' weights, or from our pre-training.
+    `given` is true if the records start from files, such as the authors' weights, and false after our pre-training.
     """
 
     table: Table
@@ -69,13 +69,13 @@ class TableResult:
 
     @property
     def records(self) -> list[Record]:
-        """Every record behind the table, once."""
+        """Return every record behind the table, once."""
         unique = {(r.stage, r.draw): r for cell in self.cells.values() for r in cell.records}
         return [unique[key] for key in sorted(unique)]
 
     @property
     def origin(self) -> str:
-        """Where the weights are from if we did not pre-train them: `from the authors' weights`."""
+        """Return `from the authors' weights` or similar if we did not pre-train the weights; else empty."""
         if not self.given:
             return ""
         return "from the authors' weights" if all(r.of_authors for r in self.records) else "from given weights"
@@ -85,22 +85,22 @@ class TableResult:
         return any(cell.values for cell in self.cells.values())
 
     def complete(self, draws: Collection[Draw], made: Collection[str]) -> bool:
-        """Whether every cell whose stages are in `made` is finished for each draw."""
+        """Check that every cell whose stages are in `made` is finished for each draw."""
         filled = [cell for cell in self.cells.values() if cell.instances and set(cell.instances) <= set(made)]
         return bool(filled) and all(cell.finished >= set(draws) for cell in filled)
 
 
 def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
-    """The deviations of records, each field once, as the newest record states it."""
+    """List the deviations of records. Each field appears once, as the newest record states it."""
     by_age = sorted(records, key=lambda record: record.started)
     newest = {deviation["field"]: deviation for record in by_age for deviation in record.deviations}
     return [newest[field] for field in sorted(newest)]
 
 
 def select(records: Iterable[Record], paper: str, scale: str, given: bool = False) -> Chosen:
-    """Choose the records to average: one scale, the newest configuration of each stage, one lineage.
+    """Choose the records to average: one scale, the newest configuration of each stage, and the same parents.
 
-    Records that start from a file are chosen apart, with `given`.
+    With `given`, choose the records that start from a file.
     """
     newest: dict[tuple[str, Draw], Record] = {}
     for record in records:
@@ -116,7 +116,7 @@ def select(records: Iterable[Record], paper: str, scale: str, given: bool = Fals
         left_out.setdefault(record.stage, []).append(f"{record.draw} of `{record.stage}` is left out: {why}")
 
     def other_parent(record: Record) -> str | None:
-        """A parent that was replaced after the record was measured."""
+        """Find a parent that was replaced after the record was measured."""
         for parent in record.parents.values():
             key = (parent["stage"], record.draw)
             if key in newest and (key not in kept or kept[key].lineage_hash != parent["lineage_hash"]):
@@ -128,7 +128,7 @@ def select(records: Iterable[Record], paper: str, scale: str, given: bool = Fals
         if record.configuration != current[stage]:
             leave_out(record, f"configuration {record.configuration}, while the newest record has {current[stage]}")
     while stale := next(((record, at) for _, record in sorted(kept.items()) if (at := other_parent(record))), None):
-        leave_out(stale[0], f"it was measured on another `{stale[1]}` than the one recorded now; run it again")
+        leave_out(stale[0], f"`{stale[1]}`, which it starts from, was trained again since; run it again")
     return Chosen(kept, left_out)
 
 
@@ -139,7 +139,7 @@ def collect(
     tables: Sequence[str] | None = None,
     given: bool = False,
 ) -> list[TableResult]:
-    """Fill the tables (of these ids) of a paper that exist at a scale, from records of any scale."""
+    """Fill a paper's tables at a scale. `records` may have any scale, and `tables` limits the ids."""
     chosen = select(records, source.paper, scale, given)
     wanted = source.tables if tables is None else tuple(source.table(name) for name in tables)
     return [_fill(source, table, scale, chosen, given) for table in wanted if scale in table.scales]

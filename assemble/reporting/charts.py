@@ -1,4 +1,4 @@
-"""Dot plots, curves of tables and training curves as deterministic SVG in the report page's colors."""
+"""Draw dot plots, table curves and training curves as deterministic SVG in the report page's colors."""
 
 from __future__ import annotations
 
@@ -48,16 +48,16 @@ class _Dot(NamedTuple):
 
 
 def caption(result: TableResult) -> str:
-    """Caption of a table's figure: its curve, or a dot plot if the table has `chart`; empty for neither."""
+    """Return the caption of a table's figure, or an empty text if the table has none."""
     if result.table.curve and (panels := _curve_panels(result)):
         return f"{' and '.join(panels)} against {result.table.curve.x}; the bands are 95 % intervals"
     if result.table.chart and _panels(result):
-        return "Dots are means over seeds, lines their 95 % intervals (cut at the edge), ticks draws"
+        return "Dots are means over seeds, lines are 95 % intervals (cut at the edge), and ticks are single draws"
     return ""
 
 
 def dots(result: TableResult, yours: TableResult | None = None) -> str:
-    """Measured cells as dots on zoomed axes, a panel per metric; empty below two rows. `yours` gets its own mark."""
+    """Draw measured cells as dots on zoomed axes, one panel per metric. Return an empty text below two rows."""
     panels = _panels(result, yours)
     return _dots(f"{result.table.title} ({result.scale})", panels) if panels else ""
 
@@ -119,7 +119,7 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
 
 
 def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
-    """Margins of claims by paper: ours as dots with 95 % intervals, the paper's as ticks; logarithmic beyond 1."""
+    """Draw claims by paper: our margins as dots with 95 % intervals, the paper's as ticks (log scale beyond 1)."""
     rows = [(name, judged) for name, group in groups.items() for judged in group]
     labels = _LETTER * max(len(judged.check.text) for _, judged in rows) + 20
     figure = new_figure(_WIDTH + 100, _ROW * (len(rows) + len(groups)) + 40)
@@ -152,9 +152,9 @@ def _bent(value: float) -> float:
 
 
 def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
-    """A strip of a dot plot for each claim, with the axis of `margins` but zoomed; empty for checks.
+    """Draw one strip of a dot plot per claim, on a zoomed axis of `margins`. A check gets an empty text.
 
-    Dot and line are our mean and interval, the tick is the paper's margin; the second of a pair is yours.
+    Dot and line are our mean and interval; the tick is the paper's margin. The second judgment of a pair is yours.
     """
 
     def x(value: float) -> str:
@@ -183,7 +183,7 @@ def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
 
 
 def curve(result: TableResult) -> str:
-    """The curve of a table: lines with at least two measured points, with their 95 % intervals as bands."""
+    """Draw the curve of a table: lines with at least two measured points, and their 95 % intervals as bands."""
     drawn, panels = result.table.curve, _curve_panels(result)
     if drawn is None or not panels:
         return ""
@@ -194,7 +194,7 @@ def curve(result: TableResult) -> str:
         axis.set_xscale("log")
         axis.axhline(0, color=LINE, linewidth=1)
         places = sorted({place for line in lines.values() for place, *_ in line})
-        # Label as many points as fit.
+        # Label as many points as there is room for.
         shown = places[:: math.ceil(len(places) * 38 / (right - 64))]
         axis.set_xticks(shown, [f"{place:g}" for place in shown])
         axis.set_xticks([], minor=True)
@@ -210,7 +210,7 @@ def curve(result: TableResult) -> str:
 
 
 def _curve_panels(result: TableResult) -> dict[str, dict[str, list[tuple[float, float, float, float]]]]:
-    """(place, mean, ends of its interval) by panel and line."""
+    """Return (x, mean, ends of the interval) by panel and line."""
     bands: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
     for y, lines in result.table.curve.panels.items() if result.table.curve else ():
         for label, points in lines.items():
@@ -222,7 +222,7 @@ def _curve_panels(result: TableResult) -> dict[str, dict[str, list[tuple[float, 
 
 
 def _possible(judged: Judged, result: TableResult) -> tuple[float, float] | None:
-    """The interval, for a single cell within the range of a percentage."""
+    """Return the interval. For a single cell, limit it to the range of a percentage."""
     cells = judged.comparison.cells() if judged.comparison else ()
     if judged.interval and len(cells) == 1 and result.table.metric(cells[0].metric).unit == "%":
         return max(0.0, judged.interval[0]), min(100.0, judged.interval[1])
@@ -230,7 +230,7 @@ def _possible(judged: Judged, result: TableResult) -> tuple[float, float] | None
 
 
 def training(title: str, lines: Mapping[str, Points], band: Sequence[tuple[float, float, float]] = ()) -> str:
-    """Training curves: name to (step, value) points, at least one; `band` is (step, lowest, highest) recorded."""
+    """Draw training curves: (step, value) points by name. `band` has (step, lowest, highest) of recorded runs."""
     return _training(title, tuple((name, tuple(points)) for name, points in lines.items()), tuple(band))
 
 
@@ -255,7 +255,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in pixels, independent of font sizes."""
+    """Add axes at a position in pixels, independent of font sizes."""
     full_width, full_height = (72 * inches for inches in figure.get_size_inches())
     box = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
     axis = figure.add_axes(box)
@@ -268,14 +268,14 @@ def add_axes(figure: Figure, left: float, top: float, width: float, height: floa
 
 
 def add_text(figure: Figure, x: float, y: float, text: str, **style: str) -> None:
-    """Text at a place in pixels, by its baseline."""
+    """Add text whose baseline is at a position in pixels."""
     width, height = (72 * inches for inches in figure.get_size_inches())
     style = {"color": INK, **style}
     figure.text(x / width, 1 - y / height, text.replace("$", r"\$"), fontsize=11, **style)  # type: ignore[arg-type]
 
 
 def _strokes(axis: Axes, strokes: Sequence[tuple[float, float, float, float]], color: str, width: float) -> None:
-    """Lines from (x, y) to (x, y) as one path; a line of zero length is a dot."""
+    """Add lines from (x, y) to (x, y) as one path. A line of zero length is a dot."""
     if strokes:
         gap = math.nan
         x = [value for left, _, right, _ in strokes for value in (left, right, gap)]
@@ -290,7 +290,7 @@ def _band(axis: Axes, points: Sequence[tuple[float, float, float]], color: str, 
 
 
 def to_svg(figure: Figure, label: str) -> str:
-    """A figure as text, without what differs between machines and without ids, which would repeat on a page."""
+    """Return a figure as SVG text that is the same on every machine. Drop ids, which would repeat on a page."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -305,7 +305,7 @@ def to_svg(figure: Figure, label: str) -> str:
     text = re.sub(r"font(-family)?: ((?:bold )?[\d.]+px )?[^;\"]*'[^;\"]*", r"font\1: \2sans-serif", text)
     shorter = functools.partial(re.compile(r"(\d+\.\d)\d+|\s*\n(?=[LMCQz\"])").sub, r"\1")
     text = re.sub(r"<[^>]+>", lambda tag: shorter(tag[0]), text).replace('pt"', '"')  # not in labels
-    # Only browsers know variables, so that the dark colors override plain ones.
+    # Viewers other than browsers ignore media queries and variables, so the plain attributes hold the light colors.
     rules = [
         f'svg [style*="{kind}: {light}"] {{{kind}: {dark} !important}}'
         for light, dark in COLORS.values()

@@ -1,4 +1,4 @@
-"""Claims and checks, judged over the measured cells draw by draw.
+"""Judge claims and checks from the measured cells of each draw.
 
 They hold when the 95 % interval of the mean difference over seeds (Student's t) is beyond the threshold, fail when it
 is on the other side, and are otherwise not separable. One seed has no interval, so its verdict is whether the sign
@@ -31,18 +31,18 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Judged:
-    """The verdict on a claim or check at one scale.
+    """Hold the verdict on a claim or check at one scale.
 
     Args:
         paper: the paper's margin; empty for a check.
         difference: mean over seeds of the deciding comparison's difference.
         interval: 95 % confidence interval of the mean; None below two seeds.
-        seeds: how many have every cell of the deciding comparison.
+        seeds: number of seeds that have every cell of the deciding comparison.
         rounding: the difference's largest range over roundings of one seed.
         excess: how far the worse end of the interval passes the threshold.
-        detail: why it was not run, or the cells of the deciding comparison if there are several.
+        detail: why it was not run; else the cells of the deciding comparison, if the claim has several comparisons.
         origin: see `TableResult.origin`.
-        comparison: the deciding one; None if it was not run.
+        comparison: the deciding comparison; None if the claim was not run.
     """
 
     check: Check
@@ -61,17 +61,17 @@ class Judged:
 
     @property
     def paper_margin(self) -> float | None:
-        """The paper's margin if it is one number."""
+        """Return the paper's margin if it is one number."""
         return float(self.paper) if re.fullmatch(r"[+-]?[\d.]+", self.paper) else None
 
     @property
     def rounding_note(self) -> str:
-        """What rounding alone does to the difference, if it is more than half of it: `rounding alone: 2.1`."""
+        """Return `rounding alone: 2.1` if rounding changes the difference by more than half of its size; else empty."""
         return f"rounding alone: {self.rounding:.2g}" if self.rounding > abs(self.difference or 0.0) / 2 else ""
 
     @property
     def outcome(self) -> str:
-        """The mean difference, its interval and the number of seeds: `+3.06 (+2.1 to +4.02; n=10)`."""
+        """Return the mean difference, its interval and the number of seeds: `+3.06 (+2.1 to +4.02; n=10)`."""
         if self.difference is None:
             return self.detail
         sign = "+" if self.paper else ""
@@ -81,12 +81,12 @@ class Judged:
 
 
 def judge(result: TableResult, checks: Iterable[Check]) -> list[Judged]:
-    """Judge those claims or checks of a filled table that exist at its scale."""
+    """Judge the claims or checks of a filled table that exist at its scale."""
     return [_judge(check, result) for check in checks if result.scale in check.scales]
 
 
 def judge_alike(judged: Judged, result: TableResult) -> Judged:
-    """The deciding comparison of a judged claim, judged over another result of its table."""
+    """Judge the deciding comparison of a claim again, on another result of its table."""
     assert judged.comparison is not None
     return _compare(judged.comparison, result, Judged(judged.check, judged.table, judged.scale, judged.paper))
 
@@ -146,7 +146,7 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
 
 
 def _what(cells: Sequence[CellName], result: TableResult) -> str:
-    """What a comparison compares: `SOA-I: S + W vs. none`."""
+    """Describe what a comparison compares: `SOA-I: S + W vs. none`."""
     rows: dict[str, list[str]] = {}
     for cell in cells:
         rows.setdefault(result.table.metric(cell.metric).label, []).append(cell.row)
@@ -154,12 +154,12 @@ def _what(cells: Sequence[CellName], result: TableResult) -> str:
 
 
 def seed_means(values: Mapping[Draw, float]) -> list[float]:
-    """The mean over roundings of each seed; roundings of one seed are not independent."""
+    """Average the roundings of each seed, since they are not independent."""
     return [statistics.fmean(group) for group in by_seed(values).values()]
 
 
 def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
-    """95 % confidence interval of the mean of a normal variable, by Student's t; None below two values."""
+    """Return the 95 % confidence interval of the mean by Student's t, or None below two values."""
     if len(values) < 2:
         return None
     from scipy.special import stdtrit

@@ -1,7 +1,7 @@
-"""The code behind a record: the sources that a stage's classes import, found without importing them.
+"""Find the code behind a record: the source files that a stage's classes import. Nothing is imported to find them.
 
-A record stores two hashes per file, `code:text`: of the syntax tree without docstrings, and of the text, which is
-faster to compare. Comments, blank lines and formatting change only the second.
+A record stores two hashes per file, `code:text`: one of the syntax tree without docstrings, and one of the text, which
+is faster to compare. Comments, blank lines and formatting change only the text's hash.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from assemble.reporting.draws import Draw
     from assemble.reporting.records import Record
 
-#: Parts of `common` that compute numbers; the others read files, export models and draw pictures.
+#: Parts of `common` that compute numbers. The other parts read files, export models and draw pictures.
 COUNTED = ("data", "encoders", "losses", "memory", "metrics", "protocols", "training")
 
 
 def fingerprint(modules: Iterable[str]) -> dict[str, str]:
-    """The files of these modules and of all that they import, each with its hashes."""
+    """Return the hashes of the files of these modules and of all modules that they import."""
     waiting, seen, files = set(modules), set[str](), dict[str, str]()
     while waiting:
         seen.add(module := waiting.pop())
@@ -39,7 +39,7 @@ def fingerprint(modules: Iterable[str]) -> dict[str, str]:
 
 
 def differing(left: Mapping[str, str], right: Mapping[str, str]) -> list[str]:
-    """Files whose code differs between two fingerprints; none if either is unknown."""
+    """List the files whose code differs between two fingerprints. The list is empty if either is unknown."""
     if not left or not right:
         return []
     return [name for name in sorted({*left, *right}) if _code(left.get(name)) != _code(right.get(name))]
@@ -50,19 +50,19 @@ def _code(hashes: str | None) -> str | None:
 
 
 def nearest(files: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> list[str]:
-    """The files in which a fingerprint differs from the most similar one of the others."""
+    """List the files in which a fingerprint differs from the most similar of the others."""
     return min([differing(files, candidate) for candidate in others], key=len, default=[])
 
 
 def changed(files: Mapping[str, str]) -> list[str]:
-    """Files of a fingerprint whose code is different now; another project's missing file counts as unchanged."""
+    """List the files of a fingerprint whose code has changed. Another project's missing file counts as unchanged."""
     return differing(files, {name: _now(name, hashes) for name, hashes in files.items()})
 
 
 def joined(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """The fingerprint of a training that other code began: a file that differs gets both hashes.
+    """Join the fingerprints of a training that other code began. A file that differs gets both hashes.
 
-    It equals neither, and an unknown fingerprint stays unknown.
+    The result equals neither fingerprint. If one is unknown, so is the result.
     """
     if not earlier:
         return {}
@@ -71,13 +71,13 @@ def joined(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]
 
 
 def changed_text(files: Sequence[str]) -> str:
-    """`papers/avid_cma/loss.py changed`, with up to three names."""
+    """Return `papers/avid_cma/loss.py changed`, with up to three names."""
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return f"{', '.join(files[:3])}{more} changed"
 
 
 def sentence(changes: Iterable[Collection[str]]) -> str:
-    """`3 stages were trained by other code: papers/avid_cma/loss.py changed`, of each stage's `changed` files."""
+    """Return `3 stages were trained by other code: papers/avid_cma/loss.py changed` from each stage's changed files."""
     stale = [files for files in changes if files]
     names = sorted({name for files in stale for name in files})
     were = "stage was" if len(stale) == 1 else "stages were"
@@ -85,7 +85,7 @@ def sentence(changes: Iterable[Collection[str]]) -> str:
 
 
 def other_code(records: Iterable[Record]) -> str:
-    """The `sentence` on records; a stage that starts from one of other code counts."""
+    """Return the `sentence` for records. A stage counts if it or a stage it starts from was trained by other code."""
     changes: dict[tuple[str, Draw, str], set[str]] = {}
     for record in sorted(records, key=lambda record: record.started):
         parents = [changes.get((record.scale, record.draw, parent["stage"]), ()) for parent in record.parents.values()]
@@ -94,7 +94,7 @@ def other_code(records: Iterable[Record]) -> str:
 
 
 def against(mine: Iterable[Record], recorded: Collection[Record]) -> str:
-    """How the code of runs differs from that of the recorded runs of the same stages, in one line."""
+    """Say in one line how the code of runs differs from that of the recorded runs of the same stages."""
     files, unknown = set[str](), False
     for record in mine:
         hashes = [peer.code for peer in recorded if peer.stage == record.stage and peer.code]
@@ -107,11 +107,11 @@ def against(mine: Iterable[Record], recorded: Collection[Record]) -> str:
 
 @functools.cache
 def source_file(module: str) -> Path | None:
-    """The file of a module; of a nested one without importing its package, as `find_spec` would."""
+    """Return the file of a module. Unlike `find_spec`, this doesn't import the parent package."""
     top, *parts = module.split(".")
     try:
         spec = importlib.util.find_spec(top)
-    except (ImportError, ValueError):  # a module that has no spec, such as `__main__`
+    except (ImportError, ValueError):  # A module without a spec, such as `__main__`.
         return None
     if spec is None or not spec.submodule_search_locations:
         return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") and not parts else None
@@ -131,7 +131,7 @@ def parse(text: str) -> ast.Module:
 
 
 def _counts(module: str) -> bool:
-    """Whether a module's code counts: the papers', the library's and the user's, but no installed package's."""
+    """Check whether a module's code counts. Papers, the library and users' modules do; installed packages don't."""
     top, _, rest = module.partition(".")
     if top == "papers":
         return not module.endswith(".monitoring")
@@ -143,7 +143,7 @@ def _counts(module: str) -> bool:
 
 @functools.cache
 def _loaded(module: str) -> tuple[str, str, frozenset[str]] | None:
-    """Name, hashes and imports of a module's file. A process keeps what it imported, so later edits don't count."""
+    """Return the name, hashes and imports of a module's file. Edits made after the process imported it don't count."""
     file = source_file(module)
     if file is None:
         return None
@@ -156,7 +156,7 @@ def _loaded(module: str) -> tuple[str, str, frozenset[str]] | None:
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
-    """Imported modules, also those inside functions, but not those for types."""
+    """List the modules that a file imports, including imports inside functions but not under `TYPE_CHECKING`."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
@@ -167,7 +167,7 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             parents = package.split(".")[: 1 - node.level or None] if node.level else []
             base = ".".join([*parents, *filter(None, [node.module])])
-            for alias in node.names:  # `from package import module` and `from module import name` look alike
+            for alias in node.names:  # `from package import module` and `from module import name` look the same.
                 whole = f"{base}.{alias.name}"
                 yield whole if source_file(whole) else base
         else:
@@ -175,7 +175,7 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
 
 
 def _now(name: str, recorded: str) -> str:
-    """The present hashes of a file, which its recorded hashes name if its text is the same."""
+    """Return the current hashes of a file. If its text is unchanged, these are the recorded ones."""
     file = source_file(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
     if file is None:
         return "" if name.endswith(".py") else recorded
@@ -187,7 +187,7 @@ def _hashes_now(file: Path, stamp: tuple[int, ...], recorded: str) -> str:
     text = file.read_text(encoding="utf-8")
     try:
         return recorded if recorded.endswith(f":{_hash(text)}") else _code_hash(text)
-    except SyntaxError:  # in the middle of an edit
+    except SyntaxError:  # The file is being edited.
         return ""
 
 
@@ -198,7 +198,7 @@ def _code_hash(text: str) -> str:
 
 
 def _write_tree(node: Any, parts: list[str]) -> None:
-    """A syntax tree as text without docstrings; unlike `ast.dump`, the same in every version of Python."""
+    """Write a syntax tree as text without docstrings. Unlike `ast.dump`, it is the same in all Python versions."""
     if isinstance(node, ast.AST):
         parts.append(f"({type(node).__name__}")
         for name, value in ast.iter_fields(node):

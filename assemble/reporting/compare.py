@@ -1,9 +1,9 @@
-"""Compares a run's cells with the recorded mean and spread over draws, worst first.
+"""Compare a run's cells with the mean and standard deviation of the recorded runs, worst first.
 
 A cell is in range if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
 deviations for many seeds, 2.8 for six), within its metric's tolerance, or equal up to the last printed digit.
-Roundings of one seed count by their mean. So one cell in twenty is outside by chance; the cells of one draw are
-correlated. If a draw of the same seed is recorded, a narrower interval around it applies as well; see `_same_seed`.
+Roundings of one seed are averaged. One cell in twenty is outside by chance, and the cells of one draw are correlated.
+If a draw of the same seed is recorded, a narrower interval around it applies as well; see `_same_seed`.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ OUTSIDE = "outside"
 IN_RANGE = "in range"
 NO_REFERENCE = "no reference"
 _WORST_FIRST = (OUTSIDE, IN_RANGE, NO_REFERENCE)
-#: Expected fraction of a valid draw's cells outside, and of valid draws rejected for their worst cell.
+#: Expected fraction of cells outside in a valid draw, and of valid draws rejected because of their worst cell.
 CHANCE = 0.05
 BIT_EQUAL = "bit-equal"
 WITHIN = "within rounding"
 DIFFERS = "differs"
-#: Seeds recorded under two roundings before a difference from the same seed fails a run.
+#: Number of seeds that must be recorded under two roundings before a difference from the same seed fails a run.
 ENOUGH_PAIRS = 5
-#: Weight of a paper's usual rounding variance, in degrees of freedom.
+#: Weight of a paper's typical rounding variance, in degrees of freedom.
 PRIOR = 4
-#: A draw may have so many times more cells outside than expected, since its cells are correlated.
+#: How many times more cells than expected may be outside, since the cells of a draw are correlated.
 CROWD = 3
 
 
 @dataclass(frozen=True)
 class SameSeed:
-    """A measured cell and its prediction from the recorded draws of the same seed.
+    """Hold a measured cell and its prediction from the recorded draws of the same seed.
 
     Args:
         difference: measured minus predicted.
         allowed: half the 95 % prediction interval.
-        likelihood: probability of such a difference by rounding.
+        likelihood: probability that rounding causes such a difference.
         equal: whether a recorded draw of the seed has exactly this value.
         decisive: whether enough seeds were recorded under two roundings to fail a run.
     """
@@ -74,14 +74,14 @@ class SameSeed:
 
 @dataclass(frozen=True)
 class Compared:
-    """A measured cell and its reference, roundings averaged; `table` is the first table with this cell.
+    """Hold a measured cell and its reference, with roundings averaged. `table` is the first table with this cell.
 
     Args:
         difference: measured minus reference; None without a reference.
         spread: standard deviation over recorded seeds; None below two.
-        allowed: the largest difference that still reproduces the reference; counts the uncertainty of both means.
+        allowed: the largest difference that counts as reproduced. It includes the uncertainty of both means.
         ratio: the difference in units of the allowed one.
-        likelihood: probability that a draw like the recorded ones is this far off: 0.05 at the allowed difference.
+        likelihood: probability that a valid draw is this far off; 0.05 at the allowed difference.
         verdict: `in range`, `outside` or `no reference`; one seed has no spread to compare with.
         settled: whether all draws, recorded and compared, agree to the last digit, so the cell can't tell runs apart.
         same: the comparison with the same seed; None if it isn't recorded, or rounding's effect is unknown.
@@ -103,7 +103,7 @@ class Compared:
 
     @property
     def remark(self) -> str:
-        """Why the two may not be comparable, or why there is no reference; usually empty."""
+        """Say why the two may not be comparable, or why there is no reference. Usually empty."""
         if self.difference is None:
             return "nothing recorded"
         ours = {(r.stage, r.configuration) for r in self.mine.records}
@@ -113,7 +113,7 @@ class Compared:
 
     @property
     def text(self) -> str:
-        """`AVID, UCF101 top-1 78.1 against 83.0 ± 2.1`."""
+        """Describe the cell: `AVID, UCF101 top-1 78.1 against 83.0 ± 2.1`."""
         mine, reference = (
             measured_text(cell, self.metric.decimals, len(cell.values)) for cell in (self.mine, self.reference)
         )
@@ -127,7 +127,7 @@ def _compared(
 
     tolerance, last_digit = metric.tolerance.get(scale), 0.5 * 10.0**-metric.decimals
     same = _same_seed(mine, reference, share, (tolerance or 0.0) / 4, last_digit)
-    fewer = _per_seed(mine) - _per_seed(reference)  # the mean of fewer roundings varies more
+    fewer = _per_seed(mine) - _per_seed(reference)  # A mean of fewer roundings varies more.
     extra = max(0.0, fewer * _rounding(reference, share)[0])
     mine, reference = (
         replace(cell, values={Draw(seed): fmean(values) for seed, values in by_seed(cell.values).items()})
@@ -136,7 +136,7 @@ def _compared(
     measured, recorded, spread = mine.values, reference.values, reference.spread
     difference = None if mine.mean is None or reference.mean is None else mine.mean - reference.mean
     if spread is None and measured.keys() != recorded.keys():
-        tolerance = None  # it is the error of the test set; other seeds may differ by more
+        tolerance = None  # The tolerance covers the error of the test set; other seeds may differ by more.
     limit = float(stdtrit(len(recorded) - 1, 1 - CHANCE / 2))
     chance = limit * math.sqrt(spread**2 / len(recorded) + (spread**2 + extra) / len(measured)) if spread else 0.0
     allowed = max(chance, tolerance or 0.0, last_digit)
@@ -154,7 +154,7 @@ def _compared(
 
 
 def _per_seed(cell: Cell) -> float:
-    """The mean over seeds of the reciprocal number of roundings."""
+    """Return the mean over seeds of one over the number of roundings."""
     return fmean(1 / len(values) for values in by_seed(cell.values).values()) if cell.values else 0.0
 
 
@@ -172,20 +172,20 @@ def _rounding(reference: Cell, share: float | None) -> tuple[float, int]:
 
 
 def _share(references: Iterable[Cell]) -> float | None:
-    """The variance over roundings of one seed relative to that over seeds, the median over cells; None if unknown."""
+    """Return the rounding variance divided by the variance over seeds (median over cells), or None if it is unknown."""
     from scipy.special import chdtri
 
     shares = []
     for cell in references:
         means, (rounding, degrees) = seed_means(cell.values), _rounding(cell, None)
         if degrees and len(means) > 1 and (spread := variance(means)):
-            # A variance of few degrees of freedom is mostly below its expectation.
+            # An estimated variance with few degrees of freedom is usually too small.
             shares.append(rounding / spread * degrees / float(chdtri(degrees, 0.5)))
     return median(shares) if shares else None
 
 
 def _same_seed(mine: Cell, reference: Cell, share: float | None, floor: float, last_digit: float) -> SameSeed | None:
-    """Compare with the recorded draws of the same seed: seeds are random effects, and roundings vary within them.
+    """Compare with the recorded draws of the same seed. Seeds are random effects, and roundings vary within a seed.
 
     The prediction is the seed's recorded mean, shrunk towards the mean over seeds by the share of rounding in its
     variance.
@@ -214,14 +214,14 @@ def _same_seed(mine: Cell, reference: Cell, share: float | None, floor: float, l
 
 
 def others_recorded(paper: str, scale: str, mine: Iterable[Record]) -> list[Record]:
-    """Promoted records other than these runs: a run that was promoted is no reference for itself."""
-    # By seed, because promotion may have named the instruction set.
+    """Return the promoted records without these runs, since a run must not be its own reference."""
+    # Compare by seed, because promotion may have added the instruction set to the name.
     identities = {(record.stage, record.seed, record.started) for record in mine}
     return [r for r in find_promoted(paper, scale) if (r.stage, r.seed, r.started) not in identities]
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
-    """Compare every trained, unsettled cell of a paper at one scale, once, with its reference; worst first."""
+    """Compare every trained cell of a paper at one scale with its reference, worst first. Settled cells are omitted."""
     cells: dict[tuple[tuple[str, ...], str], Compared] = {}
     results = collect(source, scale, reference)
     share = _share(cell for result in results for cell in result.cells.values())
@@ -239,7 +239,7 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
 
 
 def summary(compared: Sequence[Compared]) -> str:
-    """The verdict, such as `matches the recorded runs: 41 of 42 cells in the expected range, worst: ...`."""
+    """Return the verdict, such as `matches the recorded runs: 41 of 42 cells in the expected range, worst: ...`."""
     judged = [c for c in compared if c.verdict != NO_REFERENCE]
     lacking = len(compared) - len(judged)
     if not judged:
@@ -259,10 +259,11 @@ def summary(compared: Sequence[Compared]) -> str:
 
 
 def strict_failure(compared: Sequence[Compared]) -> str | None:
-    """Why these runs don't match the recorded ones; None if they do, or if no cell has a reference.
+    """Say why these runs don't match the recorded ones. None if they match, or if no cell has a reference.
 
     They don't match if the worst cell would occur in fewer than one valid draw in twenty (Bonferroni), or if more than
-    three in twenty cells (and more than one) are outside. Differences from the same seed count alike, once they decide.
+    three in twenty cells (and more than one) are outside. The same rules apply to differences from the same seed if
+    they are decisive.
     """
     across = [(c, c.likelihood, c.ratio, c.verdict == OUTSIDE) for c in compared if c.verdict != NO_REFERENCE]
     decisive = [(c, c.same) for c in compared if c.same and c.same.decisive]
@@ -276,7 +277,7 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
             )
         outside = sum(is_outside for *_, is_outside in judged)
         if outside > max(1, CROWD * CHANCE * len(judged)):
-            return f"{outside} of {len(judged)} cells are outside{note}, and by chance only one in twenty would be"
+            return f"{outside} of {len(judged)} cells are outside{note}; by chance, one in twenty would be"
     return None
 
 
@@ -302,7 +303,7 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
 
 
 def _same_seed_text(same: SameSeed | None, digits: int) -> str:
-    """`within rounding: +0.8, allowed 3.8`."""
+    """Return `within rounding: +0.8, allowed 3.8`."""
     if same is None or same.equal:
         return same.verdict if same else ""
     return f"{same.verdict}: {same.difference:+.{digits}f}, allowed {same.allowed:.{digits + 1}f}"

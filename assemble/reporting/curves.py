@@ -1,4 +1,4 @@
-"""Training curves: read from a run's metrics file, or from the table of promoted runs."""
+"""Read training curves from a run's metrics file, or from the table of promoted runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from assemble.reporting.records import RecordError, warn_of
 from common.files import MOST_BYTES, open_regular, parsing
 
 MAX_POINTS = 200
-#: Larger values count as infinite; they would overflow when drawn.
+#: Larger values count as infinite, since they would overflow when drawn.
 LARGEST = 1e300
-#: Columns of a table of curves; the last two are lists of numbers separated by spaces.
+#: Columns of a table of curves. The last two hold numbers separated by spaces.
 HEAD = ("scale", "draw", "stage", "name", "steps", "values")
 
 #: Metric to its finite (step, value) points, sorted by step.
@@ -26,7 +26,7 @@ Curves = dict[str, list[tuple[float, float]]]
 
 
 def read_points(path: Path) -> Curves:
-    """Every point of a run's `metrics.csv`; empty if it does not exist, or, with a warning, if it is damaged."""
+    """Read all points of a run's `metrics.csv`. Return none if it doesn't exist; warn if it is damaged."""
     curves: Curves = {}
     if not path.exists():
         return curves
@@ -43,11 +43,11 @@ def read_points(path: Path) -> Curves:
 
 
 def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
-    """The curves of a table, by scale, draw and stage; empty if it does not exist."""
+    """Read the curves of a table, by scale, draw and stage. Return none if the table doesn't exist."""
     curves: dict[tuple[str, str, str], Curves] = {}
     if not path.exists():
         return curves
-    csv.field_size_limit(sys.maxsize)  # a curve with many points exceeds the default
+    csv.field_size_limit(sys.maxsize)  # A curve with many points exceeds the default limit.
     with (
         parsing(path, RecordError),
         open_regular(path) as packed,
@@ -60,7 +60,7 @@ def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
 
 
 def table_of(curves: Mapping[tuple[str, str, str], Curves]) -> bytes:
-    """A compressed table of curves with five digits per value; a stream per draw keeps git's differences small."""
+    """Compress curves into a table with five digits per value. One stream per draw keeps git's diffs small."""
     parts: dict[tuple[str, str], list[tuple[str, ...]]] = {("", ""): [HEAD]}
     for (scale, draw, stage), metrics in sorted(curves.items()):
         rows = parts.setdefault((scale, draw), [])
@@ -80,7 +80,7 @@ def _rows(rows: Iterable[tuple[str, ...]]) -> bytes:
 
 
 def band_of(runs: Iterable[Curves]) -> dict[str, list[tuple[float, float, float]]]:
-    """Per curve of several runs, the least and the greatest value at every step: (step, least, greatest)."""
+    """Return the range of each curve over several runs, as (step, lowest, highest)."""
     values: dict[str, dict[float, list[float]]] = {}
     for curves in runs:
         for metric, points in thinned(curves).items():
@@ -90,7 +90,7 @@ def band_of(runs: Iterable[Curves]) -> dict[str, list[tuple[float, float, float]
 
 
 def summaries(path: Path) -> dict[str, float]:
-    """A run's `metrics.csv` as `<metric>` (last value), and `<metric>:min` and `<metric>:max` if there are several."""
+    """Summarize a run's `metrics.csv`: `<metric>` is the last value; with several, `:min` and `:max` are added."""
     extremes: dict[str, float] = {}
     for name, points in read_points(path).items():
         values = [value for _, value in points]
@@ -101,17 +101,17 @@ def summaries(path: Path) -> dict[str, float]:
 
 
 def importance(metric: str) -> tuple[bool, bool, bool, str]:
-    """Sort key of metrics: losses first, the total loss before its parts, validation before training."""
+    """Return a sort key for metrics: losses first, the total loss before its parts, validation before training."""
     return "loss" not in metric, metric.rpartition("/")[2] != "loss", not metric.startswith("val"), metric
 
 
 def thinned(curves: Curves) -> Curves:
-    """Curves to draw: those of two points or more, with at most `MAX_POINTS`."""
+    """Return the curves with two or more points, reduced to at most `MAX_POINTS` each."""
     return {name: _means(points) for name, points in curves.items() if len(points) > 1}
 
 
 def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Means of equal groups of neighboring points, so no noise peak is picked by chance."""
+    """Average equal groups of neighboring points, so that no noise peak is picked by chance."""
     if len(points) <= MAX_POINTS:
         return points
     size = math.ceil(len(points) / MAX_POINTS)

@@ -1,4 +1,4 @@
-"""Finds where a run's training curves leave the band of the recorded runs, and the most likely cause.
+"""Find where a run's training curves leave the band of the recorded runs, and the most likely cause.
 
 A curve is cut into at most 32 windows. A window is outside if it is further from the recorded mean than Student's t
 allows, on a log scale, with a variance pooled over neighboring windows and Bonferroni's correction over all windows of
@@ -26,16 +26,16 @@ from assemble.reporting.records import IGNORED_KEYS, SEED_KEYS, Record, counted,
 from assemble.reporting.results import find_promoted, place_of, promoted_curves
 from assemble.reporting.runs import flat, text_of
 
-#: Fraction of valid runs that may leave the band in any stage.
+#: Fraction of valid runs that may leave the band.
 CHANCE = 0.05
-#: Recorded runs that a band needs.
+#: Number of recorded runs that a band needs.
 LEAST = 3
 WINDOWS = 32
-#: Windows on either side that share in a window's variance.
+#: Number of neighboring windows on each side whose variance is pooled with a window's.
 NEIGHBORS = 3
 #: Recorded curves have five digits.
 ROUNDING = 1e-4
-#: Kinds of causes, most likely first; the first two are reported even if the curves stay inside the band.
+#: Kinds of causes, most likely first. The first two are reported even if the curves stay inside the band.
 DATA, CONFIGURATION, CODE, VERSIONS, INSTRUCTIONS = KINDS = (
     "data", "configuration", "code", "library versions", "instruction set",
 )  # fmt: skip
@@ -47,14 +47,14 @@ RunWithCurves = tuple[Record, Curves]
 
 @dataclass(frozen=True)
 class Divergence:
-    """A stage of one draw, compared with the recorded runs.
+    """Compare a stage of one draw with the recorded runs.
 
     Attributes:
         step: the first step outside the band; None if the curves stay inside.
         last: the last recorded step.
         curve: the curve that leaves first.
-        differences: kind to what differs from the recorded runs, in the order of `KINDS`.
-        parent: the stage that it starts from, if that one explains the difference.
+        differences: what differs from the recorded runs, by kind, in the order of `KINDS`.
+        parent: the stage it starts from, if that stage explains the difference.
     """
 
     stage: str
@@ -67,7 +67,7 @@ class Divergence:
 
     @property
     def explained(self) -> bool:
-        """Whether the run is known to measure something else, even if its curves stay inside."""
+        """Check whether the run measures something else by design, even if its curves stay inside the band."""
         return (
             DATA in self.differences
             or CONFIGURATION in self.differences
@@ -80,25 +80,25 @@ class Divergence:
 
     @property
     def cause(self) -> str:
-        """The most likely cause: a kind of `KINDS`, `parent` or `chance`."""
+        """Return the most likely cause: one of `KINDS`, `parent` or `chance`."""
         if self.parent and not self.explained:
             return "parent"
         return next(iter(self.differences), "chance") if self.reported else "chance"
 
     @property
     def reason(self) -> str:
-        """The cause and what differs: `configuration: model.learning_rate 0.0004, recorded 0.0002`."""
+        """Return the cause and what differs: `configuration: model.learning_rate 0.0004, recorded 0.0002`."""
         detail = f"starts from {self.parent}" if self.cause == "parent" else self.differences.get(self.cause)
         return f"{self.cause}: {detail}" if detail else self.cause
 
 
 def with_curves(records: Iterable[Record], folder: Path) -> list[RunWithCurves]:
-    """Records of a folder of runs with their curves."""
+    """Return the records of a folder of runs with their curves."""
     return [(record, read_points(record.folder(folder) / "metrics.csv")) for record in records]
 
 
 def recorded(paper: Paper, scale: str, against: Path | None) -> list[RunWithCurves]:
-    """The reference for a paper's runs: promoted records, or another folder of runs."""
+    """Return the reference for a paper's runs: promoted records, or another folder of runs."""
     if against is not None:
         runs = with_curves(find(against, paper.name, scale), against)
     else:
@@ -109,7 +109,7 @@ def recorded(paper: Paper, scale: str, against: Path | None) -> list[RunWithCurv
 
 
 def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves]) -> list[Divergence]:
-    """Compare every stage of mine that has a band, in run order; one with overrides (`+`) with the stage itself."""
+    """Compare each stage that has a band, in run order. A stage with overrides (`+`) is compared with the plain one."""
     by_stage: dict[str, list[RunWithCurves]] = {}
     for run in reference:
         by_stage.setdefault(run[0].stage, []).append(run)
@@ -118,7 +118,7 @@ def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves])
         # Exclude the run itself, which may have been promoted.
         base = by_stage.get(record.stage.partition("+")[0], ())
         others = [run for run in base if (run[0].seed, run[0].started) != (record.seed, record.started)]
-        seeds = {peer.seed: theirs for peer, theirs in others}  # roundings of one seed are not independent
+        seeds = {peer.seed: theirs for peer, theirs in others}  # Roundings of one seed are not independent.
         if curves and (bands := _bands([*seeds.values()])):
             compared = _Compared(record, curves, [peer for peer, _ in others], bands)
             by_draw.setdefault(record.draw, []).append(compared)
@@ -127,7 +127,7 @@ def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves])
 
 @dataclass(frozen=True)
 class _Compared:
-    """A stage of mine, and the recorded runs of it with their bands."""
+    """One of the user's stages, and its recorded runs with their bands."""
 
     record: Record
     curves: Curves
@@ -156,7 +156,7 @@ def _of_draw(stages: Sequence[_Compared]) -> list[Divergence]:
 
 
 def _judged(curves: Curves) -> Curves:
-    """The curves that are compared: the training loss and the norms of gradients."""
+    """Select the curves to compare: the training loss and the gradient norms."""
     return {name: curves[name] for name in sorted(curves) if name == "train/loss" or name.startswith("gradient_norm")}
 
 
@@ -169,8 +169,8 @@ class Band:
     size: int
 
     def left_by(self, points: list[tuple[float, float]], cells: int) -> float | None:
-        """The first step at which a curve is outside or missing; Bonferroni's correction is for `cells` windows."""
-        recorded = dict(points)  # may have more steps: the logging interval doesn't affect training
+        """Return the first step at which a curve is outside or missing. `cells` windows are tested (Bonferroni)."""
+        recorded = dict(points)  # The curve may have more steps, since the logging interval doesn't affect training.
         lacking = min(set(self.steps) - recorded.keys(), default=None)
         before = [recorded[step] for step in self.steps if lacking is None or step < lacking]
         mine = _windows(np.array([before]), self.size)[0]
@@ -187,7 +187,7 @@ class Band:
 
 
 def _bands(runs: Sequence[Curves]) -> dict[str, Band]:
-    """The bands of curves for which enough runs have the same steps."""
+    """Return the bands of the curves for which enough runs have the same steps."""
     bands = {}
     for name in dict.fromkeys(name for curves in runs for name in _judged(curves)):
         curves = [curve[name] for curve in runs if name in curve]
@@ -200,15 +200,15 @@ def _bands(runs: Sequence[Curves]) -> dict[str, Band]:
 
 
 def _windows(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Means of `size` neighboring values along the last axis; drops an incomplete window at the end."""
+    """Average `size` neighboring values along the last axis. Drop an incomplete window at the end."""
     count = values.shape[1] // size
     return values[:, : count * size].reshape(len(values), count, size).mean(-1)
 
 
 def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
-    """What differs from all recorded runs, by kind of cause: `model.learning_rate 0.0004, recorded 0.0002`."""
+    """List what differs from all recorded runs, by kind of cause: `model.learning_rate 0.0004, recorded 0.0002`."""
     facts, recorded_facts = _facts(mine), [_facts(peer) for peer in others]
-    # A miniature's data may depend on the seed: compare with the same seed, else with what all seeds share.
+    # A miniature's data may depend on the seed. Compare with the same seed if it is recorded, else with all seeds.
     same_seed = [fact for peer, fact in zip(others, recorded_facts) if peer.seed == mine.seed]
     differing: dict[str, str] = {}
     for kind in KINDS:
@@ -226,7 +226,7 @@ def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
 
 
 def _code_differences(mine: Record, peers: Sequence[Record]) -> list[str]:
-    """Files that differ from those of every recorded run; if some fingerprint is unknown, whether mine was edited."""
+    """List the files that differ from every recorded run. If a fingerprint is unknown, say if the tree is dirty."""
     dirty = [UNCOMMITTED] if mine.git.get("dirty") and not any(peer.git.get("dirty") for peer in peers) else []
     hashes = [peer.code for peer in peers if mine.code and peer.code]
     files = code.nearest(mine.code, hashes)
@@ -234,7 +234,7 @@ def _code_differences(mine: Record, peers: Sequence[Record]) -> list[str]:
 
 
 def _facts(record: Record) -> dict[str, dict[str, Any]]:
-    """What may explain a different curve, by kind of cause."""
+    """Return everything in a record that may explain a different curve, by kind of cause."""
     return {
         DATA: {
             f"{name}: {part}": held.get(part)

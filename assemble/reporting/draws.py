@@ -1,6 +1,6 @@
-"""A draw: seed and floating-point rounding of a run.
+"""Handle draws. A draw is the seed and the floating-point rounding of a run.
 
-A CPU's instruction set determines the order in which numbers are summed, and so how sums are rounded. This can change
+The CPU's instruction set determines the order of summation, and so the rounding of sums. This can change
 the results of a small network that is trained briefly.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple
 from common.errors import StageError
 
 NATIVE = "native"
-#: Instruction set to the variables that restrict oneDNN and ATen to it, weakest first; `native` sets none.
+#: The environment variables that restrict oneDNN and ATen to an instruction set, weakest first. `native` sets none.
 INSTRUCTION_SETS: dict[str, dict[str, str]] = {
     NATIVE: {},
     "sse41": {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default"},
@@ -24,7 +24,7 @@ INSTRUCTION_SETS: dict[str, dict[str, str]] = {
     "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512"},
 }
 _VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
-#: Flags in /proc/cpuinfo that each requires.
+#: The flags in /proc/cpuinfo that each instruction set requires.
 _FLAGS = {
     "sse41": {"sse4_1"},
     "avx": {"avx"},
@@ -34,19 +34,19 @@ _FLAGS = {
 
 
 class Draw(NamedTuple):
-    """Seed and rounding of a run; `native` is the CPU's default."""
+    """The seed and the rounding of a run; `native` is the CPU's default rounding."""
 
     seed: int
     isa: str = NATIVE
 
     @property
     def folder(self) -> str:
-        """`seed0`, or `seed0-sse41`."""
+        """Return the folder's name: `seed0`, or `seed0-sse41`."""
         return f"seed{self.seed}" if self.isa == NATIVE else f"seed{self.seed}-{self.isa}"
 
     @property
     def label(self) -> str:
-        """`0`, or `0 (sse41)`."""
+        """Return the label in tables: `0`, or `0 (sse41)`."""
         return f"{self.seed}" if self.isa == NATIVE else f"{self.seed} ({self.isa})"
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Draw(NamedTuple):
 
 
 def by_seed(values: Mapping[Draw, float]) -> dict[int, list[float]]:
-    """Seed to its values under one or several roundings."""
+    """Group values by seed. Each seed has one value per rounding."""
     seeds: dict[int, list[float]] = {}
     for draw in sorted(values):
         seeds.setdefault(draw.seed, []).append(values[draw])
@@ -62,32 +62,32 @@ def by_seed(values: Mapping[Draw, float]) -> dict[int, list[float]]:
 
 
 def draws_text(draws: Iterable[Draw]) -> str:
-    """Draws in a few words: `seed 0, seed 1, seed 0 (sse41)`; empty without draws."""
+    """List draws in words: `seed 0, seed 1, seed 0 (sse41)`."""
     order = list(INSTRUCTION_SETS)
     return ", ".join(map(str, sorted(set(draws), key=lambda draw: (order.index(draw.isa), draw.seed))))
 
 
 def cpu_info(field: str) -> str:
-    """A field of the first CPU in /proc/cpuinfo; empty if unknown."""
+    """Return a field of the first CPU in /proc/cpuinfo, or an empty text."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def machine_isa() -> str | None:
-    """The strongest known instruction set of this machine; None if it isn't x86 or is unknown."""
+    """Return this machine's strongest known instruction set, or None if there is none (not x86)."""
     flags = set(cpu_info("flags").split())
     return next((isa for isa in reversed(_FLAGS) if _FLAGS[isa] <= flags), None)
 
 
 def instruction_sets_here() -> list[str]:
-    """Those that this machine can use, weakest first after `native`."""
+    """List the instruction sets that this machine has, weakest first after `native`."""
     sets, has = list(INSTRUCTION_SETS), machine_isa()
     return sets[: sets.index(has) + 1] if has else [NATIVE]
 
 
 def use(isa: str) -> None:
-    """Restrict this process and its children to an instruction set; call before torch is imported."""
+    """Restrict this process and its children to an instruction set. Call this before torch is imported."""
     if isa not in instruction_sets_here():
         has = machine_isa() or "none of these"
         raise StageError(f"--isa {isa}: this machine has {has}; use that, a weaker one or native")

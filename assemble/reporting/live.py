@@ -1,4 +1,4 @@
-"""The report page of running stages: rendered again when a run changes, served on the loopback interface."""
+"""Serve the report page on the loopback interface, and render it again when a run changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from assemble.reporting import progress
 from assemble.reporting.runs import run_folders
 from common.errors import ReportingError
 
-#: A request for another host comes from a foreign site whose name was pointed at this machine (DNS rebinding).
+#: Refuse other host names: a foreign site may point its name at this machine (DNS rebinding).
 HOSTS = ("127.0.0.1", "localhost")
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -29,7 +29,7 @@ _FILES = ("record.json", "identity.json", "metrics.csv", "progress.json")
 
 
 class LiveReport(ThreadingHTTPServer):
-    """Serves a page on the loopback interface until shut down; port 0 takes any free one.
+    """Serve a page on the loopback interface until shut down. Port 0 takes any free port.
 
     Args:
         render: makes the page from a stamp that identifies its version.
@@ -50,7 +50,7 @@ class LiveReport(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/"
 
     def stamp(self) -> str:
-        """Changes when a run does, but not too often: rendering takes at most a tenth of the time."""
+        """Return a stamp that changes when a run does. Limit rendering to a tenth of the time."""
         if time.monotonic() < self._next:
             return self._stamp
         return str(hash(tuple(_state(folder) for folder in run_folders(self._runs))))
@@ -69,7 +69,7 @@ class LiveReport(ThreadingHTTPServer):
 
 def _state(folder: Path) -> tuple[Any, ...]:
     times = [path.stat().st_mtime_ns if (path := folder / name).is_file() else 0 for name in _FILES]
-    # If a process is killed, no file changes, but its progress becomes too old.
+    # If a process is killed, no file changes, but its last progress becomes outdated.
     return folder.name, *times, progress.read(folder, time.time() - 120) is None
 
 
@@ -82,7 +82,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing."""
 
     def do_GET(self) -> None:
-        # Only the host: a tunnel changes the port.
+        # Compare only the host, since a tunnel changes the port.
         if re.sub(r":\d+$", "", self.headers.get("Host", "")).lower() not in HOSTS:
             return self._send(403, "text/plain", f"this page only answers to {', '.join(HOSTS)}".encode())
         if self.path not in ("/", "/stamp"):

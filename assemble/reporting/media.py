@@ -1,4 +1,4 @@
-"""A run's pictures, clips and small tables, embedded within a budget of bytes."""
+"""Embed a run's pictures, clips and small tables, within a budget of bytes."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _ROW, _ROW_CONTENT = ".row.png", ".row.json"
 
 @dataclass
 class Budget:
-    """Bytes of media, before encoding, that still fit on the page."""
+    """Count how many bytes of media, before encoding, still fit on the page."""
 
     left: int
 
     def refuse(self, size: int) -> str:
-        """Why so many bytes do not fit, or an empty string; counts those that fit."""
+        """Say why so many bytes do not fit. If they fit, count them and return an empty text."""
         if size > MAX_FILE_BYTES:
             return f"{size / MEBIBYTE:.1f} MiB, more than {MAX_FILE_BYTES / MEBIBYTE:.0f}"
         if size > self.left:
@@ -52,7 +52,7 @@ class Medium(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """A small table of texts; `more` rows are not shown."""
+    """A small table of texts. `more` is the number of rows not shown."""
 
     name: str
     header: list[str]
@@ -62,7 +62,7 @@ class Sheet(NamedTuple):
 
 @dataclass
 class Gallery:
-    """A run's media, and which files were omitted and why; `rows` maps a title to its columns' names and the row."""
+    """A run's media, and the omitted files with the reasons. `rows` has the column names and the row by title."""
 
     media: list[Medium] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Gallery:
 
 
 def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> Gallery:
-    """A run's media within the budget; with `rows` also `<title>.row.png`, which `<title>.row.json` describes."""
+    """Collect a run's media within the budget. With `rows`, include each `<title>.row.png` and its JSON file."""
     gallery = Gallery()
     for name in record.media:
         path = folder / name
@@ -83,7 +83,7 @@ def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> 
             continue
         try:
             file = open_inside(folder, name)
-        except (OSError, ValueError):  # an untrusted record must not show other files
+        except (OSError, ValueError):  # An untrusted record must not show other files.
             gallery.left_out.append(f"{path.name} (not in the run's folder)")
             continue
         with file:

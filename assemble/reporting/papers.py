@@ -1,4 +1,4 @@
-"""The papers, found by their tables files; the order of scales; the project's folders."""
+"""Find the papers by their tables files; define the order of scales and the project's folders."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 from common.errors import ReportingError, nearest
 from common.files import parse_yaml, parsing, read_text
 
-#: Largest first; `single` takes about a day on one GPU, and only applies to tables that list it.
+#: Largest first. `single` takes about a day on one GPU, and only applies to tables that list it.
 SCALES = ("paper", "single", "mini", "smoke")
-#: Smoke numbers mean nothing: they only show that a stage runs.
+#: Omit `smoke`: its numbers only show that a stage runs.
 PROMOTED_SCALES = ("paper", "single", "mini")
 
 
@@ -25,7 +25,7 @@ class Paper:
     Args:
         short: the name in `make reproduce-<short>`.
         about: the method in a few words.
-        checkpoints: GB of a checkpoint at the published sizes, by job, as `plan --estimate` gives them.
+        checkpoints: size in GB of a checkpoint at the published sizes, by job, from `plan --estimate`.
         without_files: replacements for the dotted configuration fields that need files, to train without these files;
             `{named: word, count: 3}` means the texts `word 0`, `word 1`, `word 2`.
         rounding: standard deviation over roundings of one seed, relative to that over seeds, until records show it.
@@ -55,19 +55,19 @@ class Paper:
 
 
 def project_root() -> Path:
-    """Folder of `papers/` and `configs/`: `ASSEMBLE_ROOT`, a checkout, or where the package was installed."""
+    """Return the folder with `papers/` and `configs/`: `ASSEMBLE_ROOT`, a checkout, or the installed package's."""
     override = os.environ.get("ASSEMBLE_ROOT")
     return Path(override).expanduser().resolve() if override else Path(__file__).resolve().parents[2]
 
 
 def checkout() -> Path | None:
-    """The project's checkout; None for an installed package."""
+    """Return the project's checkout, or None for an installed package."""
     root = project_root()
     return root if os.environ.get("ASSEMBLE_ROOT") or (root / "pyproject.toml").is_file() else None
 
 
 def working_folder() -> Path:
-    """Default parent of `runs/` and `data/`: the checkout, else the current folder."""
+    """Return the default parent of `runs/` and `data/`: the checkout, else the current folder."""
     return checkout() or Path.cwd()
 
 
@@ -76,7 +76,7 @@ def runs_root() -> Path:
 
 
 def existing_papers() -> list[Paper]:
-    """The papers that have a tables file, in order."""
+    """List the papers that have a tables file, in order."""
     files = (project_root() / "papers").glob("*/tables.yaml")
     papers = [_headed(file, file.stat().st_mtime_ns) for file in files]
     return sorted(papers, key=lambda paper: (paper.order, paper.name))
@@ -88,7 +88,7 @@ def names_of_papers() -> str:
 
 @functools.lru_cache(maxsize=64)
 def _headed(file: Path, changed: int) -> Paper:
-    """Parse only the head of a tables file; parsing all of it takes fifty times as long."""
+    """Parse only the head of a tables file, since parsing all of it takes fifty times as long."""
     with parsing(file, ReportingError):
         block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", read_text(file), re.MULTILINE)
         head = parse_yaml(block[0])["paper"] if block else {}

@@ -1,4 +1,4 @@
-"""Power analysis: how many paired runs separate two rows of a table by the interval that claims use."""
+"""Estimate how many paired runs separate two rows of a table, by the interval that claims use."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from assemble.reporting.claims import CONFIDENCE, seed_means
 from assemble.reporting.tables import Metric, Row, part_named
 from common.errors import ReportingError, nearest
 
-#: Most runs to consider.
+#: Largest number of runs to consider.
 MOST_RUNS = 10_000
 
 
 @dataclass(frozen=True)
 class Paired:
-    """A metric of two rows of a table, and their difference in each seed that both have; roundings are averaged."""
+    """A metric of two rows, and its difference for each seed that both rows have. Roundings are averaged."""
 
     result: TableResult
     metric: Metric
@@ -42,7 +42,7 @@ class Paired:
 
 
 def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) -> Paired:
-    """The recorded pair that these names mean: labels or models of rows, and the id or label of a metric."""
+    """Find the recorded pair with these labels or models of rows and this id or label of a metric."""
     for name in (row, over):
         if not any(part_named(name, result.rows, "label", "model") for result in results):
             labels = {line.label for result in results for line in result.rows}
@@ -56,7 +56,7 @@ def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) 
                 pairs.append(Paired(result, chosen, mine, theirs))
     if not pairs:
         raise ReportingError(f"no table has {metric!r} of {row} and {over}: {nearest(metric, metrics)}")
-    # Tables may share cells.
+    # Several tables may share a cell.
     recorded = {(*pair.stages, pair.metric.key): pair for pair in reversed(pairs) if len(pair.differences) > 1}
     if not recorded:
         raise ReportingError(f"{metric} of {row} and {over}: fewer than two recorded runs have both")
@@ -67,29 +67,31 @@ def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) 
         )
     (pair,) = recorded.values()
     if not statistics.stdev(pair.differences):
-        raise ReportingError(f"{metric} of {row} and {over} differs by the same amount in all runs: no spread is known")
+        raise ReportingError(
+            f"{metric} of {row} and {over} differs by the same amount in all runs, so the variance is zero"
+        )
     return pair
 
 
 def power_of(gap: float, spread: float, runs: int) -> float:
-    """Probability that the 95 % interval of `runs` differences with mean `gap` and deviation `spread` is above 0."""
+    """Return the probability that `runs` differences (mean `gap`, deviation `spread`) have a 95 % interval above 0."""
     limit = stdtrit(runs - 1, (1 + CONFIDENCE) / 2)
     return float(1 - nctdtr(runs - 1, gap / spread * math.sqrt(runs), limit))
 
 
 def runs_for(gap: float, spread: float, power: float) -> int:
-    """The fewest runs with this power; above `MOST_RUNS` if those are too few."""
+    """Return the smallest number of runs with this power, or more than `MOST_RUNS` if `MOST_RUNS` is not enough."""
     return 2 + bisect_left(range(2, MOST_RUNS + 1), power, key=lambda runs: power_of(gap, spread, runs))
 
 
 def smallest_gap(spread: float, runs: int, power: float) -> float:
-    """The smallest true difference that so many runs separate with this power."""
+    """Return the smallest true difference that `runs` runs separate with this power."""
     limit = stdtrit(runs - 1, (1 + CONFIDENCE) / 2)
     return float(nctdtrinc(runs - 1, 1 - power, limit)) * spread / math.sqrt(runs)
 
 
 def spread_range(spread: float, runs: int) -> tuple[float, float]:
-    """95 % confidence interval of the standard deviation of so many normal values."""
+    """Return the 95 % confidence interval of the standard deviation of `count` normal values."""
     ends = chdtri(runs - 1, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     low, high = (spread * math.sqrt((runs - 1) / end) for end in ends)
     return low, high

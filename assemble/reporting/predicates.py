@@ -1,4 +1,4 @@
-"""Predicates over the cells of a table, such as `AVID-CMA.ucf >= AVID.ucf + 1`; never evaluated as Python."""
+"""Parse predicates over a table's cells, such as `AVID-CMA.ucf >= AVID.ucf + 1`, without running them as Python."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Value = Callable[["CellName"], float]
 
 @dataclass(frozen=True)
 class CellName:
-    """A cell of a table by its row's label and its metric's id."""
+    """Name a cell of a table by its row's label and its metric's id."""
 
     row: str
     metric: str
@@ -45,7 +45,7 @@ class Term:
 
     Args:
         value: its value, given those of cells. Division by zero raises `ZeroDivisionError`.
-        constant: what it adds to its cells, such as 5 in `A.ucf + 5`.
+        constant: the number added to its cells, such as 5 in `A.ucf + 5`.
     """
 
     value: Callable[[Value], float]
@@ -55,7 +55,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference of cells and the constant that it must pass: of `A.ucf >= B.ucf + 5` these are A - B and 5."""
+    """A difference of cells and its threshold. For `A.ucf >= B.ucf + 5`, these are A - B and 5."""
 
     left: Term
     compare: Callable[[float, float], bool]
@@ -66,14 +66,14 @@ class Comparison:
         return self.right.constant - self.left.constant
 
     def difference(self, of: Value) -> float:
-        """Left side minus right side, without their constants."""
+        """Return the left side minus the right side, without their constants."""
         return self.left.value(of) - self.right.value(of) + self.threshold
 
     def accepts(self, difference: float) -> bool:
         return self.compare(difference, self.threshold)
 
     def excess(self, difference: float) -> float:
-        """By how much a difference passes the threshold (positive) or misses it."""
+        """Return by how much a difference passes the threshold (positive) or misses it (negative)."""
         return (difference - self.threshold) * (1 if self.compare in (operator.ge, operator.gt) else -1)
 
     def cells(self) -> tuple[CellName, ...]:

@@ -1,4 +1,4 @@
-"""Shows the progress that each running stage writes to a file in its folder."""
+"""Show the progress that each running stage writes to a file in its folder."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import Any
 from common.files import read_bytes
 
 FILE = "progress.json"
-#: Least seconds between two lines about a stage in a log.
+#: Shortest time in seconds between two lines about a stage in a log.
 QUIET = 60.0
 
 
 class Watch(ExitStack):
-    """Shows running stages: lines that update in place on a terminal, else a new line per quarter of a training."""
+    """Show running stages: on a terminal, lines that update in place; else a new line per quarter of a training."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -72,9 +72,11 @@ class Watch(ExitStack):
 
 
 def read(folder: Path, since: float) -> dict[str, Any] | None:
-    """The progress written after `since`, or None: `step`, `share` of the training, `loss`, `left` in seconds."""
+    """Read the progress written after `since`: `step`, `share` of the training, `loss`, and seconds `left`. Or None."""
     try:
-        if (folder / FILE).stat().st_mtime < since - 1:  # from an earlier session; file systems round times
+        if (
+            folder / FILE
+        ).stat().st_mtime < since - 1:  # The file is from an earlier session. Allow for file systems that round times.
             return None
         return json.loads(read_bytes(folder / FILE))
     except (OSError, ValueError):
@@ -90,7 +92,7 @@ def _text(progress: dict[str, Any] | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `3.2 min` or `38.0 h`."""
+    """Write a duration as `45 s`, `3.2 min` or `38.0 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

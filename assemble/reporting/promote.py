@@ -1,4 +1,4 @@
-"""Promotion: copies records of clean revisions, and their curves, from runs into the committed results."""
+"""Promote records of clean revisions: copy them and their curves from runs into the committed results."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def promote(
         return []
     tables = load(entry.name)
     runs_root().mkdir(exist_ok=True)
-    with exclusive(runs_root() / ".promote.lock"):  # two promotions would overwrite each other's shared parts
+    with exclusive(runs_root() / ".promote.lock"):  # Two promotions at once would overwrite each other's shared parts.
         promoted = {place_of(record): record for record in find_promoted(entry.name)}
         curves = promoted_curves(entry)
         before = list(promoted.values())
@@ -61,7 +61,7 @@ def promote(
             if action in (PROMOTED, UPDATED, UNCHANGED):
                 promoted[place] = kept
                 points = read_points(record.folder(root) / "metrics.csv")
-                if points or action != UNCHANGED:  # a copied record may lack the curves that are already promoted
+                if points or action != UNCHANGED:  # A copied record may lack the curves that are already promoted.
                     curves[place] = points
         if any(outcome.action in (PROMOTED, UPDATED, UNCHANGED) for outcome in done):
             write_results(entry, promoted.values(), curves)
@@ -69,13 +69,16 @@ def promote(
 
 
 def _decision(record: Record, present: Record | None, tables: Tables, replace: bool) -> tuple[str, str]:
-    """What to do with a record, and why if it is not promoted."""
+    """Decide what to do with a record, and why if it is not promoted."""
     if "+" in record.stage or record.stage.partition("@")[0] not in tables.stages:
         return KEPT, "not promoted, since it is not a stage of the paper's tables"
     if not record.of_authors:
         return KEPT, "not promoted, since it starts from a file of yours (--given), not from the authors' (--released)"
     if record.rehearsal:
-        return REFUSED, "it is a rehearsal on tiny data and measured nothing; run the stage with `assemble reproduce`"
+        return (
+            REFUSED,
+            "it is a rehearsal on tiny data, so its numbers mean nothing; run the stage with `assemble reproduce`",
+        )
     if not record.git.get("revision"):
         return REFUSED, "its revision is unknown (no git, or no repository); run the stage in a clone"
     if not record.clean:
@@ -95,14 +98,14 @@ def _decision(record: Record, present: Record | None, tables: Tables, replace: b
 
 
 def _machine(record: Record) -> str:
-    """The parts of a record's machine that may change its numbers."""
+    """Name the parts of a record's machine that may change its numbers."""
     hardware = record.hardware
     processors = [hardware.get("cpu") or "an unknown processor", *hardware.get("accelerators", [])]
     return f"{' with '.join(processors)} ({hardware.get('isa', {}).get('machine') or 'unknown instructions'})"
 
 
 def _as_kept(record: Record, promoted: Iterable[Record]) -> Record:
-    """The record to store: a native draw gets its instruction set if another machine has already recorded the seed."""
+    """Return the record to store. If another machine recorded the seed, a native draw gets its instruction set."""
     machine = record.hardware.get("isa", {}).get("machine")
     same = (peer for peer in promoted if (peer.scale, peer.draw) == (record.scale, record.draw))
     machines = {peer.hardware.get("isa", {}).get("machine") for peer in same} - {None}

@@ -1,4 +1,4 @@
-"""The record: the JSON file that a finished stage writes, and the hashes that identify its configuration."""
+"""Define the record, a JSON file that a finished stage writes, and the hashes that identify its configuration."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from common.errors import ReportingError, printable
 
 JOBS = ("pretrain", "fine_tune", "probe", "evaluate")
 RECORD_FILE = "record.json"
-#: Prefix of the reasons for a rehearsal's deviations.
+#: The reason for each deviation of a rehearsal starts with this text.
 REHEARSED = "rehearsal: "
-#: Follows the stage in the folder of a run that another one replaced; a time follows.
+#: A replaced run's folder is named after the stage, this text and a time.
 SET_ASIDE = ".previous"
-#: Suffix of the folder of a draw for the stages that start from a file, the authors' or another.
+#: Suffix of a draw's folder, for stages that start from the authors' weights or another file.
 GIVEN = "-given"
 
 MACHINE_KEYS = frozenset(
     {
-        # docs/cluster.md lists stages that depend on the number of devices nevertheless.
+        # docs/cluster.md lists the stages whose results do depend on the number of devices.
         "devices", "num_nodes", "accelerator", "strategy", "plugins",
         "num_workers", "persistent_workers", "pin_memory", "prefetch_factor", "cache_bytes", "in_flight_bytes",
         "jobs",  # fits of SVMs at a time
@@ -49,7 +49,7 @@ MACHINE_KEYS = frozenset(
 
 IGNORED_KEYS = MACHINE_KEYS | frozenset(
     {
-        # Paths. The lineage hash identifies parents' checkpoints, and the record's `data` the data.
+        # Paths. The lineage hash identifies the parents' checkpoints; the record's field `data` identifies the data.
         "root", "cache", "cache_dir", "cache_folder", "data_dir", "default_root_dir", "dirpath", "save_dir",
         "checkpoint_dir", "output_dir", "ckpt_path", "checkpoint", "checkpoint_path", "warm_start", "pretrained",
         "statistics", "config",
@@ -75,12 +75,12 @@ class RecordError(ReportingError):
 
 
 def _finite(value: float | None) -> float | None:
-    # A diverged diagnostic is stored as missing, so that a long run still gets its record.
+    # Store a diverged diagnostic as missing, so that a long run still gets its record.
     return value if value is not None and abs(value) < 1e300 else None
 
 
 def _plain(value: Any) -> Any:
-    """Copy as plain JSON data; tuples become lists, infinities and NaN become text."""
+    """Copy a value as plain JSON data. Tuples become lists; infinities and NaN become text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
@@ -116,7 +116,7 @@ _HARDWARE = dict[str, str | int | float | list[str] | _ISA]
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
 class Record:
-    """What a finished stage measured, and how.
+    """Store what a finished stage measured, and how.
 
     Args:
         stage: instance id, `ucf_1` or `ucf_1@avid_cma`.
@@ -124,11 +124,11 @@ class Record:
         metrics: accuracies in percent; a value that isn't finite is null.
         selection: which weights were measured: `last`, or the module's `selected_by`, such as `best on validation`.
         ours: values that no source of the paper gives.
-        deviations: what the scale changes beyond sizes; at the scale `paper`, what a rehearsal changes.
-        parents: configuration field to the stage whose checkpoint it takes, and the checkpoint's SHA-256.
-        given: stages that it starts from, at any distance, and that a file stands for: the file's name and SHA-256, and
+        deviations: what the scale changes besides sizes; at scale `paper`, what a rehearsal changes.
+        parents: by configuration field, the stage whose checkpoint fills it, and the checkpoint's SHA-256.
+        given: the direct and indirect parents that a file replaces: the file's name and SHA-256, and
             where the authors publish it, if it is theirs.
-        checkpoints: name of each of its own checkpoints to the SHA-256 of the file.
+        checkpoints: SHA-256 of each of the stage's checkpoints, by name.
         code: file to its hashes, see `assemble.reporting.code`; empty in old records.
         git: see `git_state`; `dirty` if any session of the stage was, `earlier` with revisions of earlier sessions.
         hardware: see `hardware`; `peak_memory_gib` is the most memory the process held.
@@ -182,7 +182,7 @@ class Record:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Record:
-        """The record with these fields, or a ValueError that names the malformed one."""
+        """Build the record from these fields, or raise a ValueError that names the malformed field."""
         try:
             return cls(**values)
         except ValidationError as error:
@@ -205,7 +205,7 @@ class Record:
 
     @property
     def of_authors(self) -> bool:
-        """Whether the authors' weights stand for every given stage, if there are any."""
+        """Check that every given stage, if any, uses the authors' weights."""
         return all("source" in file for file in self.given.values())
 
     @property
@@ -214,25 +214,25 @@ class Record:
 
     @property
     def clean(self) -> bool:
-        """Whether the record comes from a known revision of a clean tree."""
+        """Check that the record comes from a known revision of a clean tree."""
         return bool(self.git.get("revision")) and self.git.get("dirty") is False
 
 
 def short_name(field: str) -> str:
-    """A field as the command line names it: `model.temperature` for `model.init_args.temperature`."""
+    """Return a field as the command line names it: `model.temperature` for `model.init_args.temperature`."""
     return field.replace(".init_args", "")
 
 
 def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS) -> str:
-    """Hash, in 12 hexadecimal digits, of a configuration without the `ignored` keys, which don't change results."""
+    """Hash a configuration without the `ignored` keys, which don't change results. Return 12 hexadecimal digits."""
     canonical = json.dumps(counted(_plain(config), frozenset(ignored)), sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def counted(value: Any, ignored: frozenset[str]) -> Any:
-    """The part of a configuration that its hash covers."""
+    """Return the part of a configuration that its hash covers."""
     if isinstance(value, dict):
-        # A class counts by its name: moving it to another module doesn't change an experiment.
+        # Keep only the name of a class, since moving it to another module doesn't change an experiment.
         return {
             key: item.rpartition(".")[2] if key == "class_path" and isinstance(item, str) else counted(item, ignored)
             for key, item in value.items()
@@ -244,13 +244,13 @@ def counted(value: Any, ignored: frozenset[str]) -> Any:
 
 
 def lineage_hash(configuration: str, parents: Mapping[str, str]) -> str:
-    """Hash of a stage's `config_hash` and the lineage hashes of its parents, by configuration field."""
+    """Hash a stage's `config_hash` together with the lineage hashes of its parents, by configuration field."""
     canonical = json.dumps({"config": configuration, "parents": dict(parents)}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
-    """Copy of plain data with leading folders of paths replaced by names; the first pair that fits wins."""
+    """Copy plain data and replace the leading folders of paths by names. The first matching pair wins."""
     if isinstance(value, str):
         for folder, name in replacements:
             if value == folder or value.startswith(folder.rstrip("/") + "/"):
@@ -264,7 +264,7 @@ def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
 
 
 def without_folders(record: Record) -> Record:
-    """A copy to publish, whose configuration names no folder of this machine."""
+    """Return a copy to publish, without this machine's folders in the configuration."""
     folders = [(str(project_root()), "."), (str(Path.home()), "~")]
     return replace(record, config=portable(record.config, folders))
 
@@ -279,28 +279,28 @@ def read(path: Path) -> Record:
 
 
 def read_run(root: Path, folder: Path) -> Record:
-    """Read the record in a folder of `run_folders`; a `RecordError` if it is malformed or of another run."""
+    """Read the record in a folder of `run_folders`. Raise `RecordError` if it is malformed or from another run."""
     path = folder / RECORD_FILE
     record = read(path)
-    with files.parsing(path, RecordError):  # its draw may be malformed
+    with files.parsing(path, RecordError):  # The draw may be malformed.
         if record.folder(root) != folder:
-            raise ValueError(f"by its content this record belongs in {record.folder(root)}; move or delete it")
+            raise ValueError(f"the record is of another run, whose folder is {record.folder(root)}; move or delete it")
     return record
 
 
 def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str, given: bool = False) -> Path:
-    """`<root>/<paper>/<scale>/<draw>/<stage>`; the draw's folder ends in `-given` if a parent is given."""
+    """Return `<root>/<paper>/<scale>/<draw>/<stage>`. The draw's folder ends in `-given` if a parent is given."""
     return Path(root) / paper / scale / f"{draw.folder}{GIVEN if given else ''}" / stage
 
 
 @functools.cache
 def warn_of(text: str) -> None:
-    """Print a warning to standard error, each text only once."""
+    """Print a warning to standard error. Print each text only once."""
     print(printable(f"warning: {text}"), file=sys.stderr)
 
 
 def run_folders(root: Path, paper: str = "*", scale: str = "*") -> list[Path]:
-    """Folders of runs by paper, scale, draw and stage, without those set aside."""
+    """List the folders of runs by paper, scale, draw and stage. Skip replaced runs."""
     records = []
     for path in Path(root).glob(f"{paper}/{scale}/seed*/*"):
         place, draw = path.parts[-4:-2], re.fullmatch(r"seed(\d+)(-\w+)*", path.parts[-2])
@@ -315,7 +315,7 @@ def find(
     scale: str | None = None,
     strict: bool = False,
 ) -> list[Record]:
-    """Every record under a folder of runs, in order; skips malformed ones with a warning, unless `strict`."""
+    """Yield every record under a folder of runs, in order. Skip malformed ones with a warning, unless `strict`."""
     records = []
     for folder in run_folders(root, paper_named(paper).name if paper else "*", scale or "*"):
         try:
@@ -334,11 +334,11 @@ def in_order(records: Iterable[Record]) -> list[Record]:
 def expected_seconds(
     stages: Iterable[str], here: Iterable[Record], recorded: Sequence[Record], isa: str = NATIVE
 ) -> dict[str, float]:
-    """Seconds that stages take here, of those with a record.
+    """Estimate how many seconds stages take here. Stages without a record are left out.
 
-    A run here counts most, then recorded runs on this processor, with its instruction set, and others. Times of a worse
-    kind are scaled by the median over the stages that it shares with a better one. On each processor the fastest run
-    counts, because other work only makes a run longer; of several processors, the median.
+    Prefer runs here, then recorded runs on this processor, then on its instruction set, then others. Times of a less
+    preferred kind are scaled by the median ratio over the stages that both kinds have. Take the fastest run of each
+    processor, because other work only slows a run down, and the median over processors.
     """
     wanted, cpu = machine_isa() if isa == NATIVE else isa, processor()
     kinds: list[list[Record]] = [[], [], [], [record for record in here if record.draw.isa == isa]]
@@ -367,7 +367,7 @@ def instructions(record: Record) -> str | None:
 
 
 def git_state(root: Path | None) -> dict[str, Any]:
-    """Revision of a working tree, and whether it is `dirty`; both None without git or a repository.
+    """Return a working tree's revision, and whether it is `dirty`. Both are None without git or a repository.
 
     Promoted results, Markdown pages and folders of runs don't count, so promoting one record doesn't block the next.
     """
@@ -385,7 +385,7 @@ def git_state(root: Path | None) -> dict[str, Any]:
 def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            # Reading must not block a commit, nor leave a lock behind if killed.
+            # Reading must not block a commit, or leave a lock behind if it is killed.
             ["git", "--no-optional-locks", "-C", str(root), *arguments],
             capture_output=True,
             text=True,
@@ -397,7 +397,7 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def hardware(accelerators: Sequence[str] = (), isa: str = NATIVE) -> dict[str, Any]:
-    """The machine, for a record; `accelerators` are device names, passed in because finding them needs torch."""
+    """Describe the machine for a record. The caller passes the device names, because finding them needs torch."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "cpu": processor(),

@@ -1,4 +1,4 @@
-"""Filled tables as Markdown, in the READMEs, and on the terminal."""
+"""Write filled tables as Markdown, into the READMEs, and to the terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from common.errors import ReportingError
 from common.files import write_atomically
 
 DASH = "–"
-#: Claims of a paper in the README's figure and at the head of the report.
+#: Number of claims per paper in the README's figure and at the top of the report.
 MARGINS_SHOWN = 6
 VERDICT_COLORS = {
     HOLDS: "green", FAILS: "red", NOT_SEPARABLE: "yellow", AGREES: "green", DIFFERS: "yellow", NOT_RUN: "dim",
@@ -66,7 +66,7 @@ def fill(
 def fill_both(
     source: Tables, scale: str, records: Sequence[Record], tables: Sequence[str] | None = None
 ) -> list[Filled]:
-    """Tables filled from our pre-training, unless only given weights were measured, then those from given weights."""
+    """Fill tables from our pre-training. If only given weights were measured, fill them from these."""
     given = [f for f in fill(source, scale, records, tables, given=True) if f.result.measured]
     shown = {f.result.table.id for f in given}
     ours = [f for f in fill(source, scale, records, tables) if f.result.measured or f.result.table.id not in shown]
@@ -74,17 +74,17 @@ def fill_both(
 
 
 def records_of(paper: str, runs: Path | None = None) -> list[Record]:
-    """The promoted records of a paper, or the fresh ones in a folder of runs."""
+    """Return a paper's promoted records, or the records in a folder of runs."""
     return find_promoted(paper) if runs is None else find(runs, paper)
 
 
 def fill_all(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
-    """Every table at every scale except smoke."""
+    """Fill every table at every scale except smoke."""
     return [f for scale in PROMOTED_SCALES for f in fill_both(source, scale, records, tables)]
 
 
 def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
-    """Every table at every measured scale except smoke; an unmeasured table once, empty, at its largest scale."""
+    """Fill every table at every measured scale except smoke. An unmeasured table is empty, at its largest scale."""
     everywhere = fill_all(source, records, tables)
     filled: list[Filled] = []
     for table in source.tables:
@@ -102,7 +102,7 @@ GIVEN_MARK = " †"
 
 @dataclass(frozen=True)
 class Value:
-    """One value of a cell as text; `kind` is `published`, `measured`, `yours` or `difference`."""
+    """A value of a cell as text. `kind` is `published`, `measured`, `yours` or `difference`."""
 
     kind: str
     text: str
@@ -111,7 +111,7 @@ class Value:
 
 @dataclass(frozen=True)
 class View:
-    """A table as text: `kinds` are the values in each metric's cells, `rows` each row with its values by metric."""
+    """A table as text. `kinds` lists the values in each metric's cells; `rows` has each row's values by metric."""
 
     title: str
     caption: str
@@ -124,7 +124,7 @@ class View:
 
 
 def view(result: TableResult, yours: TableResult | None = None) -> View:
-    """Lay out a filled table without empty rows and columns; `yours` is the same table filled from other runs."""
+    """Lay out a filled table without empty rows and columns. `yours` is the same table filled from the user's runs."""
     yours = yours if yours is not None and yours.measured else None
     sources = {MEASURED: result} if result.measured else {}
     sources |= {YOURS: yours} if yours is not None else {}
@@ -158,7 +158,7 @@ def view(result: TableResult, yours: TableResult | None = None) -> View:
 
 
 def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
-    """`mean ± standard deviation (n=draws)`, without the number of draws if it equals `usual`."""
+    """Return `mean ± standard deviation (n=draws)`. Omit the number of draws if it equals `usual`."""
     mean, spread = cell.mean, cell.spread
     if mean is None:
         return DASH
@@ -168,7 +168,7 @@ def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
 
 
 def difference_text(cell: Cell, decimals: int) -> str:
-    """The difference from the published number, and whether it is what repeating it gave others, if that is known."""
+    """Return the difference from the published number, and if others repeated it, whether it agrees with theirs."""
     if cell.difference is None or cell.mean is None:
         return DASH
     text = f"{cell.difference:+.{decimals}f}"
@@ -179,7 +179,7 @@ def difference_text(cell: Cell, decimals: int) -> str:
 
 
 def published_text(cell: Cell, decimals: int) -> str:
-    """The published value with its footnote mark; a dash if unknown."""
+    """Return the published value with its footnote mark, or a dash if it is unknown."""
     if cell.published is None:
         return DASH
     mark = f" ({cell.published.mark})" if cell.published.mark else ""
@@ -187,28 +187,28 @@ def published_text(cell: Cell, decimals: int) -> str:
 
 
 def usual_draws(result: TableResult) -> int:
-    """The number of draws that most cells of a table have; 0 if nothing is measured."""
+    """Return the number of draws that most cells of a table have, or 0 if nothing is measured."""
     counts = [len(cell.values) for cell in result.cells.values() if cell.values]
     return max(set(counts), key=lambda n: (counts.count(n), n)) if counts else 0
 
 
 def heading(metric: Metric) -> str:
-    """Label and unit of a metric, with an arrow if lower is better."""
+    """Return a metric's label and unit, with an arrow if lower is better."""
     return f"{metric.title}{' ↓' if metric.better == 'down' else ''}"
 
 
 def is_paired(result: TableResult, metric: Metric) -> bool:
-    """Whether cells show published values next to the measured ones; only those at paper scale are comparable."""
+    """Check whether cells show published values too. Only measurements at paper scale are comparable with them."""
     return result.scale == "paper" and metric.published and any(metric.id in row.published for row in result.rows)
 
 
 def row_text(row: Row) -> str:
-    """Heading of a row; says so if the row is not the paper's."""
+    """Return the heading of a row. It is marked if the row is not the paper's."""
     return f"{row.label} (ours)" if row.ours else row.label
 
 
 def provenance(records: Sequence[Record]) -> str:
-    """One line on a set of records: draws, configurations, hardware, dates, revisions."""
+    """Summarize records in one line: draws, configurations, hardware, dates, revisions."""
     if not records:
         return "nothing measured yet"
     configurations = ", ".join(f"{stage} {h}" for stage, h in sorted({(r.stage, r.configuration) for r in records}))
@@ -228,7 +228,7 @@ def hardware_text(record: Record) -> str:
 
 
 def revision_text(record: Record) -> str:
-    """Short revision, flagged if the tree was dirty or git did not answer."""
+    """Return the short revision, marked if the tree was dirty or git did not answer."""
     revision = record.git.get("revision")
     if not revision:
         return "unknown"
@@ -239,7 +239,7 @@ def revision_text(record: Record) -> str:
 
 
 def table_markdown(result: TableResult, said: Collection[str] = (), cells: bool = True) -> str:
-    """A table as Markdown: `cells`, figure, notes that the page hasn't `said`, draws and source."""
+    """Write a table as Markdown: cells, figure, the notes that are not in `said`, draws and source."""
     shown = view(result)
     title = shown.title if result.scale == "paper" else f"{shown.title} ({shown.scale})"
     if not shown.rows:
@@ -253,7 +253,7 @@ def table_markdown(result: TableResult, said: Collection[str] = (), cells: bool 
         texts = [_pair(values) if paired else values[-1].text for values in row_cells]
         counts = {len(value.cell.values) for values in row_cells for value in values if value.cell.values}
         draws = f" (n={counts.pop()})" if len(counts) == 1 else ""
-        # If all cells of a row have the same unusual number of draws, only the label shows it.
+        # If all cells of a row have the same unusual number of draws, show it only at the label.
         label = row_text(row) + (draws if any(draws and text.endswith(draws) for text in texts) else "")
         lines.append("| " + " | ".join(map(_escape, (label, *(text.removesuffix(draws) for text in texts)))) + " |")
     if text := charts.caption(result):
@@ -269,13 +269,13 @@ def table_markdown(result: TableResult, said: Collection[str] = (), cells: bool 
 
 
 def _pair(values: Sequence[Value]) -> str:
-    """`81.5 / 50.0 ± 1.4`, or one dash if all are missing. A dash marks a metric without a published value."""
+    """Return `81.5 / 50.0 ± 1.4`, with a dash for a missing value, or a single dash if all are missing."""
     texts = [DASH] * (values[0].kind != PUBLISHED) + [value.text for value in values]
     return DASH if set(texts) == {DASH} else " / ".join(texts)
 
 
 def judged_cells(judged: Judged) -> dict[str, str]:
-    """A claim or check as heading to text: a claim has the paper's margin and ours, a check its value."""
+    """Return the cells of a claim or check by heading. A claim has the paper's margin and ours, a check its value."""
     text, verdict = judged.check.text, judged.verdict
     if isinstance(judged.check, Claim):
         ours = f"{judged.origin or 'ours'} (95 %)"
@@ -284,7 +284,7 @@ def judged_cells(judged: Judged) -> dict[str, str]:
 
 
 def judged_markdown(judged: Sequence[Judged]) -> list[str]:
-    """Claims or checks as a table, and a line for those that were not run."""
+    """Write claims or checks as a table, and those that were not run as one line."""
     run = [judged_cells(j) for j in _run(judged)]
     lines = []
     if run:
@@ -296,7 +296,7 @@ def judged_markdown(judged: Sequence[Judged]) -> list[str]:
 
 
 def claims_markdown(filled: Sequence[Filled]) -> str:
-    """The claims of all tables in one Markdown table per scale, and a line on our checks."""
+    """Write the claims of all tables as one Markdown table per scale, and summarize our checks in a line."""
     lines: list[str] = []
     for scale, origin in dict.fromkeys((f.result.scale, f.result.origin) for f in filled if f.result.measured):
         there = [f for f in filled if (f.result.scale, f.result.origin) == (scale, origin)]
@@ -313,7 +313,7 @@ def claims_markdown(filled: Sequence[Filled]) -> str:
 
 
 def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
-    """Headings to lines: per scale, deviations beyond sizes with their reasons, then values we chose."""
+    """List, for each scale, the deviations besides sizes with their reasons, then the values we chose."""
     groups: dict[str, list[str]] = {}
     for scale in SCALES:
         by_reason: dict[str, list[str]] = {}
@@ -326,7 +326,7 @@ def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
 
 def _values_of_ours(filled: Sequence[Filled]) -> dict[str, list[str]]:
     groups = {}
-    for scale in ("paper", "single"):  # all values of a miniature are ours
+    for scale in ("paper", "single"):  # All values of a miniature are ours.
         values: dict[str, dict[str, None]] = {}
         for entry in (e for f in filled if f.result.scale == scale for r in f.result.records for e in r.ours):
             values.setdefault(short_name(entry["field"]), {})[entry["value"]] = None
@@ -344,7 +344,7 @@ def _figure_name(result: TableResult) -> str:
 
 
 def caption(result: TableResult, yours: TableResult | None = None) -> str:
-    """What the cells are, what the scale is, and where the published values come from."""
+    """Say what the cells contain, what the scale means, and where the published values come from."""
     parts = [f"{result.scale.capitalize()} scale, {_draws(result)}"] if result.measured else []
     parts += [f"Yours at {result.scale} scale, {_draws(yours)}"] if yours else []
     meaning = _MEANINGS[result.scale]
@@ -363,14 +363,14 @@ def _origin(result: TableResult) -> list[str]:
 
 
 def notes_of(result: TableResult) -> list[str]:
-    """The notes of the table, sources of single rows, and omitted records."""
+    """List the table's notes, the sources of single rows, and the omitted records."""
     cited = [row for row in result.rows if row.source and result.scale == "paper"]
     sources = [f"Published values of {row.label}: {row.source}." for row in cited]
     return [*result.table.notes, *sources, *(given_notes(result) if result.given else ()), *result.notes]
 
 
 def given_notes(result: TableResult) -> list[str]:
-    """The files behind a table of given weights, and what to expect of its cells."""
+    """List the files behind a table of given weights, and the expected values of its cells."""
     files = {f"{f['file']} (SHA-256 {f['sha256'][:12]})": None for r in result.records for f in r.given.values()}
     whose = result.origin.removeprefix("from ")
     notes = [f"† Measured here from {whose}, which we did not pre-train: {', '.join(files)}."] if files else []
@@ -387,7 +387,7 @@ def _escape(text: str) -> str:
 
 
 def _changes_markdown(filled: Sequence[Filled]) -> list[str]:
-    """A line for each scale on the fields that deviate from the paper beyond sizes."""
+    """List, in a line per scale, the fields besides sizes that deviate from the paper."""
     lines = []
     for scale in SCALES:
         records = [record for f in filled if f.result.scale == scale for record in f.result.records]
@@ -398,7 +398,7 @@ def _changes_markdown(filled: Sequence[Filled]) -> list[str]:
 
 
 def _is_minor(f: Filled) -> bool:
-    """Whether a table runs only on request, has no claims or checks, and one row or a cell with one or two draws."""
+    """Check whether a table runs only on request, has no claims or checks, and has one row or few draws."""
     result = f.result
     few = any(len(cell.values) in (1, 2) for cell in result.cells.values())
     few = few or len({row for (row, _), cell in result.cells.items() if cell.values}) == 1
@@ -406,14 +406,14 @@ def _is_minor(f: Filled) -> bool:
 
 
 def _is_drawn(result: TableResult) -> bool:
-    """Whether a table runs only on request and its curve shows all that it is about."""
+    """Check whether a table runs only on request and its curve shows all its content."""
     return bool(result.table.curve) and result.scale in result.table.by_request
 
 
 def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
-    """Tables as Markdown, after the notes that several share; then deviations, and the titles of omitted tables.
+    """Write tables as Markdown. Shared notes come first, deviations and the titles of omitted tables last.
 
-    Without `minor_tables`, small tables are omitted, and those on request with a curve omit their cells.
+    Without `minor_tables`, omit small tables, and the cells of tables that run only on request and have a curve.
     """
     minor = [f.result for f in filled if not minor_tables and _is_minor(f)]
     measured = [f.result for f in filled if f.result.measured and f.result not in minor]
@@ -438,14 +438,14 @@ def tables_markdown(filled: Sequence[Filled], minor_tables: bool = True) -> str:
 
 
 def tally(judged: Iterable[Judged]) -> dict[str, str]:
-    """Verdict to the number of claims or checks that have it: `3 hold`."""
+    """Count claims or checks by verdict: `3 hold`."""
     counts = Counter(claim.verdict for claim in judged)
     words = {v: v if counts[v] == 1 else _PLURAL.get(v, v) for v in VERDICTS if counts[v]}
     return {verdict: f"{counts[verdict]} {word}" for verdict, word in words.items()}
 
 
 def overview_markdown() -> str:
-    """The papers with their verdicts at the largest measured scale: `3 hold, 1 not run (mini)`."""
+    """List the papers with their verdicts at the largest measured scale: `3 hold, 1 not run (mini)`."""
     lines = ["| paper | what it does | its claims |", "|---|---|---|"]
     for paper in existing_papers():
         filled = [f for f in fill_all(load(paper.name), find_promoted(paper.name)) if not f.result.given]
@@ -457,13 +457,13 @@ def overview_markdown() -> str:
 
 
 def prominent(claims: Iterable[Judged]) -> list[Judged]:
-    """The claims of a paper to show first: those that fail, then those with a margin in the paper."""
+    """Select the claims to show first: claims that fail, then claims whose margin the paper gives."""
     measured = [judged for judged in claims if judged.difference is not None]
     return sorted(measured, key=lambda j: (j.verdict != FAILS, j.paper_margin is None))[:MARGINS_SHOWN]
 
 
 def margins_figure() -> str | None:
-    """The paper's and our margin at mini scale for each paper's first claims; None if nothing was measured."""
+    """Draw the paper's margin and ours at mini scale for each paper's first claims. None if nothing was measured."""
     shown = {}
     for paper in existing_papers():
         judged = [j for f in fill(load(paper.name), "mini", find_promoted(paper.name, "mini")) for j in f.claims]
@@ -476,7 +476,7 @@ def margins_figure() -> str | None:
 
 
 def marked(path: Path, **bodies: str) -> str:
-    """A file with each body between its `<!-- begin:NAME -->` and `<!-- end:NAME -->`."""
+    """Replace the text between each `<!-- begin:NAME -->` and `<!-- end:NAME -->` of a file."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     for name, body in bodies.items():
         begin, end = f"<!-- begin:{name} -->", f"<!-- end:{name} -->"
@@ -487,7 +487,7 @@ def marked(path: Path, **bodies: str) -> str:
 
 
 def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
-    """READMEs and figures of papers from the promoted records, and the overview; None for an obsolete figure."""
+    """Render READMEs, figures and the overview from the promoted records. An obsolete figure is None."""
     pages: dict[Path, str | None] = {}
     for paper in papers:
         source, records = load(paper.name), find_promoted(paper.name)
@@ -508,12 +508,12 @@ def pages(papers: Iterable[Paper]) -> dict[Path, str | None]:
 
 
 def stale(pages: Mapping[Path, str | None]) -> dict[Path, str | None]:
-    """The pages that differ from the files."""
+    """List the pages that differ from the files."""
     return {path: text for path, text in pages.items() if text != (path.read_text("utf-8") if path.is_file() else None)}
 
 
 def write(pages: Mapping[Path, str | None]) -> list[Path]:
-    """Write or remove the files that differ, and return them."""
+    """Write or remove the files that differ from the pages. Return their paths."""
     changed = stale(pages)
     for path, text in changed.items():
         path.unlink() if text is None else write_atomically(path, text)
@@ -545,7 +545,7 @@ WIDE = 140
 
 
 def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
-    """Claims or checks for the terminal, grouped by table; below `WIDE` columns the other cells go under each text."""
+    """Write claims or checks for the terminal, grouped by table. Narrow terminals show the cells below each text."""
     wide = width >= WIDE
     table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
     heads = list(judged_cells(judged[0]))
@@ -567,14 +567,14 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
 
 
 def print_table(filled: Filled, console: Console, measured_only: bool = False) -> None:
-    """Print a table with notes, verdicts and provenance; `measured_only` omits provenance and what was not run."""
+    """Print a table with notes, verdicts and provenance. `measured_only` omits provenance and unmeasured parts."""
     shown, claims, checks = view(filled.result), filled.claims, filled.checks
     if not shown.rows:
         console.print(f"{shown.title} ({shown.scale}): not measured yet", markup=False)
         for note in filled.result.notes:
             console.print(f"- {note}", markup=False, style="dim")
         return
-    if measured_only:  # the summary has the claims
+    if measured_only:  # The summary prints the claims.
         claims, checks = [], _run(checks)
     console.print(rich_table(shown))
     for note in shown.notes:

@@ -1,4 +1,4 @@
-"""One self-contained page: verdicts, claims, tables, curves, pictures, clips, provenance. Works offline."""
+"""Render one self-contained page that works offline: verdicts, claims, tables, curves, media and provenance."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from assemble.reporting.runs import RUNNING, Run, find_runs
 from assemble.reporting.tables import Metric, Row, Tables, load
 from common.errors import printable
 
-#: Curves drawn for a stage; ours have at most 40.
+#: Largest number of curves drawn for a stage. Our stages have at most 40.
 MAX_CURVES = 200
 MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", AGREES: "=", DIFFERS: "≠", NOT_RUN: "–"}
 
 
 def page(papers: Sequence[str], scale: str | None, runs: Path, stamp: str = "") -> str:
-    """The report as HTML: promoted records, and local runs as "yours"; a live page reloads when `stamp` changes."""
+    """Render the report as HTML, with local runs as "yours". A live page reloads when `stamp` changes."""
     scales = [scale] if scale else list(SCALES)
     sections = [
         _Section(paper_named(name), scales, runs, Budget(media.MAX_PAGE_BYTES // len(papers))) for name in papers
@@ -68,7 +68,7 @@ class _ShownRun:
 
 
 class _Table:
-    """A table of the page, from the records and from your runs; yours are the main numbers if nothing is recorded."""
+    """A table of the page. If nothing is recorded, the user's runs are the main numbers."""
 
     def __init__(self, recorded: render.Filled, yours: render.Filled) -> None:
         self.recorded, self.yours = recorded, yours
@@ -116,7 +116,7 @@ class _Section:
             )
         ]
         measured = [table for table in filled if table.measured]
-        # Verdicts on given weights are shown at their tables, unless there are no others.
+        # Verdicts on given weights are shown only at their tables, unless there are no other verdicts.
         first = [table for table in measured if not table.given] or measured
         self.best = next((scale for scale in scales if any(t.scale == scale for t in first)), None)
         filled = [table for table in filled if table in first or not (table.measured or table.given)]

@@ -1,8 +1,8 @@
-"""A paper's committed results: a file of records per scale and draw, their shared parts, and a table of curves.
+"""Read and write a paper's committed results: a file of records per scale and draw, shared parts, and curves.
 
 `results/<scale>/<draw>.json` has every stage of a draw, and `released.json` all draws of the stages that start from the
-authors' weights. Parts that records share, such as sections of a configuration,
-are replaced by keys of `results/shared.json` (hashes of the content). `results/curves.csv.gz` has a row per curve.
+authors' weights. Sections of configurations and other parts that records share are replaced by keys of
+`results/shared.json` (hashes of the content). `results/curves.csv.gz` has a row per curve.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from common.files import parsing, read_bytes, sweep, write_atomically
 
 #: Fields that all records of a file share.
 HEAD = ("paper", "scale", "seed", "schema")
-#: Fields that go whole into `shared.json`; so do sections of the configuration, and the hardware without the peak.
+#: Fields stored in `shared.json`, like sections of the configuration, and the hardware without its peak memory.
 SHARED = ("code", "data", "deviations", "git", "ours", "versions")
 PEAK = "peak_memory_gib"
 SHARED_FILE, CURVES_FILE = "shared.json", "curves.csv.gz"
 
-#: A run of a paper: its scale, the name of its draw, and its stage.
+#: Identifies a run of a paper: scale, name of the draw, stage.
 Place = tuple[str, str, str]
 Shared = dict[str, dict[str, Any]]
 
@@ -41,7 +41,7 @@ def place_of(record: Record) -> Place:
 
 
 def find_promoted(paper: str, scale: str | None = None) -> list[Record]:
-    """Every promoted record of a paper, ordered by scale, draw and stage."""
+    """List every promoted record of a paper, ordered by scale, draw and stage."""
     entry = paper_named(paper)
     shared = _read_shared(entry)
     folders = [scale] if scale else SCALES
@@ -56,7 +56,7 @@ def promoted_curves(paper: Paper) -> dict[Place, Curves]:
 
 
 def write_results(paper: Paper, records: Iterable[Record], curves: Mapping[Place, Curves]) -> None:
-    """Write all results of a paper; they stay readable if writing is interrupted."""
+    """Write all results of a paper. If writing is interrupted, they stay readable."""
     shared: Shared = {}
     draws: dict[Path, dict[str, Any]] = {}
     kept: dict[Place, Curves] = {}
@@ -96,7 +96,7 @@ def _read_shared(paper: Paper) -> Shared:
 
 
 def _packed(values: dict[str, Any], shared: Shared) -> dict[str, Any]:
-    """A record with the parts that it may share with others replaced by keys of `shared`."""
+    """Replace the parts that a record may share with others by keys of `shared`."""
 
     def refer(field: str, content: Any) -> str:
         canonical = json.dumps(content, sort_keys=True)
@@ -135,7 +135,7 @@ def _records(paper: Paper, path: Path, shared: Shared) -> list[Record]:
         ]
         for record in records:
             if record.paper != paper.name or draw_file(paper, record) != path:
-                raise ValueError(f"by its content {record.stage} belongs elsewhere; move or delete it")
+                raise ValueError(f"the record of {record.stage} is of another scale or draw; move or delete it")
     return records
 
 

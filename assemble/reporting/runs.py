@@ -1,4 +1,4 @@
-"""The runs in a folder: state, configuration and metrics, by field name."""
+"""Describe the runs in a folder: state, configuration and metrics, by field name."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Run:
 
     Attributes:
         name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
-        progress: of a running one, see `assemble.reporting.progress.read`.
+        progress: how far a running stage is; see `assemble.reporting.progress.read`.
     """
 
     name: str
@@ -49,12 +49,12 @@ class Run:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """Fields of its configuration; for a finished run, only those that the recipe and overrides set."""
+        """Return the configuration's fields. For a finished run, only those that recipe and overrides set."""
         return flat(self.record.config) if self.record else self.whole_config
 
     @functools.cached_property
     def whole_config(self) -> dict[str, Any]:
-        """Fields of its configuration with all defaults, as far as known."""
+        """Return the configuration's fields with all defaults, as far as they were stored."""
         path = self.folder / "config.yaml"
         if not path.exists():
             return flat(self.record.config) if self.record else {}
@@ -62,7 +62,7 @@ class Run:
 
     @functools.cached_property
     def fields(self) -> dict[str, Any]:
-        """State, recipe, revision and the like, by name."""
+        """Return state, recipe, revision and similar facts, by name."""
         paper, scale, draw, stage = self.name.split("/")
         record = self.record
         row: dict[str, Any] = {"run": self.name, "paper": paper, "scale": scale, "draw": draw}
@@ -90,12 +90,12 @@ class Run:
 
     @functools.cached_property
     def curves(self) -> dict[str, float]:
-        """Last, smallest and largest value of every curve."""
+        """Return the last, smallest and largest value of every curve."""
         return summaries(self.folder / "metrics.csv")
 
 
 def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
-    """Every run, finished or not, of these papers or all; skips unreadable ones with a warning."""
+    """List all runs of these papers (default: all), finished or not. Skip unreadable ones with a warning."""
     runs = []
     for folder in run_folders(root):
         if papers and folder.parts[-4] not in papers:
@@ -103,7 +103,7 @@ def find_runs(root: Path, papers: Sequence[str] = ()) -> list[Run]:
         try:
             run = _run(folder.relative_to(root).as_posix(), folder, root)
             if run is not None:
-                _ = run.fields, run.config  # read now, so that an unreadable run is skipped here
+                _ = run.fields, run.config  # Read the files now, so that an unreadable run is skipped here.
                 runs.append(run)
         except Exception as error:
             warn_of(f"skipped {folder}: {type(error).__name__}: {error}")
@@ -127,7 +127,7 @@ def _run(name: str, folder: Path, root: Path) -> Run | None:
 
 
 def _held(lock: Path) -> bool:
-    """Whether a process holds a lock, without trying to take it, which could make another process fail."""
+    """Check whether a process holds a lock. Don't try to take it, because that could make another process fail."""
     try:
         place = lock.stat()
         locks = Path("/proc/locks").read_text(encoding="utf-8")
@@ -137,7 +137,7 @@ def _held(lock: Path) -> bool:
 
 
 def short_overrides(arguments: Sequence[str]) -> list[str]:
-    """Overrides by the last part of their field: `--model.loss.temperature 0.1` becomes `temperature=0.1`."""
+    """Shorten overrides to the last part of their field: `--model.loss.temperature 0.1` becomes `temperature=0.1`."""
     said: list[str] = []
     for argument in arguments:
         if argument.startswith("--"):
@@ -149,7 +149,7 @@ def short_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Fields of a configuration as the command line names them, without `init_args`; lists of plain values stay whole.
+    """Flatten a configuration to fields as the command line names them. Lists of plain values stay whole.
 
     >>> flat({"model": {"class_path": "a.B", "init_args": {"rates": [1, 2]}}})
     {'model': 'a.B', 'model.rates': [1, 2]}
@@ -172,7 +172,7 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def headline(record: Record) -> str:
-    """Up to three metrics of a run, preferably those that tables show."""
+    """Select up to three metrics of a run, preferably those that tables show."""
     filled = entries(load(record.paper), record.stage.partition("+")[0], record.scale)
     decimals = {metric.key: metric.decimals for _, _, metric in reversed(filled)}
     names = [name for name in dict.fromkeys(m.key for _, _, m in filled) if name in record.metrics]
@@ -187,7 +187,7 @@ def headline(record: Record) -> str:
 
 
 def text_of(value: Any) -> str:
-    """A field's value as text: empty for None, five digits for a float."""
+    """Write a field's value as text. None is empty, and a float has five digits."""
     if value is None:
         return ""
     if isinstance(value, float):
@@ -196,7 +196,7 @@ def text_of(value: Any) -> str:
 
 
 def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
-    """The runs with these names, ends of names or folders: `mini/seed0/avid`, or `avid` if unique."""
+    """Find runs by name, by the end of a name or by folder: `mini/seed0/avid`, or `avid` if unique."""
     matching, wrong = [], []
     for name in names:
         end = f"/{name.rstrip('/')}"
@@ -214,19 +214,19 @@ def named_runs(runs: Sequence[Run], names: Iterable[str]) -> list[Run]:
 
 
 def config_differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
-    """Fields that differ between two runs, with both values; with defaults if both stored them."""
+    """Return the fields that differ between two runs, with both values. Include defaults if both runs stored them."""
     whole = all((run.folder / "config.yaml").is_file() for run in (first, second))
     left, right = ((run.whole_config if whole else run.config) for run in (first, second))
     return [pair for pair in _pairs(left, right) if pair[1] != pair[2]]
 
 
 def counts(field: str) -> bool:
-    """Whether a field of a configuration may change results."""
+    """Check whether a field of a configuration may change results."""
     return not IGNORED_KEYS & set(field.split(".")) or bool(SEED_KEYS & set(field.split(".")))
 
 
 def metric_differences(first: Run, second: Run) -> list[tuple[str, Any, Any]]:
-    """All metrics of either run, equal or not, with both values: measurements, and the last values of curves."""
+    """Return all metrics of both runs, equal or not: measurements, and the last values of curves."""
 
     def measured(run: Run) -> dict[str, Any]:
         ends = {name: value for name, value in run.curves.items() if ":" not in name}

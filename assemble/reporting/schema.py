@@ -1,4 +1,4 @@
-"""Types for file contents, and readable validation errors."""
+"""Define types for file contents, and make validation errors readable."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from common.errors import nearest
 
 
 def among(value: str, valid: Collection[str], what: str = "value") -> str:
-    """Return a text if it is one of a few; else a ValueError suggests the nearest."""
+    """Return a text if it is one of a few choices; else raise a ValueError that suggests the nearest."""
     if value not in valid:
         raise ValueError(f"unknown {what} {value!r}: {nearest(value, valid)}")
     return value
@@ -31,7 +31,7 @@ def one_of(valid: Collection[str], what: str = "value") -> AfterValidator:
 
 
 def name_of(what: str) -> AfterValidator:
-    """A text checked against the validation context's names of this kind, if any."""
+    """Return a type for texts that are checked against the validation context's names of this kind, if any."""
 
     def check(value: str, info: ValidationInfo) -> str:
         return among(value, (info.context or {}).get(what, (value,)), what)
@@ -47,12 +47,12 @@ def _filled(value: str) -> str:
 
 #: Text with collapsed whitespace, as in folded YAML.
 Line = Annotated[StrictStr, AfterValidator(lambda value: " ".join(value.split()))]
-#: The same, not empty.
+#: Text with collapsed whitespace that is not empty.
 Text = Annotated[Line, AfterValidator(_filled)]
 
 
 class Part(BaseModel):
-    """A mapping in a file; refuses unknown keys."""
+    """Base class of the mappings in a file. Unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -71,7 +71,7 @@ _OBJECT = TypeAdapter(dict[str, Any])
 
 
 def parse_json(text: str | bytes) -> dict[str, Any]:
-    """A JSON object, or a ValueError. Unlike Python's parser it limits depth and refuses invalid text."""
+    """Parse a JSON object or raise a ValueError. Unlike Python's parser, limit the depth and refuse invalid text."""
     try:
         return _OBJECT.validate_json(text)
     except ValidationError as error:
@@ -79,7 +79,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 
 
 def explained(error: ValidationError, given: Any) -> str:
-    """The first error with its location: `tables[0] (transfer).rows[2].model: unknown stage ...`.
+    """Return the first error with its location: `tables[0] (transfer).rows[2].model: unknown stage ...`.
 
     `given` is the validated input; it names the keys of mappings that became lists.
     """

@@ -1,4 +1,4 @@
-"""The last screen of `assemble reproduce`: the paper's claims, whether the run matches, and where to look next."""
+"""Print the last screen of `assemble reproduce`: the claims, whether the run matches, and where to look next."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from common.files import write_atomically
 
 
 def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str, console: Console) -> None:
-    """Print the screen, with a `hint` on claims not run; write measured tables to `runs/<paper>/<scale>/tables.md`."""
+    """Print the screen. Write the measured tables to `runs/<paper>/<scale>/tables.md`. `hint` is for claims not run."""
     source, about = load(paper), paper_named(paper)
     mine = find(runs, paper, scale)
     promoted = others_recorded(paper, scale, mine)
@@ -58,7 +58,7 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
     total = sum(len(f.claims) for f in everything)
     if total > len(run):
         console.print(f"not run: {total - len(run)} of {total} claims{hint}", style="dim", highlight=False)
-    called = Path(sys.argv[0])  # make calls it without activating the environment
+    called = Path(sys.argv[0])  # `make` calls the program without activating the environment.
     program = called if called.name == "assemble" and not called.is_absolute() else "assemble"
     if scale not in PROMOTED_SCALES:
         console.print("\nSmoke runs are never recorded, so there is nothing to compare with.", highlight=False)
@@ -80,7 +80,7 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
 
 
 def _margin(judged: Judged) -> str:
-    """`+7.3 (5.9 to 8.6)`; empty if it was not measured."""
+    """Return `+7.3 (5.9 to 8.6)`, or an empty text if it was not measured."""
     if judged.difference is None:
         return ""
     interval = " to ".join(f"{end:.3g}" for end in judged.interval or ())

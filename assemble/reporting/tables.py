@@ -1,4 +1,4 @@
-"""`tables.yaml`: a paper's published tables, the stages that fill their cells, and the order to run them in."""
+"""Read `tables.yaml`: a paper's published tables, the stages that fill their cells, and the order of stages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ROW = "$row"
 UNTRAINED = "untrained"
 
 
-# During validation the context holds the valid names of stages, metrics and rows.
+# During validation, the context holds the valid names of stages, metrics and rows.
 _Scale = Annotated[StrictStr, one_of(SCALES, "scale")]
 _Scales = Annotated[tuple[_Scale, ...], AfterValidator(lambda given: tuple(s for s in SCALES if s in given))]
 _StageName = Annotated[StrictStr, name_of("stage")]
@@ -47,12 +47,12 @@ _StageNames = Annotated[
 ]
 
 
-# One GPU trains only a few rows per day, so `single` applies only to tables that list it.
+# One GPU trains only a few rows per day, so only some tables list `single`.
 _UNLISTED = tuple(scale for scale in SCALES if scale != "single")
 
 
 def _names(info: ValidationInfo) -> dict[str, Any]:
-    """The validation context; a discarded dict if there is none."""
+    """Return the validation context, or a discarded dict if there is none."""
     return {} if info.context is None else info.context
 
 
@@ -60,9 +60,9 @@ class Stage(Part):
     """A node of the stage graph.
 
     Args:
-        parents: configuration field to the stage whose checkpoint it takes, or `$row` for the row's model.
-        overrides: configuration field to value, on top of the recipe.
-        given: whether no recipe trains it, so that only a file can stand for it; its rows are left out without one.
+        parents: by configuration field, the stage whose checkpoint fills it, or `$row` for the row's model.
+        overrides: configuration values, by field, that replace the recipe's.
+        given: whether no recipe trains it, so that it needs a file. Without a file, its rows are left out.
     """
 
     name: str
@@ -78,12 +78,12 @@ class Metric(Part):
     """A column of a table.
 
     Args:
-        stages: per scale, the stages whose mean fills a cell; `$row` is the row's model stage.
+        stages: by scale, the stages whose mean fills a cell; `$row` is the row's model.
         key: the metric in the stage's record.
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
-        compared: whether `assemble compare` judges it; not for what a probe selects, such as a learning rate.
-        tolerance: per scale, the allowed distance from the recorded mean, if it exceeds the prediction interval.
+        compared: whether `assemble compare` judges it; false for values that a probe selects, such as a learning rate.
+        tolerance: by scale, a distance from the recorded mean that is allowed even beyond the prediction interval.
     """
 
     id: str
@@ -105,7 +105,7 @@ class Metric(Part):
     @model_validator(mode="before")
     @classmethod
     def _same_at_every_scale(cls, given: Any) -> Any:
-        """A file gives `stages` by scale, or one `stage` for all scales."""
+        """Read `stages` by scale, or one `stage` for all scales."""
         if not isinstance(given, Mapping) or "stage" not in given:
             return given
         rest = {key: value for key, value in given.items() if key != "stage"}
@@ -129,12 +129,12 @@ class Published(Part):
 
 
 class Expected(Part):
-    """What repeating a published measurement may give.
+    """The values to expect when a published measurement is repeated.
 
     Args:
         values: results of others who repeated it.
         spread: standard deviation over runs.
-        source: where both are from.
+        source: where `values` and `spread` come from.
     """
 
     values: tuple[StrictFloat, ...] = ()
@@ -142,7 +142,7 @@ class Expected(Part):
     source: Text
 
     def ends(self, published: float) -> tuple[float, float]:
-        """The lowest and highest expected value."""
+        """Return the lowest and the highest expected value."""
         values = (published, *self.values)
         return min(values) - 2 * self.spread, max(values) + 2 * self.spread
 
@@ -151,15 +151,15 @@ class Row(Part):
     """A row of a table.
 
     Args:
-        model: the stage whose model it measures; None for other authors' numbers.
-        published: metric id to value.
-        source: of the published values, if it isn't the table's.
-        expected: metric id to what repeating the published measurement gave others.
-        ours: not in the paper; added for a fair comparison.
-        reference: a bound such as real images; figures write its value at the edge if it is beyond all other rows.
-        metrics: the metrics it fills; None for all.
-        stages: metric id to the stages whose mean fills it, where they differ from the column's.
-        by_request: scales at which its stages run only when the table, the row or a stage is named.
+        model: the stage whose model the row measures; None for other authors' numbers.
+        published: published values, by metric id.
+        source: source of the published values, if it differs from the table's.
+        expected: results of others who repeated the published measurement, by metric id.
+        ours: whether we added the row, for a fair comparison.
+        reference: whether the row is a bound, such as real images. Figures write a distant bound at the edge.
+        metrics: the metrics that the row fills; None for all.
+        stages: by metric id, the stages whose mean fills the cell, if they differ from the column's.
+        by_request: scales at which the row runs only when the table, the row or a stage is named.
     """
 
     label: Text
@@ -181,16 +181,16 @@ class Row(Part):
         return given if isinstance(given, Mapping) else dict.fromkeys(_names(info).get("metric", ()), given)
 
     def stages_of(self, metric: Metric, scale: str) -> tuple[str, ...]:
-        """Names of the stages whose mean fills a cell; `$row` is the row's model."""
+        """Return the names of the stages whose mean fills a cell; `$row` is the row's model."""
         return self.stages.get(metric.id, metric.stages.get(scale, ()))
 
     @property
     def measured(self) -> bool:
-        """Whether the row is measured, and not only printed."""
+        """Check whether the row is measured, and not only printed."""
         return self.model is not None or self.untrained
 
     def published_number(self, metric: str) -> float | None:
-        """The published value of a metric; None if it is unknown or a range."""
+        """Return the published value of a metric, or None if it is unknown or a range."""
         value = self.published.get(metric)
         return None if value is None or len(value.ends) > 1 else value.ends[0]
 
@@ -217,7 +217,7 @@ class Check(Part):
 
 
 class Claim(Check):
-    """An ordering that the paper asserts; `paper` is its margin, by default that of the published cells."""
+    """An ordering that the paper asserts. `paper` is its margin, by default the difference of the published cells."""
 
     paper: Line = ""
 
@@ -228,11 +228,11 @@ def _at_places(given: Any, info: ValidationInfo) -> Any:
 
 
 class Curve(Part):
-    """Cells of a table drawn over a logarithmic axis.
+    """A figure that draws a table's cells over a logarithmic axis.
 
     Args:
         x: label of the axis.
-        at: its places, ascending.
+        at: the positions on this axis, ascending.
         panels: label of a vertical axis to label of a line to an expression over cells, in which `{x}` is the place;
             as in a check, an added number does not count.
     """
@@ -245,8 +245,8 @@ class Curve(Part):
 class Table(Part):
     """A published table: rows, metrics, claims and checks over its cells.
 
-    README and report page draw a `curve`, or with `chart` the measured cells as dots. At the scales in `by_request` its
-    stages run only when the table, a row or a stage is named.
+    README and report page draw its `curve`, or with `chart` the measured cells as dots. At the scales in `by_request`,
+    its stages run only when the table, a row or a stage is named.
     """
 
     id: Text
@@ -266,7 +266,7 @@ class Table(Part):
     @model_validator(mode="before")
     @classmethod
     def _names_for_its_parts(cls, given: Any, info: ValidationInfo) -> Any:
-        """Pass the names of metrics and rows to predicates."""
+        """Pass the names of metrics and rows to the predicates."""
         if not isinstance(given, Mapping):
             return given
         rows, metrics = given.get("rows"), given.get("metrics")
@@ -289,7 +289,7 @@ class Table(Part):
         return self
 
     def margin(self, claim: Claim) -> str:
-        """The paper's margin as the claim states it, else the difference of the published cells."""
+        """Return the paper's margin as the claim states it, else the difference of the published cells."""
 
         def published(cell: CellName) -> float:
             value = self.row(cell.row).published_number(cell.metric)
@@ -314,19 +314,19 @@ class Table(Part):
         return tuple(row for row in self.rows if scale in row.scales)
 
     def made_by_request(self, row: Row, scale: str) -> bool:
-        """Whether the stages of a row run at a scale only when the table, the row or a stage is named."""
+        """Check whether a row runs at a scale only when the table, the row or a stage is named."""
         return scale in (*self.by_request, *row.by_request)
 
 
 class Released(Part):
-    """A file of the authors that stands for a stage.
+    """A file of the authors that replaces a stage.
 
     Args:
         file: the authors' name of the file.
         source: where they publish it.
         license, checksum: as they state them; empty if they state none.
-        beside: configuration field to the name of another file in the same folder, which fills it in place of this one.
-        tested_by: the stage that measures the model, in place of the given stage's own test.
+        beside: by configuration field, another file in the same folder that fills the field instead of this file.
+        tested_by: the stage that measures the model, since a given stage is not tested.
     """
 
     file: Text
@@ -380,15 +380,15 @@ class Tables(Part):
         raise ReportingError(f"{self.path}: unknown table {name!r}: {nearest(name, [t.id for t in self.tables])}")
 
     def stages_of(self, row: Row, metric: Metric, scale: str, given: Collection[str] = ()) -> tuple[str, ...]:
-        """Names of the stages whose mean fills a cell; another stage tests a given model if `released` names one."""
+        """Return the names of the stages whose mean fills a cell. For a given model, this may be `tested_by`."""
         released = self.released.get(row.model or "") if row.model in given else None
         tested_by = (released and released.tested_by) or ROW
         return tuple(tested_by if name == ROW else name for name in row.stages_of(metric, scale))
 
     def instances(self, table: Table, row: Row, metric: Metric, scale: str, given: Collection[str] = ()) -> list[str]:
-        """Ids of the stage instances whose mean fills a cell at a scale; empty if nothing is run for it.
+        """Return the ids of the stages whose mean fills a cell at a scale, or none if nothing is run for it.
 
-        `given` are the stages that files stand for.
+        `given` lists the stages that files replace.
         """
         if scale not in table.scales or scale not in row.scales or not row.fills(metric.id):
             return []
@@ -397,7 +397,7 @@ class Tables(Part):
         stages: list[str] = []
         for name in self.stages_of(row, metric, scale, given):
             if name == ROW:
-                stages += [row.model] if row.model is not None else []  # an untrained row has no stage
+                stages += [row.model] if row.model is not None else []  # An untrained row has no stage.
             else:
                 stages.append(f"{name}@{row.model or UNTRAINED}" if _uses_row(name, self.stages) else name)
         return stages
@@ -446,7 +446,7 @@ def _named(parts: Mapping[Any, Any], field: str) -> list[Any]:
 
 
 def part_named(name: str, parts: Sequence[PartT], *fields: str) -> PartT | None:
-    """The part with this name, ignoring case and a leading `test/`; earlier fields take precedence."""
+    """Find the part with this name, ignoring case and a leading `test/`. Earlier fields take precedence."""
 
     def plain(text: object) -> str:
         return str(text or "").strip().lower().removeprefix("test/")
@@ -476,11 +476,10 @@ def expand(
     everything: bool = True,
     given: Collection[str] = (),
 ) -> list[StageInstance]:
-    """The stages that tables and claims need at a scale, in table order, parents before children.
+    """List the stages that tables and claims need at a scale, in table order, parents before children.
 
     `tables` (ids), `rows` (labels or model names) and `stages` (names or ids) select what to keep, parents included.
-    If none of them is given, `everything` includes the stages that only run on request. Files stand for the stages in
-    `given`.
+    Without a selection, `everything` includes the stages that run only on request. Files replace the stages in `given`.
     """
     source = paper if isinstance(paper, Tables) else load(paper)
     kept = [source.table(name) for name in tables] or source.tables
@@ -529,7 +528,7 @@ def expand(
 
 
 def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[str, StageInstance]) -> str | None:
-    """Add a row's stage instance and its parents; return its id (None: nothing to run)."""
+    """Add a row's stage and its parents. Return its id, or None if there is nothing to run."""
     if name == ROW:
         assert row is not None
         return _need(row.model, None, scale, source, needed) if row.model is not None else None
@@ -546,7 +545,7 @@ def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[s
     if instance not in needed:
         parents: dict[str, str] = {}
         for key, parent in stage.parents.items():
-            # Otherwise the recipe's value applies, such as a released file.
+            # Otherwise the recipe's value, such as a released file, applies.
             if parent == ROW or scale in source.stages[parent].scales:
                 parent_stage = _need(parent, row if model else None, scale, source, needed)
                 parents |= {key: parent_stage} if parent_stage is not None else {}
@@ -555,7 +554,7 @@ def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[s
 
 
 def entries(source: Tables, instance: str, scale: str, given: Collection[str] = ()) -> list[tuple[Table, Row, Metric]]:
-    """The cells that a stage instance fills at a scale; files stand for the stages in `given`."""
+    """List the cells that a stage fills at a scale. Files replace the stages in `given`."""
     return [
         (table, row, metric)
         for table in source.tables
@@ -568,9 +567,9 @@ def entries(source: Tables, instance: str, scale: str, given: Collection[str] = 
 def summary(
     source: Tables, instance: str, scale: str, metrics: Mapping[str, float | None], given: Collection[str] = ()
 ) -> dict[str, float]:
-    """The cells that a finished stage fills: `table/<table>/<metric>` (measured) and `published/<table>/<metric>`.
+    """Return a finished stage's cells: `table/<table>/<metric>` (measured) and `published/<table>/<metric>`.
 
-    Those that start from a given stage are under `given/`.
+    If it starts from a given stage, the measured keys start with `given/`.
     """
     cells: dict[str, float] = {}
     for table, row, metric in entries(source, instance, scale, given):

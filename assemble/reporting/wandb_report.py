@@ -1,4 +1,4 @@
-"""Reports and views on Weights & Biases: tables, claims, and panels of the runs. Needs the extra `wandb-reports`."""
+"""Publish reports and views on Weights & Biases. This needs the extra `wandb-reports`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ SEND_SECONDS = 30.0
 
 
 def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> wr.Report:
-    """The report of one paper: tables with verdicts and deviations, panels, curves, pictures.
+    """Build one paper's report: tables with verdicts and deviations, panels, curves, pictures.
 
-    `entity` is the user or team that owns the project; it may be empty if the report isn't sent.
+    `entity` is the user or team that owns the project. It may be empty if the report isn't sent.
     """
     source = load(paper.name)
     filled = render.fill_best(source, records)
@@ -61,7 +61,7 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> w
 
 
 def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: str = "") -> wr.Report:
-    """The report of all papers: claims with verdicts, and panels of each paper's first table."""
+    """Build the report of all papers: claims with verdicts, and panels of each paper's first table."""
     blocks: list[Any] = [wr.TableOfContents()]
     for paper, records in papers:
         source = load(paper.name)
@@ -85,7 +85,7 @@ def _report(title: str, entity: str, blocks: list[Any]) -> wr.Report:
 
 
 def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), columns: Sequence[str] = ()) -> wr.Runset:
-    """Runs of a paper and scale: named stages as one group, else a group per configuration."""
+    """Select a paper's runs at a scale. Named stages form one group; else each configuration is a group."""
     filters: list[Any] = [expr.Config("paper") == paper, expr.Config("scale") == scale]
     if stages:
         filters.append(expr.Config("stage").isin(list(stages)))
@@ -98,7 +98,7 @@ def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), colum
 
 
 def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
-    """A run set per row, a chart per metric, and separate charts of published values."""
+    """Build a run set per row, a chart per metric, and separate charts of published values."""
     result = filled.result
     table, scale = result.table, result.scale
     metrics = [metric for metric in table.metrics if not metric.hidden]
@@ -127,7 +127,7 @@ def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
 
 
 def _bars(title: str, key: str) -> Any:
-    # The run set of a row is one group already, so each row is one bar.
+    # A row's run set is already one group, so each row is one bar.
     return wr.BarPlot(title=title, metrics=[wr.SummaryMetric(key)], groupby_aggfunc="mean", groupby_rangefunc="stddev")
 
 
@@ -137,7 +137,7 @@ def _lines(title: str, pattern: str) -> Any:
 
 
 def _media(records: Iterable[Record]) -> list[Any]:
-    """Panels of logged media: pictures and clips (numbered files share a key), and tables."""
+    """Build panels of logged media: pictures and clips (numbered files share a key), and tables."""
     files = [PurePosixPath(name) for record in records for name in record.media]
     keys = sorted({re.sub(r"_\d+$", "", f.stem) for f in files if f.suffix in (".png", ".mp4", ".webm", ".gif")})
     tables = sorted({f"{file.stem}_table" for file in files if file.suffix == ".csv"})
@@ -146,8 +146,8 @@ def _media(records: Iterable[Record]) -> list[Any]:
 
 
 def write(report: wr.Report, path: Path) -> None:
-    """Write a report as the JSON sent to the server."""
-    model = report._to_model()  # without it, the package only gives the content when sending
+    """Write a report as the JSON that is sent to the server."""
+    model = report._to_model()  # Without this, the package only provides the content when sending.
     content = {
         "project": report.project,
         "entity": report.entity,
@@ -159,14 +159,14 @@ def write(report: wr.Report, path: Path) -> None:
 
 
 def default_entity() -> str:
-    """The user or team that owns the key, according to the server."""
+    """Ask the server which user or team owns the key."""
     return str(within(SEND_SECONDS, lambda: wandb.Api(timeout=10).default_entity or ""))
 
 
 def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> ws.Workspace | None:
-    """A view of the project with the paper's table as its runs table, and charts of metrics, losses and media.
+    """Build a view of the project: the paper's table as the runs table, and charts of metrics, losses and media.
 
-    None if nothing was measured.
+    Return None if nothing was measured.
     """
     source = load(paper.name)
     filled = [f for f in render.fill_best(source, records) if f.result.measured]
@@ -174,7 +174,7 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> ws.
         return None
     scale = filled[0].result.scale
     shown = [f for f in filled if f.result.scale == scale and f.result.given == filled[0].result.given]
-    # Rows with the same model only differ in their stages.
+    # Rows with the same model differ only in their stages.
     models = [[row.model for row in f.result.rows if row.model] for f in shown]
     shared = any(len(set(of_table)) < len(of_table) for of_table in models)
     columns, sections, kind = [], [], "given" if filled[0].result.given else "table"
@@ -217,13 +217,13 @@ def send(documents: Iterable[wr.Report | ws.Workspace], sent: Path, entity: str)
         except ReportingError as error:
             if title not in here or "did not answer" in str(error):
                 raise
-            here[title] = _saved(document)  # somebody deleted the earlier one
+            here[title] = _saved(document)  # Somebody deleted the earlier document.
         write_atomically(sent, json.dumps(ids) + "\n")
         yield document.url
 
 
 def _saved(document: wr.Report | ws.Workspace, known: str = "") -> str:
-    """Save a document in place of the one with the id `known`, or as a new one; returns its id."""
+    """Save a document in place of the one with the id `known`, or as a new one. Return its id."""
     if isinstance(document, wr.Report):
         document.id = known
         within(SEND_SECONDS, document.save)

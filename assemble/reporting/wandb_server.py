@@ -1,4 +1,4 @@
-"""The address of the Weights & Biases server, whether there is a key, and whether the server answers."""
+"""Find the Weights & Biases server, check for a key, and check that the server answers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE_SECONDS = 3.0
 NO_KEY = "no key (WANDB_API_KEY or `wandb login`)"
 
 
-#: Values that the client takes, since it answers others with pages of text and logs nothing.
+#: Values that the client accepts. For other values, it prints pages of text and logs nothing.
 _SWITCH = ("true", "false", "1", "0")
 _VALUES = {
     "WANDB_MODE": ("online", "offline", "disabled"), "WANDB_SILENT": _SWITCH, "WANDB_QUIET": _SWITCH,
@@ -29,7 +29,7 @@ _VALUES = {
 
 
 def check_environment() -> None:
-    """Refuse settings that W&B's client would stumble over; an empty variable counts as unset."""
+    """Refuse settings that W&B's client cannot handle. An empty variable counts as unset."""
     for name in [name for name, value in os.environ.items() if name.startswith("WANDB_") and not value.strip()]:
         del os.environ[name]
     for name, valid in _VALUES.items():
@@ -38,7 +38,7 @@ def check_environment() -> None:
 
 
 def project() -> str:
-    """Project of runs and reports: `WANDB_PROJECT`, or ours."""
+    """Return the project of runs and reports: `WANDB_PROJECT`, or our default."""
     return os.environ.get("WANDB_PROJECT") or "representation-assemble"
 
 
@@ -47,31 +47,31 @@ def one_line(error: Exception) -> str:
 
 
 def server() -> str:
-    """Address of the server, as `WANDB_BASE_URL` or `wandb login --host` set it."""
-    # Before the import: the client would report its own errors to another server.
+    """Return the server's address, as set by `WANDB_BASE_URL` or `wandb login --host`."""
+    # Set this before the import, since the client would report its own errors to another server.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     try:
         return str(wandb.setup().settings.base_url)
-    except Exception as error:  # of any class, for settings that the user has to fix
+    except Exception as error:  # For settings that the user has to fix, the client raises exceptions of any class.
         raise ReportingError(one_line(error)) from None
 
 
 def why_no_key() -> str:
-    """Why there is no usable key, or empty. Sends no request."""
+    """Say why there is no usable key, without sending a request. Empty if there is one."""
     try:
         host = server()
         from wandb.sdk.lib import wbauth
 
         session = wbauth.authenticate_session(host=host, source="assemble", prompt=False, update_session=False)
-    except Exception as error:  # for example, the key is too short
+    except Exception as error:  # For example, the key is too short.
         return one_line(error)
     return NO_KEY if session is None else ""
 
 
 def why_unreachable() -> str:
-    """Why the server cannot be used, within seconds; empty if there is a key and the server answers."""
+    """Say within seconds why the server cannot be used. Empty if there is a key and the server answers."""
     if missing := why_no_key():
         return missing
     try:
@@ -82,21 +82,21 @@ def why_unreachable() -> str:
 
 
 def _knock() -> None:
-    """Send any request through the environment's proxy; a refusal counts as an answer."""
+    """Send any request through the environment's proxy. A refusal counts as an answer."""
     try:
         build_opener().open(server(), timeout=PATIENCE_SECONDS).close()
     except HTTPError as error:
-        if error.code in (502, 503, 504):  # from a proxy that can't reach the server
+        if error.code in (502, 503, 504):  # The answer is from a proxy that can't reach the server.
             raise
     except URLError as error:
-        if "CERTIFICATE" not in str(error.reason):  # the client uses other certificates
+        if "CERTIFICATE" not in str(error.reason):  # The client uses other certificates.
             raise
 
 
 def within(seconds: float, function: Callable[[], _T]) -> _T:
-    """Call a function of the client with a time limit, since the client retries for minutes."""
+    """Call a function of the client with a time limit, because the client retries for minutes."""
     try:
-        with ThreadPool(1) as pool:  # its thread is a daemon, so a call that hangs does not keep the process alive
+        with ThreadPool(1) as pool:  # The thread is a daemon, so a call that hangs does not keep the process alive.
             return pool.apply_async(function).get(seconds)
     except multiprocessing.TimeoutError:
         raise ReportingError(f"W&B did not answer within {seconds:.0f} seconds") from None

@@ -62,7 +62,7 @@ def test_measured_on_another_parent(project: Path, make_record: MakeRecord) -> N
     assert table("mini", [child("old")]).cells["New", "esc"].values == {Draw(0): 1.0}  # nothing to compare with
     stale = table("mini", [parent, child("old")])
     assert stale.cells["New", "esc"].values == {}
-    assert "measured on another `base`" in stale.notes[0]
+    assert "`base`, which it starts from, was trained again" in stale.notes[0]
 
 
 def test_deviations_are_collected_once(project: Path, make_record: MakeRecord) -> None:

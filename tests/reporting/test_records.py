@@ -144,7 +144,7 @@ def test_find_checks_places_and_skips_what_was_set_aside(project: Path, saved: S
     assert [r.scale for r in records.find(project / "runs", scale="smoke")] == ["smoke"]
     folder = saved("esc@base", 2)
     folder.rename(folder.with_name("esc@better"))
-    with pytest.raises(RecordError, match="by its content this record belongs"):
+    with pytest.raises(RecordError, match="the record is of another run, whose folder is"):
         records.find(project / "runs", strict=True)
     unreadable = saved("esc@base", 3) / records.RECORD_FILE
     unreadable.unlink()
@@ -153,7 +153,7 @@ def test_find_checks_places_and_skips_what_was_set_aside(project: Path, saved: S
     capsys.readouterr()
     found = records.find(project / "runs", "mct")
     assert [(r.scale, r.seed) for r in found] == [("mini", 0), ("smoke", 0)]
-    for error, words in zip(capsys.readouterr().err.splitlines(), ("belongs", "directory", "JSON"), strict=True):
+    for error, words in zip(capsys.readouterr().err.splitlines(), ("another run", "directory", "JSON"), strict=True):
         assert words in error
         assert "record.json" in error
 
