@@ -35,7 +35,7 @@ from assemble.stages.synthetic import (
 )
 from common.errors import StageError
 from common.training.data_module import bytes_of, loader_plan
-from common.training.examples import Draw
+from common.training.examples import RandomTensors
 from common.types import class_at
 
 CPU = torch.device("cpu")
@@ -127,7 +127,7 @@ def estimate_test(run: RunConfiguration) -> Estimate:
         raise StageError(f"{run.recipe} does not train")
     mode, meter, counter = FakeTensorMode(), fake_step.MemoryMeter(), fake_step.operation_counter()
     cli = built_without_files(run, mode)
-    example = cli.datamodule.test_example(Draw(empty=True))
+    example = cli.datamodule.test_example(RandomTensors(empty=True))
     with mode, torch.no_grad(), meter, counter:
         meter.add([*cli.model.parameters(), *cli.model.buffers()])
         cli.model.eval()(mode.from_tensor(example.batch))
@@ -202,7 +202,7 @@ def fake_training(
         "accumulate_grad_batches": 1,
     }
     with quiet(), fake_step.deep_copies_without_storage():
-        training = synthetic_training(run, arguments, Draw(empty=True), size, build_in=(mode,))
+        training = synthetic_training(run, arguments, RandomTensors(empty=True), size, build_in=(mode,))
         if isinstance(precision := training.trainer.precision_plugin, MixedPrecision):
             precision.device = device.type
         with mode:

@@ -24,7 +24,7 @@ from assemble.stages.estimate import estimate
 from assemble.stages.synthetic import StopAfter, synthetic_training
 from common.errors import StageError
 from common.training.callbacks import StepSeed
-from common.training.examples import Draw
+from common.training.examples import RandomTensors
 
 #: Devices among which the recipe's global batch is divided.
 DEVICES = 8
@@ -75,7 +75,7 @@ def measure(
     rate = matrix_rate(device, precision, side=8192 if cuda else 256)
     try:
         with warnings.catch_warnings(record=True, action="always") as caught:
-            synthetic_training(run, trainer, Draw(), size).run()
+            synthetic_training(run, trainer, RandomTensors(), size).run()
     except torch.OutOfMemoryError as error:
         raise StageError(
             f"recipe {run.recipe}: {size} samples do not fit into the device's memory; lower --batch-size ({error})"

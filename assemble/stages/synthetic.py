@@ -20,7 +20,7 @@ from assemble.stages.cli import StageCLI, build
 from assemble.stages.configuration import RunConfiguration
 from assemble.stages.layers import leaves, merge, place
 from common.errors import StageError
-from common.training.examples import Draw, Example
+from common.training.examples import Example, RandomTensors
 
 #: Trainer options that a synthetic training keeps: precision, and when and how to step.
 KEPT = ("precision", "max_epochs", "max_steps", "accumulate_grad_batches", "gradient_clip_val")
@@ -92,7 +92,7 @@ def devices_of(run: RunConfiguration) -> int:
 def synthetic_training(
     run: RunConfiguration,
     trainer_arguments: Mapping[str, Any],
-    draw: Draw,
+    draw: RandomTensors,
     size: int | None = None,
     build_in: Sequence[AbstractContextManager[Any]] = (),
 ) -> SyntheticTraining:

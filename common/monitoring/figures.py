@@ -41,7 +41,7 @@ ASIAN_FONTS = (
 )  # fmt: skip
 
 
-class Cell(NamedTuple):
+class GridCell(NamedTuple):
     """An image of a grid [H, W, 3] or an empty cell, the text below it, and the color of its frame."""
 
     image: Pixels | None
@@ -49,11 +49,11 @@ class Cell(NamedTuple):
     color: str | None = None
 
 
-class Row(NamedTuple):
+class GridRow(NamedTuple):
     """A row of a grid, and the text above it."""
 
     title: str
-    cells: Sequence[Cell]
+    cells: Sequence[GridCell]
 
 
 def preview_of(dataset: Any, item: int) -> Pixels:
@@ -91,7 +91,7 @@ def chart(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4, 3)) -
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def image_grid(rows: Sequence[Row], title: str = "") -> Figure:
+def image_grid(rows: Sequence[GridRow], title: str = "") -> Figure:
     """Rows of images, a title above each row and texts below the images."""
     # All images share one pair of axes: one per image would take seconds to lay out.
     columns = max(len(row.cells) for row in rows)

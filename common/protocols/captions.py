@@ -21,7 +21,7 @@ from common.data.item_dataset import Item, Sample
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, pad_tokens
 from common.protocols.data import ImageData
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Example, RandomTensors, batches_of_epoch
 from common.types import PositiveInt
 
 #: Range of ids in synthetic captions; every vocabulary has these.
@@ -144,7 +144,7 @@ class CaptionData(ImageData):
     def held_out_captions(self) -> CaptionRows:
         return CaptionRows(self.held_out_annotations.captions, self.words)
 
-    def example_captions(self, size: int, draw: Draw) -> Tensor:
+    def example_captions(self, size: int, draw: RandomTensors) -> Tensor:
         """Synthetic captions of maximal length, [size, L]."""
         return draw.integers(*EXAMPLE_WORDS, size, self.words.max_tokens)
 
@@ -180,7 +180,7 @@ class PairData(CaptionData):
         )
         return self.training_loader(pairs, collate_fn=self.collate)
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         tokens = self.example_captions(size, draw)
         batch = self.example_images(size, draw) | {
             "tokens": tokens, "lengths": torch.full((size,), tokens.shape[1]), "image_index": torch.arange(size),

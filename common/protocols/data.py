@@ -32,7 +32,7 @@ from common.data.worlds.audiovisual import AudioVisualWorld
 from common.data.worlds.base import World
 from common.files import cache_folder
 from common.training.data_module import ShardedDataModule
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Example, RandomTensors, batches_of_epoch
 from common.types import Fraction, NonNegativeInt, PartialFraction, PositiveFloat, PositiveInt
 
 #: Number of training clips to compute audio statistics from (docs/papers/avid_cma.md [2.3]).
@@ -148,7 +148,7 @@ class VideoClassificationData(AudioVisualData):
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.training_clips)
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         """A synthetic batch of `size` clips for a module with `num_classes`."""
         batch = {
             "video": draw.normal(size, 3, self.video.frames, self.video.crop, self.video.crop),
@@ -246,7 +246,7 @@ class SoundClassificationData(AudioVisualData):
             **self.item_options,
         )
 
-    def test_example(self, draw: Draw) -> Example:
+    def test_example(self, draw: RandomTensors) -> Example:
         """One window as the encoder takes it, and the number of windows of the published data set."""
         audio = self.audio.transform(training=False)
         counts = [self.dataset.published_count(split) for split in (self.train_split, self.test_split)]
@@ -284,7 +284,7 @@ class ImageData(ShardedDataModule):
         """Arguments of all map-style data sets of this module."""
         return {"transform": self.image, "training": training, **self.item_options}
 
-    def example_images(self, size: int, draw: Draw) -> dict[str, Tensor]:
+    def example_images(self, size: int, draw: RandomTensors) -> dict[str, Tensor]:
         """`image` and `index` of a synthetic batch of `size` images."""
         return {"image": draw.normal(size, 3, self.image.crop, self.image.crop), "index": torch.arange(size)}
 
@@ -326,7 +326,7 @@ class ClassificationData(ImageData):
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(ImageItems(self.listing, **self.options(training=True)))
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         """A synthetic batch of `size` images for a module with `num_classes`."""
         batch = self.example_images(size, draw) | {"label": draw.integers(0, module.num_classes, size)}
         published = self.dataset.published_count(self.train_split)
@@ -408,14 +408,14 @@ class MultiLabelData(ImageData):
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.images(self.train_split, training=True))
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         """A synthetic batch of `size` images for a module with `num_classes`."""
         batch = self.example_images(size, draw)
         batch["labels"] = draw.integers(-1, 2, size, module.num_classes).to(torch.int8)
         batches = batches_of_epoch(self.dataset.published_count(self.train_split), self.batch_size)
         return Example(batch, batches, {"num_classes": None})
 
-    def test_example(self, draw: Draw) -> Example:
+    def test_example(self, draw: RandomTensors) -> Example:
         """One image as the encoder takes it, and the number of images to learn from and to test on."""
         counts = [self.dataset.published_count(split) for split in (self.train_split, self.test_split)]
         total = None if None in counts else sum(counts)

@@ -49,7 +49,7 @@ from common.metrics.detection import (
 from common.monitoring.media import log_image, media_folder
 from common.protocols.base import PREFIXES, check_num_classes, log_results
 from common.protocols.data import ImageData
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Example, RandomTensors, batches_of_epoch
 from common.training.optimizers import refuse_half_weights
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -459,7 +459,7 @@ class DetectionData(ImageData):
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.training_images, collate_fn=collate_detection)
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         image = cast(BoxTransform, self.image)
         side = max(image.sizes)
         boxes = torch.tensor([[0.0, 0.0, side, side]])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-class Draw:
+class RandomTensors:
     """Random CPU tensors; zeros with `empty`, which take no memory until read."""
 
     def __init__(self, empty: bool = False) -> None:

@@ -11,7 +11,7 @@ from common.data.clips import AudioVisualClips
 from common.data.datasets.base import MediaDataset
 from common.data.listing import Listing
 from common.protocols.data import AudioVisualData
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Example, RandomTensors, batches_of_epoch
 from common.types import NonNegativeFloat, PositiveInt
 
 
@@ -94,7 +94,7 @@ class PretrainingData(AudioVisualData):
     def test_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader(self.held_out_clips, self.held_out_batch_size)
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         published = self.dataset.published_count(self.split, None)
         items = 1000 if self.world is not None or published is None else published
         spectrogram = self.audio.transform(training=False)

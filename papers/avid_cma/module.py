@@ -62,7 +62,7 @@ class AVIDModule(pl.LightningModule):
 
         self.model = AVID(video_encoder, audio_encoder, head(video_encoder), head(audio_encoder))
         self.loss = loss
-        self.progress = monitoring.Progress()
+        self.progress = monitoring.LossProgress()
         self._without_files = False
 
     # -- training ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from common.metrics.retrieval import match_ranks
-from common.monitoring.figures import WRONG, Cell, Row, image_grid, preview_of, save_figure
+from common.monitoring.figures import WRONG, GridCell, GridRow, image_grid, preview_of, save_figure
 from common.monitoring.media import log_table, media_folder
 from papers.avid_cma.mining import Agreement, mine_positives
 
@@ -23,7 +23,7 @@ LARGEST_BANK = 50_000
 AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
 
 
-class Progress(nn.Module):
+class LossProgress(nn.Module):
     """Records the loss (mean of `steps`) and the NCE constant Z at the start and now; buffers survive a resume."""
 
     count: Tensor
@@ -113,7 +113,7 @@ def draw_neighbors(
         "audio to audio": audio[rows] @ audio.T,
         "video to audio": video[rows] @ audio.T,
     }
-    lines: list[Row] = []
+    lines: list[GridRow] = []
     table: list[list[str]] = []
     for number, row in enumerate(rows):
         for kind, similarity in kinds.items():
@@ -125,8 +125,10 @@ def draw_neighbors(
             cells = []
             for item in items:
                 name = names[labels[item]] if names and labels[item] >= 0 else ""
-                cells.append(Cell(preview_of(clips, item), name, WRONG if labels[item] != labels[items[0]] else None))
-            lines.append(Row(kind, cells))
+                cells.append(
+                    GridCell(preview_of(clips, item), name, WRONG if labels[item] != labels[items[0]] else None)
+                )
+            lines.append(GridRow(kind, cells))
             table.append([clips.name(items[0]), kind, *(clips.name(item) for item in items[1:])])
     title = "Query (left) and its nearest held-out clips; red: another class. For audio the clip's frame is shown"
     save_figure(module, image_grid(lines, title), media_folder(module) / "neighbors.png")

@@ -14,7 +14,7 @@ from common.data.listing import spread
 from common.data.text import XLMRTokenizer
 from common.data.worlds.base import World
 from common.training.data_module import ShardedDataModule
-from common.training.examples import Draw, Example
+from common.training.examples import Example, RandomTensors
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from papers.m3p.candidates import Candidates, Groups, InBatch
 from papers.m3p.captions import CaptionPool, CaptionTokens, file_identity, stream_tokens
@@ -237,7 +237,7 @@ class RegionTextData(ShardedDataModule):
             described["code-switching (dictionaries)"] = {"version": version, **self.coverage}
         return described
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         return example_step(self, module.model, size, draw)
 
 

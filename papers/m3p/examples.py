@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Example, RandomTensors, batches_of_epoch
 from papers.m3p.candidates import Groups
 from papers.m3p.encoder import M3P
 from papers.m3p.masking import DEFAULT_MASKING
@@ -16,7 +16,7 @@ from papers.m3p.masking import DEFAULT_MASKING
 WORDS = (5, 900)
 
 
-def example_step(data: Any, model: M3P, size: int, draw: Draw) -> Example:
+def example_step(data: Any, model: M3P, size: int, draw: RandomTensors) -> Example:
     """A step of a data module of `papers.m3p.data` with `size` pairs of each caption set on this device."""
     schedule = data.schedule
     if schedule is None:
@@ -36,7 +36,7 @@ def example_step(data: Any, model: M3P, size: int, draw: Draw) -> Example:
     return Example(step, batches)
 
 
-def _text(data: Any, size: int, draw: Draw) -> dict[str, Tensor]:
+def _text(data: Any, size: int, draw: RandomTensors) -> dict[str, Tensor]:
     rows = max(data.text_batch_size * size // data.batch_size, 1)
     masked = round(rows * data.bptt * (data.masking or DEFAULT_MASKING).words)
     return {
@@ -48,7 +48,7 @@ def _text(data: Any, size: int, draw: Draw) -> dict[str, Tensor]:
     }
 
 
-def _pairs(data: Any, model: M3P, size: int, draw: Draw) -> dict[str, dict[str, Tensor]]:
+def _pairs(data: Any, model: M3P, size: int, draw: RandomTensors) -> dict[str, dict[str, Tensor]]:
     """A batch of pairs of maximum length, as `PairCollator` makes it."""
     length, count, masking = data.tokenizer.max_tokens, data.max_regions, data.masking
     width, classes = model.encoder.feature_dim, model.region_heads.classifier.out_features

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from common.monitoring.figures import RIGHT, Cell, Row, image_grid, save_figure
+from common.monitoring.figures import RIGHT, GridCell, GridRow, image_grid, save_figure
 from common.monitoring.media import media_folder, write_table
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
     folder = media_folder(module)
     data: Any = module.trainer.datamodule  # type: ignore[attr-defined]
     rows: list[list[Any]] = []
-    lines: list[Row] = []
+    lines: list[GridRow] = []
     for result in test.results:
         name, count = result.set.name, result.scores.shape[1]
         for column in range(0, count, max(count // CAPTIONS_SHOWN, 1))[:CAPTIONS_SHOWN]:
@@ -38,8 +38,8 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
             numbers = [int(result.image[row]) for row in best]
             rows.append([name, text, rank, " ".join(map(str, numbers))])
             colors = [RIGHT if row == true else None for row in best]
-            cells = [Cell(result.set.picture(number), color=color) for number, color in zip(numbers, colors)]
-            lines.append(Row(f"{name}, own picture at {rank}: {text}", cells))
+            cells = [GridCell(result.set.picture(number), color=color) for number, color in zip(numbers, colors)]
+            lines.append(GridRow(f"{name}, own picture at {rank}: {text}", cells))
     write_table(module, folder / "retrieved.csv", ["set", "caption", "rank of its picture", "found pictures"], rows)
     # Some sets have regions but no images.
     if any(cell.image is not None for line in lines for cell in line.cells):

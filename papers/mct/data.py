@@ -19,7 +19,7 @@ from common.data.item_dataset import Item, Sample, together
 from common.data.listing import Listing
 from common.data.text import CaptionTokenizer, normalize_caption, swap_left_right
 from common.protocols.captions import CaptionData
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Example, RandomTensors, batches_of_epoch
 from common.types import Fraction
 
 
@@ -134,7 +134,7 @@ class PretrainingData(CaptionData):
     def train_dataloader(self) -> DataLoader[Any]:
         return self.training_loader(self.training_images, collate_fn=self.collate)
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         tags = module.loss.tag_count
         views = {f"image_{view}": self.example_images(size, draw)["image"] for view in ("query", "key")}
         batch = views | {

@@ -15,8 +15,8 @@ from common.data.listing import spread
 from common.monitoring.figures import (
     RIGHT,
     WRONG,
-    Cell,
-    Row,
+    GridCell,
+    GridRow,
     image_grid,
     save_figure,
 )
@@ -76,7 +76,7 @@ def draw_retrieval(
     queries = spread(len(caption), QUERIES)
     best = (caption[queries].float() @ image.float().T).topk(min(FOUND, len(image))).indices.tolist()
     lines = [
-        Row(text[m], [Cell(picture(row), color=RIGHT if row in owners[text[m]] else WRONG) for row in images])
+        GridRow(text[m], [GridCell(picture(row), color=RIGHT if row in owners[text[m]] else WRONG) for row in images])
         for m, images in zip(queries, best)
     ]
     figure = image_grid(lines, "Images found for a caption; green: its own, or one with the same words")

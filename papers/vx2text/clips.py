@@ -15,7 +15,7 @@ from common.data.item_dataset import Sample, together
 from common.data.listing import Clip
 from common.data.media import FileCache, FrameFolder, MediaFile, open_media
 from common.data.transforms import CACHED_SAMPLES, VideoTransform, to_length
-from common.training.examples import Draw
+from common.training.examples import RandomTensors
 from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
 
 
@@ -205,7 +205,9 @@ def black(video: VideoInput) -> Tensor:
     return torch.zeros(video.clips * video.frames, video.resize, video.resize, 3, dtype=torch.uint8)
 
 
-def made_up_clips(video: VideoInput | None, audio: AudioInput | None, size: int, draw: Draw) -> dict[str, Tensor]:
+def made_up_clips(
+    video: VideoInput | None, audio: AudioInput | None, size: int, draw: RandomTensors
+) -> dict[str, Tensor]:
     """Made-up clips [B, S, 3, T, H, W] and spectrograms [B, 1, 1, frames, bands], in the format of a batch."""
     clips: dict[str, Tensor] = {}
     if video is not None:

@@ -25,8 +25,8 @@ from common.data.text import pad_tokens
 from common.data.worlds.base import World
 from common.data.worlds.narrated import kind_of
 from common.training.data_module import ShardedDataModule
-from common.training.examples import Draw, batches_of_epoch
 from common.training.examples import Example as ExampleBatch
+from common.training.examples import RandomTensors, batches_of_epoch
 from common.types import Fraction, PositiveInt
 from papers.vx2text.clips import DEFAULT_AUDIO, DEFAULT_VIDEO, AudioInput, ClipReader, VideoInput, made_up_clips
 from papers.vx2text.loss import IGNORED
@@ -235,7 +235,7 @@ class VideoTextData(ShardedDataModule):
 
     # -- without data --------------------------------------------------------------------------------------------------
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> ExampleBatch:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> ExampleBatch:
         limits, places = self.prompt.limits, [*self.prompt.video, *self.prompt.audio]
         words = limits.speech + limits.caption + limits.history + limits.question + self.options * limits.option
         ids = draw.integers(*MADE_UP_IDS, size, len(places) + words + WORDS_OF_PROMPT)

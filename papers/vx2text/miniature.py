@@ -26,7 +26,7 @@ from common.data.worlds.base import World
 from common.metrics.gathering import OncePerSample
 from common.protocols.text import TextTest
 from common.training.data_module import ShardedDataModule
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Example, RandomTensors, batches_of_epoch
 from common.training.optimizers import adamw, clip_by_norm
 from common.types import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.vx2text.clips import DEFAULT_AUDIO, ONE_CLIP, AudioInput, ClipReader, VideoInput, made_up_clips
@@ -239,7 +239,7 @@ class CategoryData(ShardedDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader(self.items(self.test_split, training=False), self.test_batch_size)
 
-    def example_batch(self, module: pl.LightningModule, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: pl.LightningModule, size: int, draw: RandomTensors) -> Example:
         batch = made_up_clips(self.video, self.audio, size, draw)
         batch |= {"words": draw.integers(0, 4, size, len(self.categories)) < 1, "index": torch.arange(size)}
         items = self.dataset.published_counts.get(self.train_split)

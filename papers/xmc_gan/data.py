@@ -34,7 +34,7 @@ from common.data.worlds.two_sides import TwoSidesWorld
 from common.errors import StageError
 from common.protocols.captions import EXAMPLE_WORDS
 from common.training.data_module import ShardedDataModule
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Example, RandomTensors, batches_of_epoch
 from common.types import Fraction, PositiveInt
 
 Items = Literal["images", "captions"]
@@ -233,7 +233,7 @@ class TextToImageData(ShardedDataModule):
         collate = self.collate[self.test_split]
         return self.evaluation_loader(StackDataset(**columns), self.test_batch_size, "captions", collate_fn=collate)
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         """One iteration of made-up minibatches with captions of maximum length, `size` per device; see `Example`."""
         count, length = self.minibatches * size, self.tokenizer.max_tokens
         batch = {

@@ -87,7 +87,7 @@ def test_large_banks_are_judged_on_evenly_spaced_rows(monkeypatch: pytest.Monkey
 
 
 def test_progress_keeps_the_start_and_the_drift_of_the_normalizer() -> None:
-    progress = monitoring.Progress(steps=2)
+    progress = monitoring.LossProgress(steps=2)
     assert progress.compute(torch.tensor(2.0)) == {}
     for loss, normalizer in ((8.0, 2.0), (6.0, 2.0), (3.0, 2.5)):
         progress.update(torch.tensor(loss), torch.tensor(normalizer))

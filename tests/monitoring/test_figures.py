@@ -19,8 +19,8 @@ from common.monitoring import figures
 from common.monitoring.figures import (
     NO_FONT,
     RIGHT,
-    Cell,
-    Row,
+    GridCell,
+    GridRow,
     chart,
     image_grid,
     plain,
@@ -93,7 +93,9 @@ def no_asian_font(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.usefixtures("no_asian_font")
 def test_without_a_font_the_figure_says_so_once(tmp_path: Path) -> None:
     assert plain("ein 红色的 圆形 und 犬") == f"ein {NO_FONT} und {NO_FONT}"
-    figure = image_grid([Row("赤い丸", [Cell(picture(), "犬")]), Row("a red circle", [Cell(picture())])], "Found")
+    figure = image_grid(
+        [GridRow("赤い丸", [GridCell(picture(), "犬")]), GridRow("a red circle", [GridCell(picture())])], "Found"
+    )
     saved(figure, tmp_path / "found.png", "Pictures: nobody")
     assert texts(figure).count(NO_FONT) == 2
     assert sum("this machine has no font" in text for text in texts(figure)) == 1
@@ -105,8 +107,10 @@ def test_without_a_font_the_figure_says_so_once(tmp_path: Path) -> None:
 
 def test_a_grid_has_titles_texts_and_frames(tmp_path: Path) -> None:
     rows = [
-        Row("a query", [Cell(picture(), "cat", RIGHT), Cell(None), Cell(picture(90, 30), "dog\nup to 0.3")]),
-        Row("another", [Cell(picture())]),
+        GridRow(
+            "a query", [GridCell(picture(), "cat", RIGHT), GridCell(None), GridCell(picture(90, 30), "dog\nup to 0.3")]
+        ),
+        GridRow("another", [GridCell(picture())]),
     ]
     figure = image_grid(rows, "Nearest")
     assert {"Nearest", "a query", "another", "cat", "dog\nup to 0.3"} <= set(texts(figure))

@@ -15,7 +15,7 @@ from common.data.text import WordVocabulary
 from common.protocols.bridge import BridgeData
 from common.protocols.captions import CaptionData, CaptionRows
 from common.protocols.search import SearchData
-from common.training.examples import Draw
+from common.training.examples import RandomTensors
 from tests.data.image_layouts import write_coco, write_karpathy
 from tests.data.text_layouts import write_json
 from tests.protocols.parts import attached
@@ -117,7 +117,7 @@ def test_a_made_up_batch_is_one_as_the_loader_gives(tmp_path: Path, kind: Any) -
     options: dict[str, Any] = {"image": SMALL, "batch_size": 3, "num_workers": 0, "captions_per_image": 2}
     options |= {"held_out_fraction": 0.3} if kind is BridgeData else {"test_split": "val"}
     data = attached(kind(COCO(tmp_path), WordVocabulary(min_count=1, max_tokens=9), **options))
-    example = data.example_batch(None, 3, Draw())
+    example = data.example_batch(None, 3, RandomTensors())
     batch = next(iter(data.train_dataloader()))
     for name, value in example.batch.items():
         assert value.dtype == batch[name].dtype, name
@@ -129,4 +129,4 @@ def test_a_made_up_batch_is_one_as_the_loader_gives(tmp_path: Path, kind: Any) -
     texts = {data.words.decode(row.tolist()) for part in data.train_dataloader() for row in part["tokens"]}
     assert (len(texts), len(data.train_dataloader().dataset)) == (2, 2 * len(data.listing))
     assert len(data.test_dataloader()[-1].dataset) == 6
-    assert data.example_captions(200, Draw()).unique().tolist() == list(range(5, 40))
+    assert data.example_captions(200, RandomTensors()).unique().tolist() == list(range(5, 40))

@@ -22,7 +22,7 @@ from common.data.transforms import AudioInput, VideoInput
 from common.data.worlds.audiovisual import AudioVisualWorld
 from common.protocols import data as protocol_data
 from common.protocols.data import ClassificationData, MultiLabelData, SoundClassificationData, VideoClassificationData
-from common.training.examples import Draw
+from common.training.examples import RandomTensors
 from tests.data.image_layouts import write_coco, write_imagenet, write_voc
 from tests.data.media_factory import listing_of, write_wav
 from tests.protocols.parts import attached
@@ -152,7 +152,7 @@ def test_clips_of_videos_are_as_the_settings_say(tmp_path: Path) -> None:
     found = [(of.batch_size, of.dataset.clips, of.dataset.random_starts) for of in tests]
     assert found == [(2, 4, False), (2, 5, True)]
     assert not tests[0].dataset.video_transform.normalize
-    made = data.example_batch(Model(), 30, Draw())
+    made = data.example_batch(Model(), 30, RandomTensors())
     assert (made.batches, made.facts) == (2 * 9_537 // 3, {"num_classes": None})
     assert (made.batch["video"].shape, len(made.batch["index"])) == ((30, 3, 12, 16, 16), 30)
     assert made.batch["label"].unique().tolist() == [0, 1, 2]
@@ -184,7 +184,7 @@ def test_a_made_up_batch_looks_like_a_real_one(tmp_path: Path) -> None:
         (ClassificationData(ImageNet(tmp_path / "imagenet"), held_out_fraction=0.25, **options), 480_437, [0, 1, 2]),
         (MultiLabelData(COCO(tmp_path / "coco"), "train", "val", fit=True, **options), 59_143, [-1, 0, 1]),
     ):
-        example, more = (data.example_batch(Model(), size, Draw()) for size in (2, 30))
+        example, more = (data.example_batch(Model(), size, RandomTensors()) for size in (2, 30))
         assert (example.batches, example.facts) == (batches, {"num_classes": None})
         assert more.batch["label" if "label" in more.batch else "labels"].unique().tolist() == values
         real, made = next(iter(attached(data).train_dataloader())), example.batch

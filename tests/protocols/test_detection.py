@@ -41,7 +41,7 @@ from common.protocols.detection import (
     recompute_batch_statistics,
 )
 from common.training.callbacks import StepSeed
-from common.training.examples import Draw
+from common.training.examples import RandomTensors
 from tests.data.image_layouts import instance, write_image
 from tests.distributed.harness import run_distributed
 from tests.protocols import parts
@@ -315,7 +315,7 @@ def test_a_box_outside_the_image_names_the_file(tmp_path: Path, box: tuple[int, 
 
 def test_batches_for_statistics_and_made_up_ones_look_like_real_ones(voc: Path) -> None:
     module = parts.attached(data(voc), "fit", 1, 2)
-    example = module.example_batch(detector(), 2, Draw())
+    example = module.example_batch(detector(), 2, RandomTensors())
     made, real, first = example.batch, next(iter(module.train_dataloader())), next(iter(module.statistics_dataloader()))
     assert first["index"].tolist() == real["index"].tolist()
     assert all(map(torch.equal, first["images"], real["images"]))

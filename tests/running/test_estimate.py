@@ -22,7 +22,7 @@ from assemble.stages.recipes import scales_of
 from assemble.stages.request import Selection
 from assemble.stages.synthetic import NOWHERE, StopAfter, synthetic_training, without_files
 from common.errors import StageError
-from common.training.examples import Draw
+from common.training.examples import RandomTensors
 from common.types import class_at
 
 FOUND = Estimate(
@@ -109,7 +109,7 @@ def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str,
     found = estimate(run, size=8)
     watched = _Profiled(last=2)
     # Dropout keeps the CPU from fused attention, which a GPU has with it.
-    training = synthetic_training(run, {"accelerator": "cpu", "callbacks": [watched, StopAfter(3)]}, Draw(), 8)
+    training = synthetic_training(run, {"accelerator": "cpu", "callbacks": [watched, StopAfter(3)]}, RandomTensors(), 8)
     for module in training.module.modules():
         if hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
@@ -174,7 +174,7 @@ def test_steps_of_a_recipe_that_counts_them_are_counted_as_it_does() -> None:
 def test_a_checkpoint_is_as_large_as_estimated(tmp_path: Path) -> None:
     run = resolve("mct", "moco_v2", scale="smoke", arguments=("--model.image_encoder.channels", "[32, 32, 64, 64]"))
     found = estimate(run, size=4)
-    training = synthetic_training(run, {"accelerator": "cpu", "callbacks": [StopAfter(2)]}, Draw(), 4)
+    training = synthetic_training(run, {"accelerator": "cpu", "callbacks": [StopAfter(2)]}, RandomTensors(), 4)
     training.run()
     path = tmp_path / "last.ckpt"
     training.trainer.save_checkpoint(path)

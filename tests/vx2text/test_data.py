@@ -19,7 +19,7 @@ from common.data.datasets.tvqa import TVQA
 from common.data.listing import Clip
 from common.data.media import MediaError
 from common.data.worlds.narrated import COLOURS, DIRECTIONS, PITCHES, QUESTIONS, SHAPES, TIMBRES, NarratedWorld
-from common.training.examples import Draw
+from common.training.examples import RandomTensors
 from papers.vx2text.clips import AudioInput, ClipReader, LogMel, VideoInput
 from papers.vx2text.data import (
     CaptioningData,
@@ -330,7 +330,7 @@ def test_a_made_up_batch_has_the_shapes_of_a_real_one(
     else:
         kind, dataset = {"question": (QuestionAnsweringData, TVQA), "caption": (CaptioningData, TVC)}[task]
         data = kind(dataset("unused"), tokenizer, **FRAMED, world=world, num_workers=0)
-    made = data.example_batch(None, 4, Draw())
+    made = data.example_batch(None, 4, RandomTensors())
     real = next(iter(attached(data).train_dataloader()))
     for name, value in made.batch.items():
         assert value.dtype == real[name].dtype, name

@@ -27,7 +27,7 @@ from common.memory.groups import groups_here, split_groups
 from common.metrics.gathering import RowsOncePerSample, first_occurrences, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
 from common.protocols.captions import check_vocabulary
-from common.training.examples import Draw, Example
+from common.training.examples import Example, RandomTensors
 from common.training.optimizers import adamw, refuse_clip_value
 from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 from papers.mct.data import CaptionedViews, PretrainingData
@@ -84,7 +84,7 @@ class MaskedPretrainingData(PretrainingData):
         batch.pop("image_key", None)
         return with_places(batch)
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         batch = {"image_query": self.example_images(size, draw)["image"]} | {
             name: torch.arange(size) for name in ("index", "image_id")
         }

@@ -24,7 +24,7 @@ from common.data.text import CaptionTokenizer, normalize_caption, swap_left_righ
 from common.memory.collective import mean_over_ranks
 from common.metrics.gathering import OncePerSample
 from common.protocols.captions import CaptionData
-from common.training.examples import Draw, Example, batches_of_epoch
+from common.training.examples import Example, RandomTensors, batches_of_epoch
 from common.training.optimizers import Lookahead, refuse_clip_value, warm_up_then_cosine
 from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -141,7 +141,7 @@ class BicaptioningData(CaptionData):
         images = self._images(self.held_out_listing, self.held_out_annotations, False)
         return self.evaluation_loader(images, self.held_out_batch_size, collate_fn=self.collate)
 
-    def example_batch(self, module: Any, size: int, draw: Draw) -> Example:
+    def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
         batch = self.example_images(size, draw)
         batch |= {name: self.example_captions(size, draw) for name in ("tokens", "tokens_reversed")}
         batches = batches_of_epoch(self.dataset.published_count(self.split), self.batch_size)
