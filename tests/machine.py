@@ -12,9 +12,9 @@ from typing import Any
 LONG = 600.0
 
 
-def until(condition: Callable[[], Any], what: str = "") -> Any:
+def until(condition: Callable[[], Any], what: str = "", seconds: float = LONG) -> Any:
     """Wait for something true, and return it."""
-    end = time.monotonic() + LONG
+    end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, what
         time.sleep(0.05)

@@ -8,10 +8,12 @@ import signal
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, call
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -20,18 +22,18 @@ from torch.utils.data import DataLoader
 from assemble.commands.main import main
 from assemble.reporting import code
 from assemble.reporting.records import read
-from assemble.stages import loggers, stopping
+from assemble.stages import loggers, run, stopping
 from assemble.stages import preempt as preemption
 from assemble.stages.request import StageRequest
 from assemble.stages.run import run_stage
 from common.errors import STOP, Preempted
 from common.training import data_module
 from papers.avid_cma.module import AVIDModule
-from tests.distributed.harness import run_distributed
+from tests.distributed.harness import free_port, run_distributed
 from tests.distributed.stages import over
 from tests.distributed.test_training import LAYER
 from tests.m3p.stages import region_network
-from tests.machine import LONG, descendants, runs, until
+from tests.machine import LONG, descendants, group_runs, runs, until
 from tests.resume.killing import compare
 from tests.stages import callbacks, request
 from tests.vx2text import stages as vx2text
@@ -318,6 +320,78 @@ def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
     stage = request("avid/avid_joint", tmp_path, layer=over(LAYER, 2))
     assert run_distributed(_stopped_rank, 2, stage) == [[2, "Preempted "], [2, "SystemExit 0"]]
     assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+#: What rank 0 has begun and rank 1 has ended when the signal comes.
+MOMENTS: dict[str, tuple[tuple[Any, str], tuple[Any, str]]] = {
+    "joining": ((torch.distributed, "init_process_group"), (run, "prepare_folder")),
+    "training": ((pl.Trainer, "fit"), (preemption.Preemption, "on_train_batch_start")),
+    "trained": ((pl.Trainer, "test"), (pl.Trainer, "save_checkpoint")),
+    "testing": ((preemption.Preemption, "on_test_epoch_end"), (preemption.Preemption, "on_test_start")),
+}
+
+
+def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
+    """Run a rank, as Lightning starts it; rank 1 sends SIGHUP to both at the moment."""
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
+        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo",
+    )  # fmt: skip
+    owner, name = MOMENTS[moment][rank]
+    original, reached = getattr(owner, name), stage.runs / "reached"
+
+    def begun(*args: Any, **named: Any) -> Any:
+        reached.touch()
+        return original(*args, **named)
+
+    def ended(*args: Any, **named: Any) -> Any:
+        result = original(*args, **named)
+        until(reached.exists)
+        os.killpg(0, signal.SIGHUP)
+        return result
+
+    setattr(owner, name, ended if rank else begun)
+    run_stage(stage)
+
+
+@pytest.mark.parametrize(
+    ("name", "moment", "step"),
+    [
+        ("avid/avid_joint", "joining", None),
+        ("avid/avid_joint", "training", 1),
+        ("avid/avid_joint", "trained", 14),
+        ("avid/avid_joint", "testing", 14),
+        ("vx2text/avsd", "joining", None),
+    ],
+)
+def test_two_ranks_end_soon_when_their_group_gets_a_signal(
+    name: str, moment: str, step: int | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Also when one waits for the other, which has ended."""
+    without = vx2text.WITHOUT_PARENTS if name == "vx2text/avsd" else []
+    stage, port = request(name, tmp_path, *without, layer=over(_layer(), 2)), free_port()
+    group = os.fork()
+    if group == 0:
+        status = 1
+        try:
+            os.setpgid(0, 0)
+            rank = 0 if os.fork() else 1
+            _run_rank(rank, stage, moment, port)
+        except (Preempted, SystemExit) as stop:
+            status = stop.status if isinstance(stop, Preempted) else stop.code
+        finally:
+            os._exit(status)
+    try:
+        until((tmp_path / "reached").exists)
+        until(lambda: not group_runs(group), "a rank waits", 40)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        status = os.waitstatus_to_exitcode(os.waitpid(group, 0)[1])
+    assert status == 128 + signal.SIGHUP
+    assert "Traceback" not in capfd.readouterr().out
+    last = stage.directory / "checkpoints" / "last.ckpt"
+    assert (torch.load(last, weights_only=True)["global_step"] if last.exists() else None) == step
 
 
 @pytest.mark.parametrize(

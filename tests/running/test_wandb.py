@@ -108,7 +108,7 @@ def test_a_full_disk_ends_the_stage_and_its_partial_row_goes(tmp_path: Path, mon
     logger = MetricsFile(tmp_path / "metrics.csv")
     logger.log_metrics({"a": 1.0}, 0)
     monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
-    with pytest.raises(StageError, match=r"could not write .*metrics.csv: No space left on device\. Free space"):
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.csv"):
         logger.log_metrics({"a": 2.0}, 1)
     monkeypatch.undo()
     logger.drop_after(0)
