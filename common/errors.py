@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 from collections.abc import Iterable
 from typing import Any
@@ -77,6 +78,17 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+def message(error: BaseException) -> str:
+    """The text of an error for the terminal, with what to do about a full disk."""
+    text = printable(str(error))
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text += (
+            "\nFree space, or choose another disk (--runs for runs, ASSEMBLE_CACHE for caches, TMPDIR for the rest), "
+            "then rerun the command; earlier files are unchanged."
+        )
+    return text
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

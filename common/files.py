@@ -156,6 +156,10 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, output)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise  # of a file that `write` read
+        raise OSError(error.errno, error.strerror, str(output)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -185,14 +189,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Replace a file's content atomically, with text as UTF-8; creates missing folders."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    try:
-        write_whole(path, lambda temporary: temporary.write_bytes(data))
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"could not write {path}: {error.strerror or error}. An earlier file, if any, is "
-            "unchanged; free space or fix the permissions, then rerun the command",
-        ) from error
+    write_whole(path, lambda temporary: temporary.write_bytes(data))
 
 
 def require_writable(folder: Path, what: str) -> None:

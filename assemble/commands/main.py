@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import errno
 import gc
 import io
 import os
@@ -13,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from assemble.commands import data, doctor, explain, find, measure, models, reports, run, runs, verify
 from assemble.commands.parsing import Command, overview, parse
-from common.errors import ConfigurationError, Preempted, ReportingError, StageError, is_ours, nearest, printable
+from common.errors import ConfigurationError, Preempted, ReportingError, StageError, is_ours, message, nearest
 
 #: In the order of `assemble --help`.
 COMMANDS: dict[str, Command] = {
@@ -75,13 +74,11 @@ def _status_of(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return 130
     if isinstance(error, ConfigurationError | StageError | ReportingError):
-        print(f"assemble: {printable(str(error))}", file=sys.stderr)
+        print(f"assemble: {message(error)}", file=sys.stderr)
         return 2
     explained = isinstance(error, OSError | ValueError | RuntimeError) and not isinstance(error, BrokenPipeError)
     if not explained or os.environ.get("ASSEMBLE_TRACEBACK"):
         raise error
     hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows the traceback)"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        hint = "\nFree space, or choose another disk: --runs for runs, ASSEMBLE_CACHE for caches, TMPDIR for the rest."
-    print(f"assemble: {printable(str(error))}{hint}", file=sys.stderr)
+    print(f"assemble: {message(error)}{hint}", file=sys.stderr)
     return 1

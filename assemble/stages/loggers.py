@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from assemble.reporting.runs import short_overrides
 from assemble.reporting.wandb_server import one_line, project, why_unreachable
 from common.errors import StageError
-from common.files import open_regular, parsing, write_atomically
+from common.files import named, open_regular, parsing, write_atomically
 
 
 class MetricsFile(Logger):
@@ -57,18 +57,13 @@ class MetricsFile(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with self._path.open("a", encoding="utf-8", newline="") as file:
-                header = [] if file.tell() else [["step", "name", "value"]]
-                rows = [[step if step is not None else 0, name, repr(float(value))] for name, value in metrics.items()]
-                csv.writer(file).writerows([*header, *rows])
-                file.flush()
-                # A power loss must not lose rows from before the last checkpoint.
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise StageError(
-                f"could not write {self._path}: {error.strerror}. Free space and rerun the command to resume"
-            ) from error
+        with named(self._path), self._path.open("a", encoding="utf-8", newline="") as file:
+            header = [] if file.tell() else [["step", "name", "value"]]
+            rows = [[step if step is not None else 0, name, repr(float(value))] for name, value in metrics.items()]
+            csv.writer(file).writerows([*header, *rows])
+            file.flush()
+            # A power loss must not lose rows from before the last checkpoint.
+            os.fsync(file.fileno())
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -38,7 +38,7 @@ from assemble.stages.plan import (
     seconds_left,
 )
 from assemble.stages.request import Selection, StageRequest, finished_record
-from common.errors import STOP, OtherCodeError, Preempted, StageError, is_ours, printable
+from common.errors import STOP, OtherCodeError, Preempted, StageError, is_ours, message
 
 
 def run_paper(
@@ -242,7 +242,7 @@ class _Queue:
             if not is_ours(error) and not isinstance(error, OSError | ValueError):
                 traceback.print_exception(error)
             self.failed[item.request.key] = str(error)
-            say(printable(f"  FAILED {_name(item)}: {error}"))
+            say(f"  FAILED {_name(item)}: {message(error)}")
             return None
         seconds = seconds_left(seconds_by_records(self.planned)[0], [*self.running.values(), *self.waiting], self.jobs)
         left = f", about {duration(seconds)} left" if seconds else ""

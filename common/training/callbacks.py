@@ -316,14 +316,11 @@ class WholeCheckpoints(TorchCheckpointIO):
 
         try:
             write_whole(path, write)
-        except (OSError, RuntimeError) as error:
+        except RuntimeError as error:
+            if not isinstance(cause := error.__context__, OSError):
+                raise
             # torch.save hides the disk's error behind a RuntimeError.
-            cause = error if isinstance(error, OSError) else error.__context__
-            reason = cause.strerror if isinstance(cause, OSError) else str(error).splitlines()[0]
-            raise StageError(
-                f"could not write {path}: {reason}. An earlier checkpoint, if any, is unchanged; free space or fix "
-                "the permissions, then rerun the command to resume from it"
-            ) from error
+            raise OSError(cause.errno, cause.strerror, str(path)) from error
 
     def load_checkpoint(self, path: str | Path, *options: Any, **named: Any) -> dict[str, Any]:
         try:

@@ -20,7 +20,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.utils.data import DataLoader
 
-from common.errors import NonFiniteLossError, StageError
+from common.errors import NonFiniteLossError
 from common.training import callbacks
 from common.training.selection import BestWeights
 
@@ -283,10 +283,9 @@ def test_a_checkpoint_that_cannot_be_written_says_why(tmp_path: Path, monkeypatc
     checkpoints = callbacks.WholeCheckpoints("Net")
     full = RuntimeError("inside torch")
     full.__context__ = OSError(errno.ENOSPC, "No space left on device")
-    for error, reason in ((full, "No space left on device"), (RuntimeError("unexpected pos\nmore"), "unexpected pos")):
-        monkeypatch.setattr(torch, "save", lambda *_, error=error: (_ for _ in ()).throw(error))
-        with pytest.raises(StageError, match=rf"last\.ckpt: {reason}\. "):
-            checkpoints.save_checkpoint({}, tmp_path / "last.ckpt")
+    monkeypatch.setattr(torch, "save", Mock(side_effect=full))
+    with pytest.raises(OSError, match=r"No space left on device: .*last\.ckpt"):
+        checkpoints.save_checkpoint({}, tmp_path / "last.ckpt")
 
 
 def test_the_best_weights_are_kept_and_the_first_win_a_tie() -> None:
