@@ -158,6 +158,16 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert all(word in told for word in ("\ncache ", "\ngpu ", "\nrevision ", "  mct: missing "))
 
 
+@pytest.mark.parametrize("value", ["!!binary aGVsbG8=", "!!set {a, b}", "0x" + "f" * 10_000, "2026-01-01"])
+def test_a_value_that_no_record_can_hold_names_its_file(
+    value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"model: {{init_args: {{learning_rate: {value}}}}}", encoding="utf-8")
+    assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--config", str(path)]) == 2
+    assert f"{path} may only contain text, numbers" in capsys.readouterr().err
+
+
 def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["fit", "avid/avid_cma", "--scale", "smoke", "--runs", str(tmp_path), "--print_config"]) == 0
     output = capsys.readouterr().out
