@@ -1,4 +1,4 @@
-"""Cut the clips and sound for VX2TEXT's classifiers from a file or a folder of frames."""
+"""Cut video clips and sound from a file or a folder of frames, for VX2TEXT's classifiers."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class VideoInput:
     """Format of the clips of a video ([2] and [3]).
 
     Attributes:
-        fps, frames: frames per second and frames of a clip.
-        clips: clips per video, S, spread over it.
-        crop: side of a clip in pixels.
+        fps, frames: frames per second, and frames in a clip.
+        clips: S, clips per video, spread over its length.
+        crop: height and width of a clip in pixels.
         resize: shorter side before cropping.
-        mean, std: channel statistics of the classifier's weights.
+        mean, std: per channel, as in the training of the classifier's weights.
     """
 
     fps: PositiveFloat = 15.0
@@ -49,9 +49,9 @@ class AudioInput:
     """Format of the sound of a video: the spectrogram of PANNs at 16 kHz ([3]).
 
     Attributes:
-        sample_rate, seconds: samples per second and seconds of a window.
+        sample_rate, seconds: samples per second, and length of the sound that the classifier reads.
         window, hop: of the Fourier transform, in samples.
-        mel_bins, low, high: number of bands, lowest and highest frequency in Hz.
+        mel_bins, low, high: number of bands, and their lowest and highest frequency in Hz.
     """
 
     sample_rate: PositiveInt = 16000
@@ -65,8 +65,8 @@ class AudioInput:
     def __post_init__(self) -> None:
         if not 0 <= self.low < self.high <= self.sample_rate / 2:
             raise ValueError(
-                f"data.audio: bands from {self.low} to {self.high} Hz must lie between 0 and half the sample rate, "
-                f"{self.sample_rate / 2:g}"
+                f"data.audio: low {self.low} and high {self.high} must be between 0 and half the sample rate "
+                f"({self.sample_rate / 2:g} Hz), and low below high"
             )
 
     @property
@@ -78,13 +78,13 @@ DEFAULT_AUDIO = AudioInput()
 
 
 class LogMel:
-    """Mel spectrogram of samples in decibels, as in PANNs.
+    """Computes the mel spectrogram of samples in decibels, as PANNs does.
 
-    Power of a centered, periodic Hann window with reflect padding, Slaney bands with unit area, 10 log10 of at least
-    1e-10. It isn't normalized, because the network starts with a normalization.
+    Takes the power with a centered, periodic Hann window and reflect padding, sums it in Slaney bands of unit area, and
+    returns 10 log10 of at least 1e-10. Doesn't normalize, because the network's first layer does.
 
     Shapes:
-        several times [N] -> [1, 1, N // hop + 1, mel_bins], one clip with one channel
+        list of [N] -> list of [1, 1, N // hop + 1, mel_bins], one clip with one channel each
 
     Source: [3].
     """
@@ -110,18 +110,18 @@ class LogMel:
         stacked = torch.stack([to_length(sound, length) for sound in sounds])
         for samples in stacked.split(max(CACHED_SAMPLES // length, 1)):
             spectrum = torch.stft(samples, self.audio.window, self.audio.hop, window=self._hann, return_complex=True)
-            # One product each: that of several may be rounded differently.
+            # Multiply one at a time, because a batched product may round differently.
             for power in torch.view_as_real(spectrum).square().sum(-1):
                 spectra.append(power.T @ self._bands)
         return list(torch.stack(spectra).clamp_min_(1e-10).log10_().mul_(10.0)[:, None, None])
 
 
 class ClipReader:
-    """Cuts the clips and the window of sound of a video; None leaves a modality out.
+    """Cuts clips and a window of sound from a video, or only one of the two if the other format is None.
 
-    In training, one clip starts at random in each of S equal parts of the video, with one random crop for all clips;
-    otherwise clips and crops are centered. A video with too few frames is looped; too short sound is padded with
-    silence. Decoded files are cached in up to `cache_bytes`.
+    In training, one clip starts at random in each of S equal parts of the video, with one random crop for all clips. In
+    evaluation, clips and crops are centered. A video with too few frames is looped, and short sound is padded with
+    silence. The cache holds up to `cache_bytes` of decoded files.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class ClipReader:
                 mode="crop",
                 crop=video.crop,
                 resize=video.resize,
-                jitter=(0.0, 0.0, 0.0, 0.0),  # texts name colors,
+                jitter=(0.0, 0.0, 0.0, 0.0),  # captions and answers mention colors,
                 flip=0.0,  # left and right
                 mean=video.mean,
                 std=video.std,
@@ -151,12 +151,12 @@ class ClipReader:
         return sample
 
     def read(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        """Cut one sample: arguments of the transforms as `video` and `audio`, and `video_present`, `audio_present`.
+        """Cut one sample: `video` and `audio`, as arguments of the transforms, and `video_present` and `audio_present`.
 
-        A missing modality is black or silent.
+        A missing video is black; missing sound is silent.
         """
         sample: Sample = {}
-        # Each modality has its own random numbers, so leaving one out doesn't change the other.
+        # Each modality uses separate random numbers, so that leaving one out doesn't change the other.
         place, *places = rng.random(1 if self.video is None else 1 + self.video.clips)
         with open_media(clip.path, self.cache) as media:
             if (video := self.video) is not None:
@@ -170,7 +170,7 @@ class ClipReader:
         return sample
 
     def transform(self, batch: Sequence[Sample]) -> None:
-        """Make `video` float32 [S, 3, T, crop, crop] and `audio` float32 [1, 1, frames, mel_bins] of what was read."""
+        """Replace what `read` cut by `video` [S, 3, T, crop, crop] and `audio` [1, 1, frames, mel_bins], in float32."""
         if self.video is not None:
             together(batch, "video", self.video_transform.together)
             for sample in batch:
@@ -185,7 +185,7 @@ class ClipReader:
         start, end = limits_of(media.video_limits, clip, "video")
         duration = min(video.frames / video.fps, end - start)
         slower = min(media.video_fps, video.fps)
-        if duration < 1 / slower:  # TVC has moments shorter than one of TVQA's frames
+        if duration < 1 / slower:  # some moments of TVC are shorter than one frame of TVQA
             duration = 1.5 / slower
         within = (np.arange(video.clips) + (places if self.training else 0.5)) / video.clips
         pieces = []
@@ -208,7 +208,7 @@ def black(video: VideoInput) -> Tensor:
 def made_up_clips(
     video: VideoInput | None, audio: AudioInput | None, size: int, draw: RandomTensors
 ) -> dict[str, Tensor]:
-    """Made-up clips [B, S, 3, T, H, W] and spectrograms [B, 1, 1, frames, bands], in the format of a batch."""
+    """Draw random clips [B, S, 3, T, H, W] and spectrograms [B, 1, 1, frames, bands], named as in a batch."""
     clips: dict[str, Tensor] = {}
     if video is not None:
         clips["video"] = draw.normal(size, video.clips, 3, video.frames, video.crop, video.crop)

@@ -1,4 +1,4 @@
-"""Questions, dialogues and descriptions of clips for VX2TEXT: TVQA, AVSD and TVC as prompts and answers."""
+"""Data of VX2TEXT: questions, dialogues and descriptions of clips (TVQA, AVSD, TVC) as prompts and answers."""
 
 from __future__ import annotations
 
@@ -41,20 +41,20 @@ from papers.vx2text.prompt import (
 )
 from papers.vx2text.true_words import TrueWords
 
-#: For made-up prompts: word ids that every vocabulary has, and the number of words that name parts of a prompt.
+#: For random prompts: the range of word ids, which every vocabulary has, and the number of words that name the parts.
 MADE_UP_IDS, WORDS_OF_PROMPT = (5, 90), 24
 
-#: Answer to a question with options: the letter of one; its text, by likelihood; or its position, for a model without a
-#: decoder.
+#: How to answer a question with options: generate the letter, compare the likelihoods of the texts, or classify the
+#: position without a decoder.
 Scoring = Literal["label", "loglik", "position"]
 
 
 class VideoTextItems(ClipDataset):
-    """Clips with their questions and answers, as input of `collate`.
+    """Clips with their questions and answers, for `collate`.
 
     Args:
-        examples: one per file of the listing.
-        source: reads the clips, or draws `words` for the places of their tokens.
+        examples: text samples, one for each file in the listing.
+        source: reads the clips, or draws `words` that replace their tokens.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class VideoTextItems(ClipDataset):
 
 
 def option_targets(prompt: Prompt, options: Sequence[str], correct: int, scoring: Scoring) -> Sample:
-    """Labels of the right option, which are empty if it is withheld (-1), and what tells all options apart."""
+    """Return the labels of the right option (empty if withheld, -1), and what distinguishes the options."""
     if scoring == "loglik":
         labels = [prompt.answer(option) for option in options]
         return {"labels": labels[correct] if correct >= 0 else [], "option_labels": labels}
@@ -112,12 +112,12 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """Make a batch of samples.
 
     Returns:
-        `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32 [B, 1, 1, frames, mel_bins] and
-        `audio_present` bool [B], if the samples have them; `input_ids` int64 [B, N], padded with 0 at the end, negative
-        in the places of modality tokens; `speech_cut` bool [B], whether speech is cut, if there is any; `labels` int64
-        [B, M], -100 for padding; `answer_options` int64 [B, 5] or `option_labels` int64 [B, 5, M'] for options;
-        `correct`, `index`, `label` and `skipped` int64 [B]; and lists of length B: `clip`, `question_text`, `kind`,
-        `answer_text` ("" if withheld), `references` and `options`.
+        If the samples have them, `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32 [B,
+        1, 1, frames, mel_bins] and `audio_present` bool [B], and `speech_cut` bool [B], whether speech is cut.
+        `input_ids` int64 [B, N], padded with 0, negative in the places of modality tokens. `labels` int64 [B, M],
+        padded with -100. For options, `answer_options` int64 [B, 5] or `option_labels` int64 [B, 5, M']. `correct`,
+        `index`, `label` and `skipped` int64 [B]. Lists of length B: `clip`, `question_text`, `kind`, `answer_text` (""
+        if withheld), `references` and `options`.
     """
     batch: dict[str, Any] = {}
     for name, first in samples[0].items():
@@ -143,17 +143,17 @@ class VideoTextData(ShardedDataModule):
     Args:
         tokenizer: of the language model.
         modalities: None takes those of the data set.
-        video_categories, audio_categories: of the classifiers, in their order, to count true tokens in the miniature.
+        video_categories, audio_categories: the classifiers' categories in order, to check tokens in the miniature.
         prompt: maximum pieces of each part of the text, and tokens per clip.
-        slots: `media` reads the clips; `words` puts their true categories in the places of tokens, with some wrong
-            ones, to pre-train the language model on text alone ([14], step 2).
+        slots: `media` reads the clips; `words` replaces tokens with the clip's true categories and some wrong ones, to
+            pre-train the language model on text alone ([14], step 2).
         test_batch_size: samples per evaluation step, per device.
         dataset, world, batch_size, max_skipped_fraction, kwargs: see ShardedDataModule.
 
     Attributes:
-        options: of a question.
-        rows_per_item: training samples of each published item.
-        test_split: the one to measure; "val" where the answers of "test" are withheld.
+        options: number of options per question.
+        rows_per_item: training samples per item that the publication counts.
+        test_split: the split to measure; "val" if the answers of "test" are withheld.
     """
 
     options = 0
@@ -198,18 +198,18 @@ class VideoTextData(ShardedDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        self.dataset.listing(self.test_split)  # missing test files fail before training
+        self.dataset.listing(self.test_split)  # fail before training if test files are missing
 
     @abstractmethod
     def examples(self, split: str, training: bool) -> tuple[Listing, Iterable[TextSample]]:
-        """Listing of a split with one file per example, and the examples."""
+        """Return the listing of a split, with one file per example, and the examples."""
 
     @cached_property
     def subtitles(self) -> Mapping[str, Sequence[Subtitle]]:
         return (self.dataset.subtitles() if self.prompt.limits.speech else None) or {}
 
     def spoken(self, clip: str, span: Limits | None = None) -> tuple[str, ...]:
-        """The speech in a clip, or within a span of it."""
+        """Return the speech in a clip, or only in a span of it."""
         return tuple(line.text for line in self.subtitles.get(clip, ()) if span is None or line.overlaps(span))
 
     def items(self, split: str, training: bool) -> VideoTextItems:
@@ -247,7 +247,7 @@ class VideoTextData(ShardedDataModule):
             "index": torch.arange(size),
             **made_up_clips(self.video, self.audio, size, draw),
         }
-        # Without the vocabulary file, every text is one piece.
+        # The vocabulary file isn't read here, so every text becomes one piece.
         any_tokenizer = SimpleNamespace(encode=lambda text: [5])
         facts = {} if self.tokenizer.pretrained is None else {"tokenizer": any_tokenizer}
         items = self.dataset.published_counts.get("train")
@@ -272,7 +272,7 @@ class QuestionAnsweringData(VideoTextData):
         return self.dataset.listing(split), map(self._example, self.dataset.questions(split))
 
     def _example(self, question: Question) -> TextSample:
-        """A question with options and the speech of the whole clip."""
+        """Make the sample of a question with options and the speech of the whole clip."""
         answer = None if question.answer < 0 else question.options[question.answer]
         return TextSample(
             "question",
@@ -286,14 +286,14 @@ class QuestionAnsweringData(VideoTextData):
 
 
 class DialogData(VideoTextData):
-    """AVSD: turns of dialogues; only the last turn of each in the test split ([10]).
+    """AVSD: turns of dialogues; the test split uses only the last turn of each ([10]).
 
     Args:
-        with_summary: append the summary of a video to its caption; `prompt.caption: 0` leaves out both.
-        every_turn: train on all turns of each dialogue; recipes record it.
+        with_summary: append the video's summary to its caption; `prompt.caption: 0` removes both.
+        every_turn: train on all turns of each dialogue; recipes state it for the record.
     """
 
-    rows_per_item = 10  # turns of a dialogue
+    rows_per_item = 10  # turns per dialogue
 
     def __init__(
         self,
@@ -320,21 +320,21 @@ class DialogData(VideoTextData):
         return self.dataset.listing(split).subset(rows), examples
 
     def _example(self, dialog: Dialog, turn: int) -> TextSample:
-        """A turn with the turns before it."""
+        """Make the sample of a turn, with the earlier turns as history."""
         question, answer = dialog.turns[turn].question, dialog.turns[turn].answer
         history = tuple((earlier.question, earlier.answer or "") for earlier in dialog.turns[:turn])
         caption = f"{dialog.caption} {dialog.summary}".strip() if self.with_summary else dialog.caption
         references: tuple[str, ...] = () if answer is None else (answer,)
         if dialog.references and turn == len(dialog.turns) - 1:
             references = tuple(sorted(dialog.references, key=lambda reference: reference != answer))
-        # Real data have no kinds, even if a question has the same words.
+        # Only made-up questions have kinds; a real question may happen to have the same words.
         kind = "" if self.world is None else kind_of(question)
         speech = self.spoken(dialog.video)
         return TextSample("dialog", question, speech, caption, history, (), answer, references, kind=kind)
 
 
 class CaptioningData(VideoTextData):
-    """TVC: descriptions of moments ([10]), one per training sample; `val` has all of a moment as references."""
+    """TVC: descriptions of moments ([10]); each is a training sample. In `val`, all of a moment are its references."""
 
     rows_per_item = 2
     test_split = "val"

@@ -1,4 +1,4 @@
-"""The model of VX2TEXT: video and audio become word tokens for a language model that generates text."""
+"""The model of VX2TEXT: video and audio become word tokens, from which a language model generates text."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from papers.vx2text.tokens import ModalityClassifier, ModalityTokens, Table, Tok
 
 
 class VX2Text(nn.Module):
-    """Text from video, sound, speech and history ([1] to [8]).
+    """Generates text from video, sound, speech and history ([1] to [8]).
 
     Args:
         video_classifier, audio_classifier: networks whose categories become tokens.
-        modalities: as in the data; classifiers of others are dropped.
-        video_tokens, audio_tokens: tokens per clip, K.
+        modalities: must equal those of the data; other classifiers are dropped.
+        video_tokens, audio_tokens: K, the tokens per clip.
         tokenization, temperature, table: see `ModalityTokens`.
     """
 
@@ -56,9 +56,9 @@ class VX2Text(nn.Module):
     def forward(
         self, batch: Mapping[str, Any], noise: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Language model inputs: the words of `collate`'s prompts, with modality tokens in their places.
+        """Embed `collate`'s prompts for the language model and put the modality tokens into their places.
 
-        Without Gumbel noise by modality, the most probable categories are chosen.
+        Chooses the most probable categories for modalities without Gumbel noise.
 
         Returns:
             Embeddings [B, N, D], mask [B, N], and for every modality its categories [B, S * K] and scores [B, S, C].
@@ -70,7 +70,7 @@ class VX2Text(nn.Module):
             table = table_of(tokens.pieces, self.language_model) if tokens.tied else None
             rows, chosen, scores = tokens(batch[name], (noise or {}).get(name), table)
             embeddings = place(embeddings, ids, rows, name)
-            # A clip without this modality gets no tokens instead of invented ones.
+            # Mask the tokens of a clip without this modality, because they would be made up.
             absent = ~batch[f"{name}_present"][:, None] & (ids <= PLACES[name]) & (ids > PLACES[name] - rows.shape[1])
             mask = mask & ~absent
             named[name] = chosen, scores
@@ -95,7 +95,7 @@ class VX2Text(nn.Module):
     ) -> tuple[list[str], Tensor | None]:
         """Generate a text for every sample, or pick one of its `options` by letter or likelihood.
 
-        Returns the texts and the positions of picked options [B], the first of equal ones.
+        Returns the texts and, for options, the positions picked [B]. The first option wins ties.
 
         Source: [7].
         """
@@ -106,6 +106,6 @@ class VX2Text(nn.Module):
             scores = self.language_model.letter_scores(embeddings, mask, batch["answer_options"])
         else:
             scores = self.language_model.option_scores(embeddings, mask, batch["option_labels"])
-        # The first of equal ones on every device.
+        # Pick the first of equal scores on every device.
         picked = (scores == scores.amax(dim=1, keepdim=True)).to(torch.uint8).argmax(dim=1)
         return [options[number] for options, number in zip(batch["options"], picked.tolist())], picked

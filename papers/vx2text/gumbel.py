@@ -1,7 +1,7 @@
-"""Differentiable word tokens: from a classifier's scores to the embeddings of a few categories.
+"""Differentiable word tokens: turn a classifier's scores into the embeddings of a few categories.
 
 The most probable categories, perturbed by Gumbel noise in training, become tokens. This choice has no gradient, so the
-gradient is that of the softmax of the perturbed log-probabilities.
+backward pass uses that of the softmax of the perturbed log-probabilities.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ Estimator = Literal["st_topk", "st_independent", "soft", "st_topk_selected"]
 
 
 def gumbel_noise(*shape: int, generator: torch.Generator | None = None) -> Tensor:
-    """Standard Gumbel noise in float32 ([4])."""
-    # Inside (0, 1), so that the noise is finite.
+    """Draw standard Gumbel noise in float32 ([4])."""
+    # Stay inside (0, 1), so that the noise is finite.
     uniform = torch.rand(*shape, generator=generator).clamp(1e-9, 1 - 1e-7)
     return -torch.log(-torch.log(uniform))
 
 
 def draws_of(estimator: Estimator, tokens: int) -> int:
-    """Noise draws of an estimator per clip: one for all tokens, or one per token."""
+    """Return how many noise vectors a clip needs: one for all of its tokens, or one per token."""
     return 1 if estimator.startswith("st_topk") else tokens
 
 
@@ -39,13 +39,13 @@ def choose(
 
     | estimator | value | gradient to the scores |
     |---|---|---|
-    | `st_topk`, the method | rows of the K largest perturbed values of draw 0 | each through the one softmax |
-    | `st_independent` | row of the largest of draw k | through the softmax of draw k |
+    | `st_topk`, the method | rows with the K largest perturbed values of draw 0 | all through the softmax of draw 0 |
+    | `st_independent` | row with the largest value of draw k | through the softmax of draw k |
     | `soft` | softmax of draw k times the table | through that softmax |
-    | `st_topk_selected` | as `st_topk` | only of the chosen category's probability; for comparison, learns worse |
+    | `st_topk_selected` | as `st_topk` | only through the chosen category's probability; learns worse |
 
     Without noise (in evaluation or with a frozen classifier), the K most probable categories are chosen and the scores
-    get no gradient. The lower category wins ties. Computes in at least float32, even under autocast.
+    get no gradient. The category with the lower index wins ties. Computes in at least float32, even under autocast.
 
     Args:
         logits: scores [B, C] before the softmax.
@@ -77,11 +77,11 @@ def choose(
         if estimator == "st_topk_selected":
             probability = relaxed[:, 0].gather(1, chosen)[:, :, None]
             return rows * (1 + probability - probability.detach()), chosen
-        # The value is exactly that of the rows; adding and subtracting the relaxed vector would round it.
+        # Adds exactly zero, so the value is that of the rows; `rows + soft - soft` would round it.
         soft = relaxed @ values.detach()
         return rows + (soft - soft.detach()), chosen
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Positions [..., count] of the largest scores [..., C]; the lower position wins ties."""
+    """Return the positions [..., count] of the largest scores [..., C]. The lower position wins ties."""
     return scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]

@@ -1,4 +1,4 @@
-"""T5 for VX2TEXT: its encoder takes embeddings, its decoder generates text or scores options."""
+"""T5 for VX2TEXT: the encoder takes embeddings, and the decoder generates text or scores options."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from papers.vx2text.loss import per_answer
 
 
 class LanguageModel(nn.Module):
-    """T5 with random weights and the sizes of T5-base (222,903,552 parameters) by default.
+    """T5 with random weights. The default sizes are those of T5-base (222,903,552 parameters).
 
-    `papers.vx2text.weights.load_language_model` loads released weights. `embedding_scale` is the deviation of initial
-    embeddings; 1 is too much for a small network. All methods take the embeddings [B, N, D] that the encoder reads and
-    their mask [B, N]; labels are -100 at padding.
+    `papers.vx2text.weights.load_language_model` loads released weights. `embedding_scale` is the standard deviation of
+    the initial embeddings; 1 is too large for a small network. All methods take the encoder's input embeddings [B, N,
+    D] and their mask [B, N]. Labels are padded with -100.
 
     Source: [6].
     """
@@ -45,7 +45,7 @@ class LanguageModel(nn.Module):
             num_heads=attention_heads,
             dropout_rate=dropout,
             decoder_start_token_id=0,
-            attn_implementation="sdpa",  # the only one for which `over_queries` is a mask
+            attn_implementation="sdpa",  # other implementations don't accept the mask of `over_queries`
         )  # type: ignore[call-arg]
         self.t5: Any = self.network(config)
         with torch.no_grad():
@@ -56,11 +56,11 @@ class LanguageModel(nn.Module):
         return int(self.t5.config.d_model)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embeddings [..., D] of word pieces; arbitrary for negative ids, the places of modality tokens."""
+        """Embed word pieces: [..., D]. Negative ids, the places of modality tokens, get arbitrary values."""
         return self.t5.shared(tokens.clamp(min=0))
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-        """Scores [B, M, V] of the next word at every place of the answer `labels` [B, M], given the words before it."""
+        """Score the next word [B, M, V] at every place of the answer `labels` [B, M], given the words before it."""
         return self.t5(
             inputs_embeds=embeddings,
             attention_mask=over_queries(mask),
@@ -70,7 +70,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def generate(self, embeddings: Tensor, mask: Tensor, beams: int = 5, max_tokens: int = 30) -> Tensor:
-        """Word pieces [B, <= max_tokens + 1] by beam search, or greedily with one beam.
+        """Generate word pieces [B, <= max_tokens + 1] by beam search, or greedily with one beam.
 
         Source: [7].
         """
@@ -85,16 +85,16 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def letter_scores(self, embeddings: Tensor, mask: Tensor, letters: Tensor) -> Tensor:
-        """Scores [B, O] of each option's letter, a word piece, as the first word of the answer.
+        """Score the letter of each option, one word piece, as the first word of the answer: [B, O].
 
         Source: [7], `label`.
         """
-        # The decoder starts from its own first token, so the first step doesn't depend on the given label.
+        # The decoder starts with its start token, so the scores of the first word don't depend on the label passed.
         return self(embeddings, mask, letters[:, :1])[:, 0].float().gather(1, letters)
 
     @torch.no_grad()
     def option_scores(self, embeddings: Tensor, mask: Tensor, options: Tensor) -> Tensor:
-        """Mean log-likelihood [B, O] of each answer [B, O, M] in nats per token; the encoder runs once.
+        """Return the mean log-likelihood [B, O] of each answer [B, O, M], in nats per token; runs the encoder once.
 
         Source: [7], `loglik`.
         """
@@ -112,12 +112,12 @@ class LanguageModel(nn.Module):
 
 
 def over_queries(mask: Tensor) -> Tensor:
-    """A mask [B, N] as [B, 1, 1, N]; with a flat one, transformers makes the host wait for the device."""
+    """Reshape a mask [B, N] to [B, 1, 1, N]; for a flat mask, transformers makes the host wait for the device."""
     return mask[:, None, None]
 
 
 class OptionClassifier(LanguageModel):
-    """T5's encoder with a linear layer on the prompt's last state, which picks an option; it can't write.
+    """T5's encoder and a linear layer on the prompt's last state, which picks an option. It can't generate text.
 
     Source: [9], `no_decoder`.
     """
@@ -129,7 +129,7 @@ class OptionClassifier(LanguageModel):
         self.head = nn.Linear(self.width, options)
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Scores [B, 1, options] in the place of an answer's only word; `labels` are unused."""
+        """Score the options [B, 1, options] in place of an answer's only word; `labels` are unused."""
         states = self.t5(inputs_embeds=embeddings, attention_mask=over_queries(mask)).last_hidden_state
         last = mask.long().cumsum(1).argmax(1)
         return self.head(states[torch.arange(len(last), device=last.device), last])[:, None]

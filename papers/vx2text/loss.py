@@ -11,10 +11,10 @@ IGNORED = -100
 
 
 def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over the valid words of the joint batch of all processes; 0 without valid words.
+    """Average the cross-entropy over the valid words of all processes' batches; 0 without valid words.
 
-    Answers differ in length, so the mean over processes isn't the joint mean. Each process therefore divides by the
-    mean number of words per process; data parallelism then averages to the joint mean.
+    Answers differ in length, so the mean of the processes' means isn't the joint mean. Each process therefore divides
+    by the mean number of words per process, and data parallelism averages the results to the joint mean.
 
     Shapes:
         logits [B, M, V]; labels [B, M], -100 for padding
@@ -26,7 +26,7 @@ def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def per_answer(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy and number of words of every answer, both float32 [B].
+    """Return the summed cross-entropy and the number of words of every answer, both float32 [B].
 
     Shapes:
         logits [B, M, V]; labels [B, M], -100 for padding

@@ -1,7 +1,7 @@
-"""Miniature stand-ins for downloads, trained with the known true words of every clip.
+"""Stand-ins for downloaded weights in the miniature: models trained on each clip's true words.
 
-Classifiers trained to name their input (`ModalityClassification` on `CategoryData`) replace those of Kinetics and
-AudioSet; a language model trained to answer from true words (`TextPretraining`) replaces T5.
+A classifier that names its input (`ModalityClassification` on `CategoryData`) replaces those of Kinetics and AudioSet.
+A language model that answers from true words (`TextPretraining`) replaces T5.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ Batch = dict[str, Any]
 
 
 class ModalityClassification(pl.LightningModule):
-    """Trains a classifier of `video` or `audio` whose categories are words; one or several are true.
+    """Trains a classifier of `video` or `audio` whose categories are words; a clip may have several true words.
 
-    `smoothing` spreads a share of the target over all categories. Samples of an overconfident classifier always name
-    the same category, so its errors get no gradient. For other settings see `adamw`.
+    `smoothing` spreads a share of the target over all categories. Without it, the classifier gets overconfident:
+    samples always name the same category, so its errors get no gradient. For the other settings see `adamw`.
 
     Source: [14], step 1.
     """
@@ -69,7 +69,7 @@ class ModalityClassification(pl.LightningModule):
         return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_fraction)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Scores [B, C] of the categories; one clip is cut from each file."""
+        """Score the categories [B, C] of the one clip that was cut from each file."""
         return self.classifier(batch[self.hparams["modality"]][:, 0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -91,7 +91,7 @@ class ModalityClassification(pl.LightningModule):
 
 
 class TextPretraining(pl.LightningModule):
-    """Trains the language model on text alone, with words in the places of modality tokens; for settings see `adamw`.
+    """Trains the language model on text alone, with words in the places of modality tokens (settings: see `adamw`).
 
     Source: [14], step 2.
     """
@@ -115,7 +115,7 @@ class TextPretraining(pl.LightningModule):
         return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_fraction)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Scores [B, M, V] of the words of the answers, given the words before them."""
+        """Score the answers' words [B, M, V], each given the words before it."""
         ids = batch["input_ids"]
         return self.language_model(self.language_model.embed(ids), ids != 0, batch["labels"])
 
@@ -138,7 +138,7 @@ class TextPretraining(pl.LightningModule):
 
 
 def words_loss(logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy against a uniform distribution over the true words, with label smoothing; scores and words [B, C].
+    """Return the cross-entropy against a uniform distribution over the true words, smoothed; both inputs are [B, C].
 
     Source: [14], step 1.
     """
@@ -148,7 +148,7 @@ def words_loss(logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
 
 
 def precision_and_loss(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Share [B] of true words among as many most probable ones, and loss [B], from scores and true words [B, C]."""
+    """Return the precision [B] of the n best words, for n true words, and the loss [B]; both inputs are [B, C]."""
     words = words.float()
     number = words.sum(1)
     loss = -(logits.float().log_softmax(1) * words).sum(1) / number
@@ -160,7 +160,7 @@ def precision_and_loss(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class CategoryItems(ClipDataset):
-    """Clips or sounds, and `words` bool [C], the categories that equal a class name or are among its words."""
+    """Clips or sounds with `words` bool [C], the categories that their class name stands for (see `class_marks`)."""
 
     def __init__(self, listing: Listing, categories: Sequence[str], reader: ClipReader, **options: Any) -> None:
         super().__init__(listing, **options)
@@ -180,23 +180,23 @@ class CategoryItems(ClipDataset):
 
 
 def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
-    """True categories of every class, bool [classes, categories]: the one of its name, else those of its words."""
-    # "crying_baby" and "Crying baby" are the same name.
+    """Mark each class's categories, bool [classes, categories]: its whole name, or else each word of its name."""
+    # Treat "crying_baby" and "Crying baby" as the same name.
     labels, words = [
         [re.sub(r"[\s_]+", " ", name.lower().strip()) for name in names] for names in (classes, categories)
     ]
     true = [{label} if label in words else set(label.split(" ")) for label in labels]
     if lacking := sorted(set().union(*true) - set(words)):
         raise ValueError(
-            f"data.categories lacks {', '.join(lacking)}; give the categories of the classifier, in its order"
+            f"data.categories lacks {', '.join(lacking)}; list all categories of the classifier, in its order"
         )
     return torch.tensor([[word in names for word in words] for names in true])
 
 
 class CategoryData(ShardedDataModule):
-    """Labeled clips or sounds to train a classifier on ([14], step 1); one clip is cut from each file.
+    """Labeled clips or sounds to train a classifier on ([14], step 1), with one clip cut from each file.
 
-    `categories` are in the order of the classifier; `fold` is for data sets with official folds.
+    `categories` follow the classifier's order; `fold` is for data sets with official folds.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""VX2TEXT as a LightningModule: the paper's algorithm, readable top to bottom.
+"""VX2TEXT as a LightningModule: the paper's algorithm, readable from top to bottom.
 
-Video and sound become a few word-like tokens each: the most probable categories of a classifier, perturbed by Gumbel
-noise in training, with a gradient through the relaxed choice. A text encoder-decoder reads them with the words of
-speech, history and question, and the cross-entropy of the answer trains everything.
+A classifier names a few categories for each clip, which become word-like tokens. In training, Gumbel noise perturbs the
+choice, and a relaxation passes the gradient. A text encoder-decoder reads these tokens with the words of speech,
+history and question. The cross-entropy of the answer trains all parts.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ Batch = dict[str, Any]
 
 
 class VX2TextModule(pl.LightningModule):
-    """Training and test of VX2TEXT ([6] to [8]).
+    """Trains and tests VX2TEXT ([6] to [8]).
 
     Args:
-        auxiliary_weight: of a classification loss, which no source mentions; recipes record it.
-        protocols: of the caption metrics; metric names of the first don't contain it.
+        auxiliary_weight: of a classification loss, which no source mentions; recipes state the 0 for the record.
+        protocols: of the caption metrics; metrics of the first protocol have no prefix.
         meteor: compute METEOR, which needs Java and 1.5 GB.
-        learning_rate: of the language model; `table_learning_rate` is of category tables and projections.
+        learning_rate: of the language model; `table_learning_rate` is for category tables and projections.
         weight_decay, warmup_fraction: see `adamw`.
-        text_pretrained: folder of T5, or checkpoint of a stage with a language model; None starts from random weights.
-        video_pretrained, audio_pretrained: released classifier, or checkpoint of a stage with one.
+        text_pretrained: a T5 folder, or the checkpoint of a stage with a language model; None means random weights.
+        video_pretrained, audio_pretrained: a released classifier, or the checkpoint of a stage with a classifier.
     """
 
     configure_gradient_clipping = clip_by_norm
@@ -84,7 +84,7 @@ class VX2TextModule(pl.LightningModule):
         return loss
 
     def noise(self, batch: Batch) -> dict[str, Tensor]:
-        """Gumbel noise of this process's samples, a part of the joint batch's."""
+        """Draw Gumbel noise for the joint batch and return this process's rows."""
         samples = len(batch["labels"]) * self.trainer.world_size
         generator = batch_generator(self, self.hparams["seed"])
         noise: dict[str, Tensor] = {}
@@ -104,8 +104,8 @@ class VX2TextModule(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         embeddings, mask, _ = self.model(batch)
         loss, words = per_answer(self.model.language_model(embeddings, mask, batch["labels"]), batch["labels"])
-        # Weight by words, and sum over processes only at the end, because one may have a batch less. As an integer, the
-        # sum over processes would be divided with truncation.
+        # Weight by words and sum over processes at the end, because one may have a batch less. Use a float, because the
+        # sum over processes would truncate an integer.
         count: Any = float(words.sum())
         self.log("val/loss", loss.sum() / max(count, 1.0), batch_size=count, sync_dist=True)
 
@@ -147,7 +147,7 @@ class VX2TextModule(pl.LightningModule):
             (decides, data.scoring == "position", "language_model as OptionClassifier and data.scoring as position"),
         ):
             if ours != theirs:
-                raise ValueError(f"model.model.{field} is {ours}, but {theirs} in data: give both the same")
+                raise ValueError(f"model.model.{field} is {ours}, but {theirs} in the data: set both to the same value")
 
     # -- test ----------------------------------------------------------------------------------------------------------
 

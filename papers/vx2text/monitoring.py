@@ -1,4 +1,4 @@
-"""The words of tokens, true or not, before and after end-to-end training; and samples of generated text."""
+"""Compares the words of tokens before and after end-to-end training, and shows samples of generated text."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
     from common.protocols.text import TextTest
 
-#: Samples to list.
+#: Number of samples to list.
 SHOWN = 16
-#: Number of categories to list: the most frequent ones, and the most changed ones.
+#: Number of categories to plot: this many of the most frequent ones, and this many of the most changed ones.
 LISTED = 10
-#: How often a category is chosen before and after end-to-end training, in the classifier's order.
+#: How often each category is chosen, before and after end-to-end training, in the classifier's order.
 Counts = Mapping[str, tuple[int, int]]
 
 
 class TokenWords:
-    """The words of a test set's tokens in a `VX2TextModule`: which are true, and what they were before training.
+    """Records which words a `VX2TextModule`'s tokens name in the test set, and which they named before training.
 
-    Only data sets of the miniature list true words. "Before" uses the initial weights, reloaded from their files; it
-    doesn't exist without a file, or for a frozen classifier.
+    "Before" comes from the initial weights, reloaded from their file. It is missing without such a file, or if the
+    classifier is frozen. Precision needs true words, which only data sets of the miniature list.
     """
 
     def __init__(self, module: Any) -> None:
         self.module = module
         self.true: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = module.data.dataset.words()
         self.before: dict[str, ModalityClassifier] = {}
-        # By modality and sample, the categories of its tokens: before (may be empty) and after.
+        # For each modality and sample: the categories of its tokens before training (may be empty) and after.
         self.words: dict[str, dict[int, tuple[list[str], list[str]]]] = {name: {} for name in module.model.tokens}
         self.precision = {name: OncePerSample("precision") for name in module.model.tokens}
         for name, tokens in module.model.tokens.items():
@@ -96,7 +96,7 @@ class TokenWords:
         if shifts:
             draw_shift(self.module, shifts, set(self.before), folder)
         items = sorted(test.texts)
-        # A fixed random choice; equal steps could hit only one kind of question.
+        # A fixed random sample, because evenly spaced samples could all have the same kind of question.
         shown = [items[place] for place in sorted(np.random.default_rng(0).permutation(len(items))[:SHOWN].tolist())]
         dataset = self.module.trainer.test_dataloaders.dataset
         columns = ["clip", "question", "written", "original"]
@@ -112,14 +112,14 @@ class TokenWords:
 
 
 def listed_categories(counts: Counts, number: int = LISTED) -> list[str]:
-    """The `number` most frequent categories after training, then the `number` most changed ones."""
+    """Return the `number` most frequent categories after training, then the `number` most changed ones."""
     frequent = sorted(counts, key=lambda word: -counts[word][1])[:number]
     changed = sorted(counts, key=lambda word: -abs(counts[word][1] - counts[word][0]))[:number]
     return list(dict.fromkeys([*frequent, *changed]))
 
 
 def draw_shift(module: pl.LightningModule, shifts: Mapping[str, Counts], earlier: set[str], folder: Path) -> None:
-    """Write `token_shift.csv` and `token_shift.png`; the counts before training are those of `earlier` modalities."""
+    """Write `token_shift.csv` and `token_shift.png`. Only modalities in `earlier` have counts from before training."""
     rows = [
         [modality, word, before if modality in earlier else "", after]
         for modality, counts in shifts.items()

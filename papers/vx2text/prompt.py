@@ -1,6 +1,6 @@
-"""Prompts of the language model: the words of a sample in a fixed order, with places for modality tokens.
+"""Builds the language model's prompts: the words of a sample in a fixed order, with places for modality tokens.
 
-All wording, order and limits are here; the model only replaces reserved ids with embeddings.
+All wording, order and limits are defined here; the model only replaces reserved ids with embeddings.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from common.types import NonNegativeInt, PositiveInt
 
 Modality = Literal["video", "audio"]
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
-#: Reserved ids: token j of the video has -1 - j, token j of the audio -101 - j.
+#: Reserved ids: token j of the video is -1 - j, and token j of the audio is -101 - j.
 PLACES: dict[Modality, int] = {"video": -1, "audio": -101}
 
 Task = Literal["question", "dialog", "caption"]
-#: How the prompt of a task begins.
+#: First words of each task's prompt.
 TASK_WORDS: dict[Task, str] = {
     "question": "answer the question :",
     "dialog": "continue the dialog :",
@@ -35,17 +35,17 @@ PARTS = ("video", "audio", "speech", "caption", "history", "question", "options"
 LETTERS = ("a", "b", "c", "d", "e")
 
 VOCABULARY = "tokenizer.json"
-#: Keep the ids of this many texts: questions, speech and words of a prompt recur.
+#: Cache the ids of this many texts, because questions, speech and the words of prompts recur.
 CACHED_TEXTS = 2**14
 
 
 class TextTokenizer:
-    """Word pieces with T5's numbering: 0 pads, 1 ends a text, 2 is unknown.
+    """Splits text into word pieces with T5's numbering: 0 is padding, 1 ends a text, 2 is unknown.
 
     Args:
-        pretrained: folder of T5 with `tokenizer.json`; None makes a vocabulary of whole words from the texts of the
-            narrated miniature, which are the same for every seed.
-        vocabulary_size: rows of the language model's embedding; T5 has more than pieces.
+        pretrained: T5 folder with a `tokenizer.json`; None builds a vocabulary of whole words from the narrated
+            miniature, whose texts are the same for every seed.
+        vocabulary_size: rows of the language model's embedding; T5 has more rows than pieces.
 
     Source: [5] and [6].
     """
@@ -61,7 +61,7 @@ class TextTokenizer:
 
     @cached_property
     def content(self) -> bytes:
-        """Content of the vocabulary file; an export sets it."""
+        """The vocabulary file's content. An export overwrites this attribute."""
         if self.pretrained is None:
             from common.data.worlds.narrated import sentences
 
@@ -70,12 +70,12 @@ class TextTokenizer:
         path = Path(self.pretrained) / VOCABULARY
         if not path.is_file():
             raise FileNotFoundError(
-                f"data.tokenizer.pretrained: {path} does not exist; put the files of T5 there, as nothing is downloaded"
+                f"data.tokenizer.pretrained: {path} does not exist; put T5's files there (nothing is downloaded)"
             )
         return path.read_bytes()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without an end token and without lone surrogates, which no vocabulary accepts."""
+        """Return the ids of a text, without an end token. Drops lone surrogates, which no vocabulary accepts."""
         if text not in self._ids:
             if len(self._ids) >= CACHED_TEXTS:
                 self._ids.clear()
@@ -84,13 +84,13 @@ class TextTokenizer:
         return self._ids[text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids up to the first end token; skips padding, places and ids without a piece."""
+        """Return the text of ids up to the first end token; skips padding, places and ids without a piece."""
         text = takewhile(lambda piece: piece != self.eos_id, ids)
         return self._pieces.decode([piece for piece in text if self.pad_id < piece < self._pieces.get_vocab_size()])
 
     @cached_property
     def letter_ids(self) -> tuple[int, ...]:
-        """The id for each option letter, (a) to (e): its last piece, which follows T5's word start mark."""
+        """The ids of the option letters a to e: each letter's last piece, as T5 may put a word start mark before it."""
         return tuple(self.encode(letter)[-1] for letter in LETTERS)
 
     @cached_property
@@ -98,21 +98,21 @@ class TextTokenizer:
         content = self.content
         with parsing(Path(self.pretrained or "") / VOCABULARY, VocabularyError):
             pieces = Tokenizer.from_buffer(content)
-        pieces.no_truncation()  # save_pretrained also stores the limits of earlier calls
+        pieces.no_truncation()  # the file of `save_pretrained` also stores limits of earlier calls
         pieces.no_padding()
         special = [pieces.token_to_id(token) for token in ("<pad>", "</s>")]
         if special != [self.pad_id, self.eos_id] or pieces.get_vocab_size() > self.vocabulary_size:
             raise ValueError(
-                f"data.tokenizer: {self.pretrained} is not T5's, with <pad> and </s> as its first of at most "
-                f"vocabulary_size ({self.vocabulary_size}) pieces"
+                f"data.tokenizer: {self.pretrained} is not a T5 vocabulary: its first pieces must be <pad> and </s>, "
+                f"and it may have at most vocabulary_size ({self.vocabulary_size}) pieces"
             )
         return pieces
 
 
 def word_vocabulary(lines: Sequence[str]) -> bytes:
-    """A `tokenizer.json` of the lower-case words of some lines, the most frequent first."""
+    """Build a `tokenizer.json` from the lower-case words of the lines, the most frequent first."""
     counts = Counter(word for line in lines for word in line.casefold().split())
-    # Unknown words are written as SentencePiece writes them.
+    # Write unknown words as SentencePiece does.
     words = ["<pad>", "</s>", "\u2047", *sorted(counts, key=lambda word: (-counts[word], word))]
     made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token=words[2]))
     made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
@@ -125,14 +125,14 @@ def word_vocabulary(lines: Sequence[str]) -> bytes:
 
 @dataclass(frozen=True)
 class PromptLimits:
-    """Maximum pieces of each part; 0 removes a part, except for the question and the answer.
+    """Maximum pieces of each part. 0 removes a part, except for the question and the answer.
 
     Attributes:
         speech: subtitles; the earliest are cut. T5 was trained on 512 pieces.
-        caption: known description of the video.
-        history: earlier questions and answers; keeps the latest, as whole turns if one fits.
+        caption: a given description of the video.
+        history: earlier questions and answers. Keeps the latest turns that fit, or the end of the last turn.
         answer: includes the end token.
-        video_tokens, audio_tokens: tokens per clip, K.
+        video_tokens, audio_tokens: K, the tokens per clip.
 
     Source: [5].
     """
@@ -156,9 +156,9 @@ class TextSample:
 
     Attributes:
         answer: the model's target; None if withheld.
-        references: texts to compare the output with, starting with the original answer if it is one.
-        correct: position of the right option; -1 without options or if withheld.
-        kind: of the question, in the miniature.
+        references: texts to compare the output with; the original answer is first, if it is among them.
+        correct: position of the right option; -1 if it is withheld or there are no options.
+        kind: kind of the question; only in the miniature.
     """
 
     task: Task
@@ -176,8 +176,8 @@ class TextSample:
 class Prompt:
     """Writes prompts: task, video, audio, speech, caption, history, question, options.
 
-    Each part follows a word that names it; T5 needs no other separator. Only text is cut: all places of modality tokens
-    and the question stay, even with long speech. Every one of the `clips` and `sounds` has as many places as tokens.
+    Each part starts with its name; T5 needs no other separator. Only text is cut, so the places of modality tokens and
+    the question stay even if the speech is long. Each of the `clips` and `sounds` has one place per token.
 
     Source: [5].
     """
@@ -200,7 +200,7 @@ class Prompt:
         self.audio = [PLACES["audio"] - token for token in range(sounds * limits.audio_tokens)]
 
     def encode(self, text: TextSample, words: Sequence[Sequence[str]] | None = None) -> list[int]:
-        """Ids of a prompt with its end token; words of the video and the audio may replace the modality tokens."""
+        """Return a prompt's ids with its end token; `words` of the video and the audio may replace modality tokens."""
         limits, encode = self.limits, self.tokenizer.encode
         video, audio = (self.video, self.audio) if words is None else map(self._joined, words)
         options: list[int] = []
@@ -227,7 +227,7 @@ class Prompt:
         return len(self._joined(text.speech)) > self.limits.speech > 0
 
     def answer(self, text: str) -> list[int]:
-        """Ids of the target text with its end token."""
+        """Return the ids of the target text with its end token."""
         return [*self.tokenizer.encode(text)[: self.limits.answer - 1], self.tokenizer.eos_id]
 
     def _joined(self, texts: Sequence[str]) -> list[int]:
@@ -239,7 +239,7 @@ class Prompt:
         for question, answer in reversed(turns if limit else ()):
             turn = [*self.tokenizer.encode(question), *self.tokenizer.encode(answer)]
             if len(turn) + len(kept) > limit:
-                # The end of a too long turn is the most informative part.
+                # Keep the end of a turn that is too long, which is its most informative part.
                 return kept or turn[-limit:]
             kept = [*turn, *kept]
         return kept

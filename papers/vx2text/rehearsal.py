@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones and random weights in those of the released ones, to rehearse with."""
+"""Writes tiny data sets in the layouts of the real ones, and random weights in those of the released ones."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from common.data.worlds.narrated import NarratedWorld, sentences
 
 AUDIO_CLASSES = 527
-#: Share of the released networks' channels; equal to the overlay's.
+#: Fewer channels than the released networks; must equal those in `configs/vx2text/rehearsal.yaml`.
 VIDEO_CHANNELS, VIDEO_STEM = (16, 32, 64, 128), 12
 AUDIO_CHANNELS = (16, 32, 64, 128, 256, 512)
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads to `$DATA`."""
+    """Write all data sets that recipes read from `$DATA`."""
     world = NarratedWorld(
         dialogs=3,
         dialogs_validation=1,
@@ -36,13 +36,13 @@ def write_datasets(root: Path) -> None:
     world.prepare(names)
     for name in names:
         shutil.move(world.root_of(name), root / name)
-    # Real sets don't say which words describe a clip.
+    # Real data sets don't list a clip's true words.
     for path in root.glob("*/words.jsonl"):
         path.unlink()
 
 
 def write_weights(root: Path) -> None:
-    """Write T5, the classifiers of both modalities, and the names of AudioSet's classes to `$DATA`."""
+    """Write T5, the classifiers of both modalities, and AudioSet's class names to `$DATA`."""
     weights = root / "weights"
     weights.mkdir()
     lines = ["index,mid,display_name", *(f'{n},/m/{n:05d},"Sound, {n}"' for n in range(AUDIO_CLASSES))]
@@ -53,7 +53,7 @@ def write_weights(root: Path) -> None:
 
 
 def _write_t5(folder: Path, heads: int) -> None:
-    """Two layers of T5 with the words of the tiny texts, numbered like T5's pieces."""
+    """Write T5 with two layers and a vocabulary of the tiny texts' words, numbered like T5's pieces."""
     import torch
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -70,10 +70,10 @@ def _write_t5(folder: Path, heads: int) -> None:
 
 
 def _write_classifiers(folder: Path) -> None:
-    """R(2+1)D of Kinetics under torchvision's names, CNN14 of AudioSet under PANNs' names.
+    """Write R(2+1)D of Kinetics with torchvision's names and CNN14 of AudioSet with PANNs' names.
 
-    Their batch normalization, which training leaves alone, has the statistics of noise; otherwise the activations and
-    gradients of a deep random network explode.
+    Training doesn't update their batch normalization, so the files store its statistics on noise. Otherwise the
+    activations and gradients of a deep random network explode.
     """
     import torch
     from torch import nn

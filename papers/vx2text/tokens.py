@@ -1,4 +1,4 @@
-"""Word tokens of a modality: a classifier, embeddings of its most probable categories, their places in a prompt."""
+"""Turns a modality into word tokens: classifier, embeddings of its most probable categories, places in the prompt."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from papers.vx2text.language_model import LanguageModel
 from papers.vx2text.prompt import PLACES, Modality
 
 #: Kinds of tokens: an estimator of `papers.vx2text.gumbel`, which trains the classifier; `frozen`, the most probable
-#: categories of a frozen classifier; `nondifferentiable`, sampled as by `st_topk` without a gradient; or `continuous`,
-#: projected features of a trained encoder without categories, which the paper argues against.
+#: categories of a frozen classifier; `nondifferentiable`, sampled like `st_topk` but without a gradient; or
+#: `continuous`, projected features of a trained encoder instead of categories, which the paper argues against.
 Tokenization = Literal[Estimator, "frozen", "nondifferentiable", "continuous"]
-#: Category embeddings: a parameter initialized with the mean of their names' word embeddings, or that mean itself.
+#: Category embeddings: `tied` uses the mean of the word embeddings of the name; `learned` is only initialized with it.
 Table = Literal["learned", "tied"]
 
 
 def category_names(categories: Sequence[str] | str | None) -> list[str]:
-    """Lower-cased category names, from a list or AudioSet's `class_labels_indices.csv`.
+    """Read the lower-cased category names from a list or from AudioSet's `class_labels_indices.csv`.
 
-    None means the 400 actions of Kinetics, in the order of torchvision's weights.
+    None returns Kinetics' 400 actions in the order of torchvision's weights.
     """
     if categories is None:
         from torchvision.models.video import R2Plus1D_18_Weights
@@ -42,7 +42,7 @@ def category_names(categories: Sequence[str] | str | None) -> list[str]:
         names = categories
     names = [name.lower() for name in names]
     if not names or len(set(names)) != len(names):
-        raise ValueError("model categories: a classifier needs at least one category, and no name twice")
+        raise ValueError("model categories: give a classifier at least one name, and no name twice")
     return names
 
 
@@ -62,21 +62,21 @@ class ModalityClassifier(nn.Module):
         return self.scores(self.encoder(clip))
 
     def scores(self, features: Tensor) -> Tensor:
-        """Scores [B, C] of the categories before any softmax, from features [B, feature_dim]."""
+        """Map features [B, feature_dim] to category scores [B, C], before any softmax."""
         return self.fc(features)
 
 
 class SigmoidClassifier(ModalityClassifier):
     """A classifier trained with a sigmoid per category, like PANNs.
 
-    A category's probability is its sigmoid's share of the sum; `ModalityClassifier` uses the softmax of the scores.
-    Weights and parameters are the same.
+    The probability of a category is its sigmoid divided by the sum of all sigmoids. `ModalityClassifier` instead uses
+    the softmax of the scores. Parameters are the same in both.
 
     Source: [3].
     """
 
     def scores(self, features: Tensor) -> Tensor:
-        """Logarithms [B, C] of the sigmoids, float32: their softmax is each one's share."""
+        """Return the logarithms [B, C] of the sigmoids in float32; their softmax divides each sigmoid by the sum."""
         return F.logsigmoid(self.fc(features).float())
 
 
@@ -84,14 +84,13 @@ class SigmoidClassifier(ModalityClassifier):
 
 
 class ModalityTokens(nn.Module):
-    """A modality's classifier, and embeddings of its categories that the language model reads as words.
+    """A modality's classifier, and embeddings of its categories, which the language model reads like words.
 
-    Batch normalization of the classifier keeps its statistics, even in training. A frozen classifier is always in
-    evaluation mode.
+    The classifier's batch normalization never updates its statistics. A frozen classifier is always in evaluation mode.
 
     Args:
-        tokens: per clip, K.
-        table: see `Table`; a learned one is zero until `start_table` or a checkpoint fills it.
+        tokens: K, the tokens per clip.
+        table: see `Table`; a learned table is zero until `VX2Text.start_tables` or a checkpoint fills it.
 
     Source: [4], [8] and [9].
     """
@@ -117,18 +116,18 @@ class ModalityTokens(nn.Module):
         self.estimator: Estimator = tokenization if tokenization in get_args(Estimator) else "st_topk"  # type: ignore[assignment]
         self.table: nn.Embedding | None = None
         self.projection: nn.Linear | None = None
-        # Word pieces of the categories' names [C, P], once `VX2Text.read_names` has looked them up.
+        # Word pieces [C, P] of the category names; `VX2Text.read_names` sets them.
         self.register_buffer("pieces", None, persistent=False)
         self.tied = tokenization != "continuous" and table == "tied"
         if tokenization == "continuous":
             self.projection = nn.Linear(int(classifier.encoder.feature_dim), tokens * width)  # type: ignore[arg-type]
-            # Unused here; distributed training refuses a parameter without gradient.
+            # Freeze the unused layer, because distributed training rejects a trainable parameter without a gradient.
             classifier.fc.requires_grad_(False)
         elif not self.tied:
             self.table = nn.Embedding.from_pretrained(torch.zeros(categories, width), freeze=False)
         if not self.learns:
             classifier.requires_grad_(False)
-        # Lightning keeps the mode of a module, so it must be set here.
+        # Set the mode here, because Lightning keeps each module's mode.
         self.train()
 
     def train(self, mode: bool = True) -> ModalityTokens:
@@ -141,19 +140,20 @@ class ModalityTokens(nn.Module):
         return self
 
     def noise_shape(self, clips: int) -> tuple[int, int, int] | None:
-        """Shape of the Gumbel noise of one sample, [clips, draws, C]; None if it needs none."""
+        """Return the shape [clips, draws, C] of a sample's Gumbel noise, or None if it needs no noise."""
         return (clips, draws_of(self.estimator, self.tokens), len(self.classifier.names)) if self.sampled else None
 
     def scores(self, clips: Tensor) -> Tensor:
-        """Scores of the categories [B, S, C] for clips [B, S, ...]."""
+        """Score the categories [B, S, C] of clips [B, S, ...]."""
         return self.classifier(clips.flatten(0, 1)).unflatten(0, clips.shape[:2])
 
     def forward(
         self, clips: Tensor, noise: Tensor | None = None, table: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings, categories and scores of the clips [B, S, ...] of every sample, in the order of the clips.
+        """Return the embeddings, categories and scores of each sample's clips [B, S, ...], in the order of the clips.
 
-        Without Gumbel noise, the most probable categories are chosen; `table` holds tied embeddings of categories.
+        Without Gumbel noise, chooses the most probable categories. `table` holds the embeddings of categories if they
+        are tied.
 
         Shapes:
             noise [B, S, draws, C]; table [C, D] -> [B, S * K, D], [B, S * K] (empty when continuous), [B, S, C]
@@ -178,7 +178,7 @@ class ModalityTokens(nn.Module):
 
 
 def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: Modality) -> Tensor:
-    """Put modality tokens [B, T, D] into their reserved ids' places among embeddings [B, N, D] of ids [B, N]."""
+    """Put modality tokens [B, T, D] at the places of their reserved ids [B, N] among the embeddings [B, N, D]."""
     number = PLACES[modality] - ids
     here = (number >= 0) & (number < tokens.shape[1])
     row = number.clamp(0, tokens.shape[1] - 1)[:, :, None].expand(-1, -1, tokens.shape[2])
@@ -186,12 +186,12 @@ def place(embeddings: Tensor, ids: Tensor, tokens: Tensor, modality: Modality) -
 
 
 def pieces_of(names: Sequence[str], tokenizer: Any) -> Tensor:
-    """Word pieces of every name, padded with -1 [C, P]."""
+    """Return the word pieces of every name, padded with -1: [C, P]."""
     return pad_tokens([tokenizer.encode(name) for name in names], -1)
 
 
 def table_of(pieces: Tensor, language_model: LanguageModel) -> Tensor:
-    """Mean embedding [C, D] of the word pieces [C, P] of every category's name, with a gradient.
+    """Average the embeddings of the word pieces [C, P] of each category name, with a gradient: [C, D].
 
     Source: [4].
     """

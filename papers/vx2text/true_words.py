@@ -1,4 +1,4 @@
-"""True words of clips, which the data sets of the miniature list and real ones don't."""
+"""True words of clips, which only the miniature's data sets list."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from common.data.listing import Clip
 
 
 class TrueWords:
-    """Draws words that classifiers might choose for a clip, in place of its media, to pre-train on text alone.
+    """Draws words that classifiers might choose for a clip, instead of reading the clip, to pre-train on text alone.
 
     Args:
-        words: true words of every clip, for its video and its sound.
+        words: each clip's true words, for its video and for its sound.
         places: number of words to draw for the video and for the sound.
-        replaced: share of words that are drawn at random.
+        replaced: probability that a random word replaces a true word.
 
     Source: [14], step 2.
     """
@@ -40,7 +40,7 @@ class TrueWords:
 def noisy_words(
     words: Sequence[str], count: int, vocabulary: Sequence[str], replaced: float, rng: np.random.Generator
 ) -> list[str]:
-    """The true words in random order, of which random words replace a share, filled up to `count` with random words."""
+    """Shuffle the true words, replace a share of them with random words, and add random words up to `count`."""
     if not vocabulary:
         return []
     others = rng.integers(len(vocabulary), size=count)

@@ -1,4 +1,4 @@
-"""Use a trained VX2TEXT: answer questions about a clip, describe it, list the categories of its tokens."""
+"""Answers questions about clips, describes them, and lists their tokens' categories with a trained VX2TEXT."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from papers.vx2text.tokens import ModalityClassifier, SigmoidClassifier, categor
 
 
 class VX2Text(fusion.VX2Text, TrainedModel):
-    """A trained `fusion.VX2Text` for `task` question, dialog or caption; loaded with `VX2Text.from_export(path)`."""
+    """A trained `fusion.VX2Text` for `task` question, dialog or caption; load it with `VX2Text.from_export(path)`."""
 
     paper = "vx2text"
     kinds = ("papers.vx2text.module.VX2TextModule",)
@@ -87,7 +87,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         for name in ("video_classifier", "audio_classifier"):
             classifier = model["init_args"][name]
             if classifier is not None:
-                # Don't depend on a file of names.
+                # Store the names, so that the export doesn't depend on a file of names.
                 names = category_names(classifier["init_args"]["categories"])
                 model = with_arguments(model, **{name: with_arguments(classifier, categories=names)})
         tasks = {QuestionAnsweringData: "question", CaptioningData: "caption"}
@@ -110,7 +110,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> list[str]:
-        """Warnings about texts: unknown words, and what is cut off (an earlier turn may be, too)."""
+        """Return warnings about unknown words and about parts that are cut (the history may be cut without warning)."""
         tokenizer, limits, notes = self.tokenizer, self.prompt.limits, []
         words = " ".join((question, *speech, known, *chain(*history), *options)).split()
         unknown = [word for word in dict.fromkeys(words) if tokenizer.unknown_id in tokenizer.encode(word)]
@@ -141,11 +141,11 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> str:
-        """Answer a question about a clip; `known` is a description of it, and `options` are five answers or none."""
+        """Answer a question about a clip; `known` describes the clip, and `options` has five answers or none."""
         if not question.strip():
             raise StageError("the question is empty; to describe the clip, run: assemble caption vx2text CLIP")
         if self.task == "caption":
-            raise StageError("this model only describes clips, it does not answer: assemble caption vx2text CLIP")
+            raise StageError("this model only describes clips; for that, run: assemble caption vx2text CLIP")
         text = TextSample(self.task, question, tuple(speech), known, tuple(history), tuple(options))
         return self._write(clip, text)
 
@@ -158,15 +158,15 @@ class VX2Text(fusion.VX2Text, TrainedModel):
 
     @torch.no_grad()
     def _write(self, clip: str | Path, text: TextSample) -> str:
-        """Text about a video file or a folder of numbered frames; sound or picture may be missing."""
+        """Generate text about a video file or a folder of numbered frames; either sound or picture may be missing."""
         for part, flag in (("speech", "--speech"), ("caption", "--known"), ("history", "--turn")):
             if getattr(text, part) and not getattr(self.prompt.limits, part):
-                raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): leave out {flag}")
+                raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): remove {flag}")
         if len(text.options) != (expected := len(LETTERS) if self.task == "question" else 0):
             raise StageError(f"this model reads {expected} options (--option); {len(text.options)} are given")
         sample = self._read(clip, *MODALITIES)
         if self.tokens and not any(sample[f"{name}_present"] for name in self.tokens):
-            raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, and this model reads nothing else")
+            raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, which this model needs")
         sample |= {"input_ids": self.prompt.encode(text)}
         if text.options:
             sample |= {"options": text.options, **option_targets(self.prompt, text.options, -1, self.scoring)}
@@ -175,7 +175,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
 
     def words(self, clip: str | Path) -> dict[str, str]:
-        """A clip's tokens in the prompt, by modality; skips missing modalities."""
+        """Return a clip's tokens by modality, as written in the prompt; skips missing modalities."""
         sample = self._read(clip, *MODALITIES)
         present = [name for name in self.tokens if sample[f"{name}_present"]]
         texts = {name: self.captions(name, getattr(self, f"embed_{name}")([sample[name]])) for name in present}
@@ -190,7 +190,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         if modality not in self.tokens:
             raise StageError(f"this model was trained without {modality}")
         if self.tokens[modality].projection is not None:
-            raise StageError("this model reads continuous features, not probabilities of categories")
+            raise StageError("this model uses continuous features, so it has no probabilities of categories")
         sample = self._read(file, modality)
         if not sample[f"{modality}_present"]:
             raise MediaError.of(Path(file), f"has no {modality} stream")
@@ -201,19 +201,19 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return tuple(self.tokens)
 
     def read_video(self, file: str | Path) -> Tensor:
-        """The clips of a video, float32 [S, 3, T, H, W]."""
+        """Read the clips of a video, float32 [S, 3, T, H, W]."""
         return self._read_stream("video", file)
 
     def read_audio(self, file: str | Path) -> Tensor:
-        """A window of a file's sound, float32 [1, 1, frames, bands]."""
+        """Read a window of a file's sound, float32 [1, 1, frames, bands]."""
         return self._read_stream("audio", file)
 
     def embed_video(self, videos: Items) -> Tensor:
-        """Probabilities [B, S, C] of the categories of video for each of S clips."""
+        """Return the category probabilities [B, S, C] of each video's S clips."""
         return self._probabilities("video", videos)
 
     def embed_audio(self, sounds: Items) -> Tensor:
-        """Probabilities [B, 1, C] of the categories of sound."""
+        """Return the category probabilities [B, 1, C] of each sound."""
         return self._probabilities("audio", sounds)
 
     @torch.no_grad()
@@ -222,7 +222,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.tokens[modality].scores(clips).float().softmax(-1)
 
     def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str] | None:
-        """Each file's tokens in the prompt: the most probable categories of each clip; None for continuous features."""
+        """List each file's tokens, the most probable categories of each clip; None for continuous features."""
         tokens = self.tokens[modality]  # type: ignore[index]
         if tokens.projection is not None:
             return None

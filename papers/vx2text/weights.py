@@ -1,4 +1,4 @@
-"""Weights of VX2TEXT's parts: import released files and our stages, export single parts."""
+"""Weights of VX2TEXT's parts: load released files or our stages, and export single parts."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from papers.vx2text.tokens import ModalityClassifier
 
 Layout = Literal["kinetics", "panns", "t5"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
-#: Part of each layout.
+#: The part of the model in each layout.
 _PART_OF: dict[str, str] = {"kinetics": "video", "panns": "audio", "t5": "language_model"}
-#: The last layer in released files: R(2+1)D of IG-65M and Kinetics, CNN14 of PANNs.
+#: Prefix of the last layer in released files: R(2+1)D of IG-65M and Kinetics, CNN14 of PANNs.
 _HEADS = {"video": "fc.", "audio": "fc_audioset."}
-#: Non-weights in released audio networks: the filters of the spectrogram, which our data computes.
+#: Entries of released audio networks that aren't weights: spectrogram filters, which our data module computes.
 _NOT_WEIGHTS = ("spectrogram_extractor.", "logmel_extractor.")
 
 
 def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: Modality, field: str) -> None:
     """Load the weights of a checkpoint into a classifier in place.
 
-    The checkpoint is of a stage with a classifier of this modality, or a released file: R(2+1)D with torchvision's
-    names and a head `fc` for video, PANNs' CNN14 with a head `fc_audioset` for audio.
+    The checkpoint is from a stage with a classifier of this modality, or it is a released file: R(2+1)D with
+    torchvision's names and a head `fc` for video, or PANNs' CNN14 with a head `fc_audioset` for audio.
 
     Source: [3].
     """
@@ -48,7 +48,7 @@ def load_classifier(classifier: ModalityClassifier, path: str | Path, modality: 
 
 
 def load_language_model(language_model: LanguageModel, path: str | Path, field: str = "text_pretrained") -> None:
-    """Load weights of one of our stages, or a T5 folder of `save_pretrained`, into a language model in place.
+    """Load the weights of one of our stages, or a T5 folder from `save_pretrained`, into a language model in place.
 
     Source: [6].
     """
@@ -59,12 +59,12 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
     state = _named(files[0] if files else path, field)
     weights = _trained(state, "language_model") or state
     expected = language_model.t5.state_dict()
-    # The single embedding matrix has several names, of which a file has at least one.
+    # T5 has a single embedding matrix with several names; a file contains at least one of them.
     tied = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
     shared = [weights[name] for name in tied if name in weights][:1]
     weights |= {name: value for name in tied if name not in weights for value in shared}
     parts = {name.partition(".")[0] for name in expected}  # an option classifier has no decoder
-    unused = "relative_attention_bias.weight"  # of all layers in old files, of the first here
+    unused = "relative_attention_bias.weight"  # T5 uses only the first layer's; old files have one per layer
     load_exactly(
         language_model.t5,
         {
@@ -79,10 +79,10 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetics") -> Path:
-    """Write one part of a stage's checkpoint for other code; the output is written atomically.
+    """Write one part of a stage's checkpoint for other code, atomically.
 
-    Layout `kinetics` is the video classifier with torchvision's names, `panns` the audio classifier as released by
-    PANNs, and `t5` the language model as `pytorch_model.bin`.
+    Layout `kinetics` writes the video classifier with torchvision's names, `panns` the audio classifier as PANNs
+    released it, and `t5` the language model as `pytorch_model.bin`.
     """
     state = _named(checkpoint, "--checkpoint")
     part = _PART_OF[layout]
@@ -90,7 +90,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
     if part in _HEADS:
         # A stage that trains one classifier doesn't name its modality; only audio networks start with this layer.
         if weights and ("encoder.bn0.weight" in weights) != (part == "audio"):
-            raise CheckpointError(f"--checkpoint: {checkpoint} holds a classifier, but not one of {part}")
+            raise CheckpointError(f"--checkpoint: {checkpoint} holds a classifier, but not of {part}")
         weights = {
             name.replace("fc.", _HEADS[part], 1) if name.startswith("fc.") else name.removeprefix("encoder."): value
             for name, value in weights.items()
@@ -116,7 +116,7 @@ def _trained(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def _released(state: dict[str, Tensor], modality: Modality) -> dict[str, Tensor]:
-    """A released classifier with our names: `encoder.` before all but the head, which is `fc.`."""
+    """Rename a released classifier's weights to ours: the head to `fc.`, and all others to `encoder.`."""
     head = _HEADS[modality]
     return {
         f"fc.{name.removeprefix(head)}" if name.startswith(head) else f"encoder.{name}": value.clone()
