@@ -1,4 +1,4 @@
-"""The tour's commands and code, run out of its notebook, at the smoke scale and on stages that are trained already."""
+"""Run the cells of both notebooks: the tour's at smoke scale on stages that are already trained, and the quickstart."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ from assemble.commands.main import main
 from assemble.reporting.papers import paper_named, project_root
 from common.data.worlds.base import World
 from common.models.finished_stage import instantiate
-from tests.trained import checkpoint
+from tests.trained import checkpoint, copied_avid
 
 TOUR = project_root() / "docs" / "tour.md"
 NOTEBOOK: dict[str, Any] = runpy.run_path(str(project_root() / ".ci" / "notebook.py"))
+QUICKSTART = project_root() / "docs" / "quickstart.ipynb"
 TRAINING = {"avid_cma": "avid", "mct": "mct", "m3p": "m3p", "xmc_gan": "xmc_gan", "vx2text": "avsd"}
 
 
@@ -98,3 +100,41 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert {"clips.npz", "words.npz", "generated", "avid", "mct"} <= written
     assert (tmp_path / "runs" / "tour" / "avid" / "model.safetensors").is_file()
     assert all(space["axes"][name].has_data() for name in ("clip", "sound", "neighbors", "generated"))
+
+
+def quickstart() -> list[str]:
+    """The source of its code cells. A committed notebook has no outputs."""
+    cells = [
+        cell for cell in json.loads(QUICKSTART.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
+    ]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    return ["".join(cell["source"]) for cell in cells]
+
+
+def test_the_quickstart_trains_and_plots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copied_avid(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    for cell in quickstart():
+        exec(cell, space)
+    printed = capsys.readouterr().out
+    assert "16 stages, 1 done" in printed
+    assert "Transfer after pre-training on Kinetics (smoke)" in printed
+    assert [[line.get_label() for line in axis.lines] for axis in space["axes"]] == [["avid", "avid_cma"]] * 2
+    assert all(len(line.get_xdata()) > 1 for axis in space["axes"] for line in axis.lines)
+
+
+def test_the_quickstart_installs_a_missing_suite(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space: dict[str, Any] = {}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RuntimeError, match="Set SOURCE to this repository's address"):
+        exec(quickstart()[0], space)
+    monkeypatch.setattr("sys.executable", shutil.which("echo"))
+    exec(quickstart()[0].replace('SOURCE = ""', 'SOURCE = "git+https://host/suite"'), space)
+    assert capsys.readouterr().out == "-m pip install --quiet git+https://host/suite\n"
+    with pytest.raises(RuntimeError, match="failed, see above"):
+        space["run"]("false")
