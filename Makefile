@@ -131,6 +131,9 @@ check-tables: $(STAMP) ## Fail if a README does not match the records
 claims: $(STAMP) ## Judge the papers' claims over the stored records
 	$(ASSEMBLE) claims
 
+contribute-%: $(STAMP) ## Pack a paper's finished stages at SCALE into one archive to send
+	$(ASSEMBLE) contribute $* --scale $(SCALE)
+
 report: $(STAMP) ## Write one static HTML page: claims, tables, charts, curves, pictures, clips
 	$(ASSEMBLE) report
 

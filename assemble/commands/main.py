@@ -20,7 +20,7 @@ COMMANDS: dict[str, Command] = {
     for command in (
         *(run.fit, run.test, run.reproduce, run.plan, find.list_, find.show, runs.runs),
         *(reports.tables, reports.claims, reports.compare, explain.explain, reports.power, reports.report),
-        *(reports.promote, reports.wandb_report, measure.gpu_check, data.data),
+        *(reports.contribute, reports.promote, reports.wandb_report, measure.gpu_check, data.data),
         *(models.embed, models.retrieve, models.answer, models.caption, models.generate, models.export),
         *(verify.verify, run.rehearse, doctor.doctor),
     )

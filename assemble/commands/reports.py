@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from assemble.commands.parsing import (
     ExistingRuns,
@@ -22,13 +23,18 @@ from assemble.commands.parsing import (
 from assemble.reporting.papers import (
     PROMOTED_SCALES,
     SCALES,
+    Paper,
     checkout,
     existing_papers,
     paper_named,
     runs_root,
 )
 from common import files
-from common.errors import ReportingError, StageError, optional_package
+from common.errors import ReportingError, StageError, optional_package, printable
+
+if TYPE_CHECKING:
+    from assemble.reporting.promote import Promotion
+    from assemble.reporting.records import Record
 
 LEGEND = """
 A claim is an ordering that the paper asserts; a check is a sanity condition of ours. Both compare rows within each draw
@@ -350,11 +356,60 @@ def wandb_report(
     return 0
 
 
+def contribute(paper: PaperName, *, scale: OneScale = None, runs: ExistingRuns = None) -> int:
+    """Pack finished stages into one archive to send: records, curves and the result of `assemble verify`.
+
+    It holds no paths, user or host names, keys, logs or media. `assemble promote --from` takes it into the results.
+    """
+    from assemble.reporting.promote import unfit
+    from assemble.reporting.records import find
+    from assemble.reporting.tables import load
+    from assemble.stages import contribution
+
+    entry, folder, scales = paper_named(paper), runs or runs_root(), (scale,) if scale else PROMOTED_SCALES
+    chosen, source = [], load(entry.name)
+    for record in find(folder, entry.name, strict=True):
+        if record.scale in scales:
+            if reason := unfit(record, source)[1]:
+                print(f"left out: {record.folder(Path())}: {reason}")
+            else:
+                chosen.append(record)
+    if not chosen:
+        raise ReportingError(
+            f"no finished stage of {entry.short} at {' or '.join(scales)} scale under {folder} can be sent; "
+            f"`assemble reproduce {entry.short}` runs them"
+        )
+    packed = contribution.pack(entry, chosen, folder)
+    content = contribution.archive(packed)
+    path = folder / f"contribution-{entry.short}.zip"
+    files.write_atomically(path, content)
+    _show_contribution(entry, chosen, folder / "verify" / "result.json")
+    print(f"wrote: {path} ({len(content):,} bytes, {len(packed)} files); nothing was sent")
+    print('Read it, then attach it to a pull request or to the issue form "I ran it on a GPU".')
+    return 0
+
+
+def _show_contribution(paper: Paper, records: Sequence[Record], result: Path) -> None:
+    """Print the stages, machines and revisions of a contribution, and whether `assemble verify` agreed."""
+    from assemble.reporting.promote import machine_of
+    from assemble.stages.contribution import verified
+
+    given = sum(bool(record.given) for record in records)
+    print(f"stages:    {len(records)}" + (f", {given} of them from the authors' weights" if given else ""))
+    print(printable(f"machine:   {', '.join(sorted({machine_of(record) for record in records}))}"))
+    print(printable(f"revision:  {', '.join(sorted({str(record.git['revision'])[:12] for record in records}))}"))
+    if verify := verified(paper, result):
+        print(f"verify:    {'agrees' if verify['papers'][paper.name]['agrees'] else 'differs'}")
+    else:
+        print(f"verify:    no result; `assemble verify {paper.short}` makes one to pack")
+
+
 def promote(
     papers: PaperNames = (),
     *,
     scale: OneScale = None,
     runs: ExistingRuns = None,
+    from_: Annotated[Path | None, "take the records of an archive that `assemble contribute` made"] = None,
     replace: Annotated[bool, "also replace records made on another machine"] = False,
 ) -> int:
     """Copy records of committed code into the papers' results. Exits with 1 if a record was refused."""
@@ -363,10 +418,30 @@ def promote(
     if checkout() is None:
         raise ReportingError("promote writes into the repository: run it in a clone, or set ASSEMBLE_ROOT")
     scales = (scale,) if scale else PROMOTED_SCALES
-    done = [p for name in _names(papers) for p in promoting.promote(name, scales, runs, replace)]
+    if from_ is not None:
+        if runs is not None:
+            raise ReportingError("--from takes the records of the archive: leave out --runs")
+        done = _promote_archive(from_, papers, scales, replace)
+    else:
+        done = [p for name in _names(papers) for p in promoting.promote(name, scales, runs, replace)]
     for p in done:
         where = f"{p.record.paper}/{p.record.scale}/{p.record.draw.folder}/{p.record.stage}"
         print(f"{p.action}: {where}" + (f": {p.reason}" if p.reason else ""))
     if not done:
-        print(f"no record at {' or '.join(scales)} scale under {runs or runs_root()}")
+        print(f"no record at {' or '.join(scales)} scale {'in' if from_ else 'under'} {from_ or runs or runs_root()}")
     return 1 if any(p.action == promoting.REFUSED for p in done) else 0
+
+
+def _promote_archive(path: Path, papers: Sequence[str], scales: Sequence[str], replace: bool) -> list[Promotion]:
+    """Check an archive, print where it comes from, and promote its records."""
+    from assemble.reporting.promote import promote as promote_records
+    from assemble.reporting.records import find
+    from assemble.stages import contribution
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        paper = contribution.unpack(path, folder)
+        if papers and [paper_named(name) for name in papers] != [paper]:
+            raise ReportingError(f"--from {path} holds records of {paper.short}: name this paper")
+        _show_contribution(paper, find(folder, paper.name, strict=True), folder / contribution.VERIFY)
+        return promote_records(paper.name, scales, folder, replace, contribution.checker(paper, folder))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +36,12 @@ def promote(
     scales: Sequence[str] = PROMOTED_SCALES,
     runs: Path | None = None,
     replace: bool = False,
+    problem: Callable[[Record], str] = lambda record: "",
 ) -> list[Promotion]:
     """Copy a paper's records of clean revisions into its results.
 
     If a seed already has a native draw, one from another kind of machine is added under its instruction set, as with
-    `--isa`. `replace` also replaces records of a draw made on another machine.
+    `--isa`. `replace` also replaces records of a draw made on another machine. `problem` says why to refuse a record.
     """
     entry, root = paper_named(paper), runs or runs_root()
     records = [r for r in find(root, entry.name, strict=True) if r.scale in scales]
@@ -56,7 +57,9 @@ def promote(
         for record in records:
             kept = without_folders(_as_kept(record, before))
             place = place_of(kept)
-            action, reason = _decision(kept, promoted.get(place), tables, replace)
+            action, reason = REFUSED, problem(record)
+            if not reason:
+                action, reason = _decision(kept, promoted.get(place), tables, replace)
             done.append(Promotion(kept, action, reason))
             if action in (PROMOTED, UPDATED, UNCHANGED):
                 promoted[place] = kept
@@ -68,8 +71,8 @@ def promote(
     return done
 
 
-def _decision(record: Record, present: Record | None, tables: Tables, replace: bool) -> tuple[str, str]:
-    """Decide what to do with a record, and why if it is not promoted."""
+def unfit(record: Record, tables: Tables) -> tuple[str, str]:
+    """Decide what to do with a record that is never promoted, and why; empty for others."""
     if "+" in record.stage or record.stage.partition("@")[0] not in tables.stages:
         return KEPT, "not promoted, since it is not a stage of the paper's tables"
     if not record.of_authors:
@@ -83,21 +86,29 @@ def _decision(record: Record, present: Record | None, tables: Tables, replace: b
         return REFUSED, "its revision is unknown (no git, or no repository); run the stage in a clone"
     if not record.clean:
         return REFUSED, "it was measured on uncommitted changes; commit them, then run the stage again"
+    return "", ""
+
+
+def _decision(record: Record, present: Record | None, tables: Tables, replace: bool) -> tuple[str, str]:
+    """Decide what to do with a record, and why if it is not promoted."""
+    action, reason = unfit(record, tables)
+    if action:
+        return action, reason
     if present is None:
         return PROMOTED, ""
     if present == record:
         return UNCHANGED, ""
     if present.started > record.started:
         return KEPT, f"the promoted record is newer ({present.started})"
-    if not replace and _machine(present) != _machine(record):
+    if not replace and machine_of(present) != machine_of(record):
         return REFUSED, (
-            f"{record.draw} at scale {record.scale} was recorded on {_machine(present)} and this run on "
-            f"{_machine(record)}; --replace replaces it"
+            f"{record.draw} at scale {record.scale} was recorded on {machine_of(present)} and this run on "
+            f"{machine_of(record)}; --replace replaces it"
         )
     return UPDATED, ""
 
 
-def _machine(record: Record) -> str:
+def machine_of(record: Record) -> str:
     """Name the parts of a record's machine that may change its numbers."""
     hardware = record.hardware
     processors = [hardware.get("cpu") or "an unknown processor", *hardware.get("accelerators", [])]

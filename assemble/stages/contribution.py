@@ -1,0 +1,155 @@
+"""A contribution: one archive with a paper's records, curves and verify result, to send; read as untrusted input."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import re
+import socket
+import stat
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from assemble.reporting.papers import SCALES, Paper, paper_named
+from assemble.reporting.records import RECORD_FILE, Record, config_hash
+from assemble.reporting.schema import parse_json
+from assemble.reporting.tables import Tables, expand, load
+from assemble.stages.request import Selection, StageRequest, requests_for
+from common.errors import ReportingError
+from common.files import MOST_BYTES, open_regular, parsing, read_bytes
+
+#: GitHub takes attachments up to 25 MB.
+MOST_PACKED, MOST_UNPACKED, MOST_FILES = 25_000_000, 4 * MOST_BYTES, 10_000
+VERIFY, CURVES = "verify.json", "metrics.csv"
+_NAME = re.compile(
+    rf"verify\.json|\w+/({'|'.join(SCALES)})/seed\d+(-\w+)*/\w[\w@-]*/(record\.json|metrics\.csv)", re.ASCII
+)
+#: An absolute path, up to a character that ends it; not the slashes of an address.
+_PATH = r"(?<![\w./])/(?!/)[^\n'\",;)\]}]+"
+
+
+# -- writing -----------------------------------------------------------------------------------------------------------
+
+
+def verified(paper: Paper, path: Path) -> dict[str, Any] | None:
+    """The stored result of `assemble verify` for a paper; None if there is none."""
+    if not path.is_file():
+        return None
+    with parsing(path, ReportingError):
+        content = parse_json(read_bytes(path))
+        result = content["papers"].get(paper.name)
+        return result and {**content, "papers": {paper.name: {**result, "agrees": bool(result["agrees"])}}}
+
+
+def pack(paper: Paper, records: Sequence[Record], runs: Path) -> dict[str, bytes]:
+    """The files of a contribution by name, without paths, loggers, ids, media and names of the machine and its user."""
+    files: dict[str, bytes] = {}
+    for record in records:
+        folder = record.folder(Path())
+        files[(folder / RECORD_FILE).as_posix()] = _impersonal(record).to_json().encode()
+        if (curves := record.folder(runs) / CURVES).is_file():
+            files[(folder / CURVES).as_posix()] = read_bytes(curves)
+    if result := verified(paper, runs / "verify" / "result.json"):
+        files[VERIFY] = json.dumps(_without_names(result), indent=1).encode()
+    return files
+
+
+def archive(files: dict[str, bytes]) -> bytes:
+    """A ZIP archive that is the same for the same files."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as packed:
+        for name, content in sorted(files.items()):
+            packed.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED, 9)
+    if stream.tell() > MOST_PACKED:
+        raise ReportingError(
+            f"the archive has {stream.tell():,} bytes, more than {MOST_PACKED:,}: send one --scale each"
+        )
+    return stream.getvalue()
+
+
+def _impersonal(record: Record) -> Record:
+    config = _without_names(record.config)
+    if config_hash(config) != record.config_hash:
+        raise ReportingError(
+            f"{record.stage} ({record.draw}): its configuration's hash covers a path or a name of this machine, so it "
+            "cannot be sent; rerun the stage with a relative path"
+        )
+    data, hardware = _without_names(record.data), _without_names(record.hardware)
+    return replace(record, config=config, data=data, hardware=hardware, wandb_run_id=None, media=[])
+
+
+def _without_names(value: Any) -> Any:
+    """Plain data without loggers, absolute paths, keys, and the names of this machine and its user."""
+    if isinstance(value, str):
+        keys = (text for name, text in os.environ.items() if re.search("KEY|TOKEN|SECRET|PASSWORD", name))
+        names = {socket.gethostname(), Path.home().name, os.environ.get("USER", ""), *keys} - {"", "root"}
+        return re.sub("|".join([_PATH, *(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)]), "<private>", value)
+    if isinstance(value, list):
+        return [_without_names(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_names(item) for key, item in value.items() if key != "logger"}
+    return value
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def unpack(path: Path, folder: Path) -> Paper:
+    """Write the files of an untrusted archive below an empty folder, and return their paper; any oddity is an error."""
+    with parsing(path, ReportingError), open_regular(path, most=MOST_PACKED) as file, zipfile.ZipFile(file) as packed:
+        entries = packed.infolist()
+        names = {entry.filename for entry in entries}
+        if len(entries) > MOST_FILES or sum(entry.file_size for entry in entries) > MOST_UNPACKED:
+            raise ValueError(f"holds more than {MOST_FILES:,} files or {MOST_UNPACKED:,} bytes")
+        for entry in entries:
+            regular = stat.S_IFMT(entry.external_attr >> 16) in (0, stat.S_IFREG)
+            plain = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others can't be read in parts
+            if not (_NAME.fullmatch(entry.filename) and regular and plain and len(names) == len(entries)):
+                raise ValueError(f"{entry.filename!r} is not a file of a contribution, or occurs twice")
+            (folder / entry.filename).parent.mkdir(parents=True, exist_ok=True)
+            with packed.open(entry) as part:
+                (folder / entry.filename).write_bytes(part.read(entry.file_size))
+        papers = {name.partition("/")[0] for name in names - {VERIFY}}
+        if len(papers) != 1:
+            raise ValueError("expected the records of one paper, as `assemble contribute` packs them")
+        return paper_named(papers.pop())
+
+
+def checker(paper: Paper, folder: Path) -> Callable[[Record], str]:
+    """A function that says why a record of an archive is not one of this checkout's recipes; empty if it is."""
+    source = load(paper.name)
+
+    @functools.cache
+    def planned(scale: str, seed: int) -> dict[str, StageRequest]:
+        selection = Selection(scale, (seed,), runs=folder, data=folder)
+        stages = expand(source, scale, everything=True)
+        return {request.stage: request for request in requests_for(paper.name, stages, selection, seed)}
+
+    def problem(record: Record) -> str:
+        request = planned(record.scale, record.seed).get(record.stage)
+        if (
+            request is None
+            or (request.recipe, request.job, request.row) != (record.recipe, record.job, record.row)
+            or {record.config_hash, config_hash(record.config)} != {config_hash(request.configuration.config)}
+        ):
+            return "its configuration is not that of the recipe here, or was edited; update one of the two"
+        if not record.given and record.lineage_hash != request.lineage:
+            return "it starts from stages of other configurations"
+        wrong = [stage for stage in record.given if not _of_the_authors(record, stage, source)]
+        return f"the file for {wrong[0]} is not the one that papers/{paper.name}/tables.yaml names" if wrong else ""
+
+    return problem
+
+
+def _of_the_authors(record: Record, stage: str, source: Tables) -> bool:
+    """Whether the file that stands for a stage is the authors', as far as the record and their checksum say."""
+    file, released = record.given[stage], source.released.get(stage)
+    if released is None or (file["file"], file.get("source")) != (released.file, released.source):
+        return False
+    kind, _, digest = released.checksum.partition(":")
+    return kind != "sha256" or file["sha256"].startswith(digest)
