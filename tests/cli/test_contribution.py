@@ -173,7 +173,7 @@ def other_seed(hashed: bool) -> Callable[[Files], Files]:
         (lambda files: {f"avid_cma/smoke/seed{n}/w/metrics.csv": b"" for n in range(10_001)}, "more than 10,000 files"),
         (lambda files: {**files, contribution.VERIFY: b'{"papers": 1}'}, "verify.json"),
         (record_with(metrics={"test/top1": "99"}), "metrics"),
-        (record_with(stage="dcase@avid"), "belongs in"),
+        (record_with(stage="dcase@avid"), "of another run"),
         (record_with(row="cma"), "not that of the recipe"),
         (other_seed(hashed=False), "not that of the recipe"),
         (other_seed(hashed=True), "not that of the recipe"),
