@@ -22,7 +22,7 @@ class StageError(RuntimeError):
 
 
 class OtherCodeError(RuntimeError):
-    """Finished stages were trained by other code; the user has to choose what to do."""
+    """Finished stages were trained by a different version of the code; the user decides whether to rerun them."""
 
 
 class NonFiniteLossError(StageError):
@@ -30,7 +30,7 @@ class NonFiniteLossError(StageError):
 
 
 class Preempted(BaseException):
-    """A signal asked to stop. Not an `Exception` (nothing failed) or `KeyboardInterrupt` (Lightning would exit)."""
+    """A signal asked to stop. It isn't an `Exception` or `KeyboardInterrupt`, so Lightning doesn't handle it."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -38,17 +38,17 @@ class Preempted(BaseException):
 
     @property
     def status(self) -> int:
-        """Exit status by shell convention."""
+        """Return the exit status by shell convention."""
         return 128 + self.signal
 
 
 class StopRequest:
-    """The signal that asked this process to stop; a long loop checks it between its steps."""
+    """Remembers the signal that asked this process to stop; a long loop calls `check` between its steps."""
 
     received: int | None = None
 
     def check(self, error: BaseException | None = None) -> None:
-        """Raise `Preempted` if a signal was received; `error` came after it."""
+        """Raise `Preempted` if a signal was received, with `error` as its cause."""
         if self.received is not None:
             raise Preempted(self.received) from error
 
@@ -69,12 +69,12 @@ def optional_package(name: str, extra: str) -> Any:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether an error class is from this project, so its message needs no traceback."""
+    """Whether this project defines the error's class, so that its message needs no traceback."""
     return type(error).__module__.partition(".")[0] in ("common", "papers")
 
 
 def printable(text: str) -> str:
-    """Untrusted text, such as a file name, without terminal control characters."""
+    """Remove terminal control characters from untrusted text, such as a file name."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
@@ -92,7 +92,7 @@ def message(error: BaseException) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A hint for a misspelled name: `did you mean 'x'? valid: ...`; lists the nearest five if there are over 20."""
+    """Suggest a name for a misspelled one: `did you mean 'x'? valid: ...`. Of over 20 names, list the nearest five."""
     names = sorted(set(valid))
     cased = {one.lower(): one for one in names}
     close = difflib.get_close_matches(name.lower(), cased, n=1, cutoff=0.5)

@@ -23,16 +23,16 @@ from common.errors import StageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Coarsest resolution of file time stamps; a younger file may change without a new stamp.
+#: Coarsest resolution of file time stamps. If a younger file changes again, its stamp may stay the same.
 SETTLED_SECONDS = 2.0
-#: Maximum size of a record, a configuration or another small text; the curves of a long run have a few megabytes.
+#: Size limit of records, configurations and other small text files. The curves of a long run take a few megabytes.
 MOST_BYTES = 2**26
 #: Temporary names contain a token and the process id: `.last.0f3a8c11.4711.tmp.ckpt`.
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.([1-9][0-9]{0,6})\.tmp(\.[^.]+)?")
-#: Keep younger ones: their process may run on another machine.
+#: `sweep` keeps younger files, because the process that writes them may run on another machine.
 _ABANDONED_SECONDS = 600.0
-_OWN = os.urandom(4).hex()
-#: Errors of file systems without locks, such as some network disks.
+_TOKEN = os.urandom(4).hex()
+#: Errors that file systems without locks raise, such as some network disks.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -40,12 +40,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def open_regular(path: Path, mode: str = "rb", most: int | None = None, **options: Any) -> Any:
-    """Open an untrusted file to read; refuses pipes and devices, which would block, and more than `most` bytes."""
+    """Open an untrusted file for reading. Refuse pipes and devices, which would block, and files over `most` bytes."""
     return open(path, mode, opener=lambda name, flags: _regular(name, flags, most), **options)
 
 
 def open_inside(folder: Path, name: str, most: int | None = None) -> IO[bytes]:
-    """`open_regular` for a file in an untrusted folder; refuses names and links that lead out of it."""
+    """Open a file in an untrusted folder; see `open_regular`. Refuse names and links that lead out of the folder."""
     *folders, file = Path(name).parts or [""]
     if Path(name).is_absolute() or ".." in folders:
         raise ValueError(f"{name!r} is not inside the folder")
@@ -60,7 +60,7 @@ def open_inside(folder: Path, name: str, most: int | None = None) -> IO[bytes]:
 
 
 def _regular(name: str, flags: int, most: int | None, folder: int | None = None) -> int:
-    # Check what was opened: another process could replace the name between a check and the opening.
+    # Check after opening: another process could replace the file between a check and the opening.
     descriptor = os.open(name, flags | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     status = os.fstat(descriptor)
     problem = "" if stat.S_ISREG(status.st_mode) else "is not a regular file"
@@ -91,26 +91,26 @@ def digest(path: Path, kind: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _digest(path: Path, kind: str, stamp: tuple[int, ...]) -> str:
-    """Digest of a file, cached until its stamp changes, because two data sets may share it."""
+    """Hash a file. The result is cached until the stamp changes, because two data sets may share the file."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
 
 
 def wrong_checksum(path: Path, published: str) -> str | None:
-    """Why a file does not match a checksum such as `md5:0123abcd` (a prefix is enough), or None."""
+    """Return why a file doesn't match a checksum such as `md5:0123abcd` (a prefix is enough), or None if it does."""
     kind, _, expected = published.partition(":")
     try:
-        found = digest(path, kind)
+        actual = digest(path, kind)
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    if found.startswith(expected):
+    if actual.startswith(expected):
         return None
-    return f"its {kind} is {found[: max(len(expected), 8)]}, expected {expected}: damaged, or another version"
+    return f"its {kind} is {actual[: max(len(expected), 8)]}, expected {expected}: damaged, or another version"
 
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Name the file in system errors."""
+    """Add the file's name to system errors that lack one."""
     try:
         yield
     except OSError as error:
@@ -121,17 +121,17 @@ def named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
-    """Turn any error from parsing an untrusted file into `wrong`, naming the file."""
+    """Turn any error from parsing an untrusted file into a `wrong` that names the file."""
     try:
         yield
     except wrong:
         raise
-    except Exception as error:  # Parsers raise anything for damaged or hostile content.
-        raise wrong(f"{path}: {told(error)}") from error
+    except Exception as error:  # A parser can raise any error on damaged or hostile content.
+        raise wrong(f"{path}: {message_of(error)}") from error
 
 
-def told(error: Exception) -> str:
-    """A parser's message; built-in errors need the class name to be clear, as in `KeyError: 'stage'`."""
+def message_of(error: Exception) -> str:
+    """Return an error's message, with its class name if the message is unclear without it (`KeyError: 'stage'`)."""
     text = getattr(error, "strerror", None) or f"{error!s:.500}"
     plain = isinstance(error, OSError | ValueError) or type(error).__module__ != "builtins"
     return text if plain and text else f"{type(error).__name__}: {text}"
@@ -141,13 +141,13 @@ def told(error: Exception) -> str:
 
 
 def temporary_of(path: Path) -> Path:
-    """A temporary sibling path, which `sweep` recognizes."""
-    # Containers that share a disk reuse the same process ids, hence the token.
-    return path.with_name(f".{path.stem}.{_OWN}.{os.getpid()}.tmp{path.suffix}")
+    """Return a temporary path in the same folder, whose name `sweep` recognizes."""
+    # The token is needed because containers that share a disk reuse the same process ids.
+    return path.with_name(f".{path.stem}.{_TOKEN}.{os.getpid()}.tmp{path.suffix}")
 
 
 def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
-    """Call `write` with a temporary file of the same suffix, then replace `output`; creates missing folders."""
+    """Call `write` with a temporary file of the same suffix, then rename it to `output`. Create missing folders."""
     output = Path(output)
     make_folder(output.parent)
     temporary = temporary_of(output)
@@ -169,10 +169,10 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; if no error occurs, it becomes `output`, which must be absent or empty."""
+    """Yield an empty folder to fill; on success, rename it to `output`, which must be absent or empty."""
     output = output.resolve()
     partial = output.with_name(f".{output.name}.unfinished")
-    shutil.rmtree(partial, ignore_errors=True)  # of a killed process
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     partial.mkdir(parents=True)
     try:
         yield partial
@@ -187,13 +187,13 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replace a file's content atomically, with text as UTF-8; creates missing folders."""
+    """Replace a file's content atomically. Encode text as UTF-8, and create missing folders."""
     data = content.encode("utf-8") if isinstance(content, str) else content
     write_whole(path, lambda temporary: temporary.write_bytes(data))
 
 
 def require_writable(folder: Path, what: str) -> None:
-    """Fail early if a folder, which may not exist yet, isn't writable; `what` names it, such as `--output`."""
+    """Fail early if a folder isn't writable; it may not exist yet. The error calls it `what`, such as `--output`."""
     folder = folder.absolute()
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
@@ -206,7 +206,7 @@ def require_writable(folder: Path, what: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove temporary files of killed processes from our own folders: runs, results, cache."""
+    """Remove the temporary files that killed processes left in one of our folders (runs, results, cache)."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _TEMPORARY.fullmatch(entry.name)
@@ -221,7 +221,7 @@ def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
     except OSError as error:
-        return not isinstance(error, ProcessLookupError)  # another user's process runs
+        return not isinstance(error, ProcessLookupError)  # another user's process is running
     return True
 
 
@@ -245,13 +245,13 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Wait for a lock that the system releases when the process dies; yields False without lock support."""
+    """Wait for a lock and hold it; the system releases it if the process dies. Yield False if locks are unsupported."""
     with path.open("w") as stream:
         yield lock(stream)
 
 
 def lock(stream: IO[Any], wait: bool = True) -> bool:
-    """Lock an open file until it is closed; False without lock support, BlockingIOError if held and not `wait`."""
+    """Lock an open file until it closes; False if locks are unsupported, BlockingIOError if held and not `wait`."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
@@ -265,7 +265,7 @@ def lock(stream: IO[Any], wait: bool = True) -> bool:
 
 
 def cache_folder() -> Path:
-    """Folder for files that can be recreated: ``$ASSEMBLE_CACHE``, else the user's cache folder."""
+    """Return the folder for files that can be recreated: ``$ASSEMBLE_CACHE``, else the user's cache folder."""
     chosen = os.environ.get("ASSEMBLE_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -274,17 +274,17 @@ def cache_folder() -> Path:
 
 
 def stamp_of(path: Path) -> list[int]:
-    """A stamp that changes if a folder gains or loses an entry or a file is rewritten; zeros if missing."""
+    """Return a stamp that changes when a file is rewritten or a folder's entries change; zeros if missing."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return [0, 0, 0]
     # The size of a folder is meaningless on most file systems.
-    return [found.st_mtime_ns, found.st_ctime_ns, 0 if path.is_dir() else found.st_size]
+    return [status.st_mtime_ns, status.st_ctime_ns, 0 if path.is_dir() else status.st_size]
 
 
 def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
-    """Whether any later change would alter a stamp; `read_at`: epoch seconds when reading began, None for now."""
+    """Whether a stamp was old enough at `read_at` (epoch seconds; None is now) that any later change alters it."""
     return max(stamp[:2]) <= ((time.time() if read_at is None else read_at) - SETTLED_SECONDS) * 1e9
 
 
@@ -292,15 +292,15 @@ def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML; `2e-4` is a float, as in YAML 1.2; any error is a ValueError that says where."""
+    """Parse YAML, where `2e-4` is a float as in YAML 1.2. Turn any error into a ValueError that says where."""
     try:
         return _loader()(text).get_single_data()
-    except Exception as error:  # PyYAML raises errors of any class, as for `!!int ''`.
-        raise ValueError(f"not valid YAML: {told(error)}") from None
+    except Exception as error:  # PyYAML can raise any error, such as IndexError for `!!int ''`.
+        raise ValueError(f"not valid YAML: {message_of(error)}") from None
 
 
 def read_yaml(path: Path, wrong: type[Exception]) -> Any:
-    """Read a YAML file; see `parse_yaml`. Any error is of class `wrong`."""
+    """Read a YAML file with `parse_yaml`. Turn any error into a `wrong` that names the file."""
     with parsing(path, wrong):
         return parse_yaml(read_text(path))
 
@@ -340,7 +340,7 @@ def _loader() -> Any:
 
 
 def usable_cores() -> int:
-    """Cores available to this process; SLURM gives a task part of the node."""
+    """Count the cores that this process may use. SLURM may give a task only a part of the node."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
@@ -363,11 +363,11 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def console() -> Console:
-    """The terminal's `rich.console.Console`, which live lines share; in a pipe it is wide enough for tables."""
+    """Return the terminal's shared rich console or, in a pipe, one that is wide enough for tables."""
     from rich import get_console
     from rich.console import Console
 
     if sys.stdout.isatty():
         return get_console()
-    found = Console()
-    return found if found.is_terminal and "COLUMNS" in os.environ else Console(width=200)
+    piped = Console()
+    return piped if piped.is_terminal and "COLUMNS" in os.environ else Console(width=200)

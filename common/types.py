@@ -1,6 +1,6 @@
 """Number types with a range, and a check of configured values against them.
 
-Objects built in Python are not checked; code that could silently compute wrong numbers, such as a loss, checks itself.
+Only configurations are checked. Code that could silently compute wrong numbers, such as a loss, checks its arguments.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SampleRate = Annotated[int, _whole(ge=8000)]
 
 
 def class_at(path: str) -> Any:
-    """The class or function of an import path."""
+    """Import a class or function by its path."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def outside(cls: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Dotted name and problem of each out-of-range argument of a class, and of each field of a dataclass in it."""
+    """Yield the dotted name and the problem of each argument that is out of range, including fields of dataclasses."""
     hints = hints_of(cls) if isinstance(cls, type) else {}
     for name, value in arguments.items():
         hint: Any = hints.get(name)
@@ -67,7 +67,7 @@ def outside(cls: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @functools.cache
 def arguments_of(cls: Any) -> frozenset[str] | None:
-    """Names of the arguments of a function, or of a class and its bases; None if it takes any."""
+    """Return the argument names of a function, or of a class and its bases; None if it takes any name."""
     names: set[str] = set()
     for base in cls.__mro__[:-1] if isinstance(cls, type) else (cls,):
         function = base.__dict__.get("__init__") if isinstance(cls, type) else cls
@@ -81,7 +81,7 @@ def arguments_of(cls: Any) -> frozenset[str] | None:
 
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
-    """Types, with their ranges, of the constructor arguments of a class and its bases."""
+    """Return the annotated types of the constructor arguments of a class and its bases, with their ranges."""
     found: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if base is not object and "__init__" in base.__dict__:
@@ -91,7 +91,7 @@ def hints_of(cls: type) -> dict[str, Any]:
                     vars(sys.modules[base.__module__]),
                     include_extras=True,
                 )
-            except NameError:  # a third-party class that imports its types for type checkers only
+            except NameError:  # a third-party class imports its types under TYPE_CHECKING
                 continue
     return {name: kind for name, kind in found.items() if name not in ("args", "kwargs", "return")}
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from common.data.listing import DatasetError
 from common.data.sequences import Columns, Rows, Texts, cached_columns
-from common.files import named, open_regular, parsing, read_bytes, stamp_of, told
+from common.files import message_of, named, open_regular, parsing, read_bytes, stamp_of
 
 Value = TypeVar("Value")
 Read = TypeVar("Read", bound=Callable[..., Any])
@@ -136,7 +136,7 @@ def read_rows(
     except OSError:
         raise
     except Exception as error:  # Parsers raise anything for damaged content.
-        raise DatasetError(f"{path}, line {at[0]}: {told(error)}") from error
+        raise DatasetError(f"{path}, line {at[0]}: {message_of(error)}") from error
 
 
 def single_spaced(text: str) -> str:

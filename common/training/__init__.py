@@ -1,1 +1,1 @@
-"""Base of data modules, callbacks, optimizers, and speed switches for every LightningModule."""
+"""What LightningModules share: data module base, callbacks, optimizers, and compute settings."""

@@ -54,7 +54,7 @@ def share_buffers(module: nn.Module) -> None:
 
 
 def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:
-    """Mean, biased variance and count of each channel over several processes, with gradient.
+    """Compute each channel's mean, biased variance and count over several processes, with gradient.
 
     Args:
         x: at least float32, with the same number of values on every process.
@@ -70,11 +70,11 @@ def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:
 
 
 class GroupedBatchNorm(_BatchNorm):
-    """Batch normalization over groups of samples; plain in evaluation.
+    """Normalizes each group of samples separately in training; evaluation is the usual batch normalization.
 
     Args:
         layer: the layer to replace; its weights and buffers are reused.
-        group: rows per group; a network with several rows per sample (clips of a video) counts each.
+        group: rows per group; each clip of a video is a row.
         processes: process group that shares one group; None if this process holds whole groups.
 
     Shapes:

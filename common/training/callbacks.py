@@ -28,7 +28,7 @@ from common.types import NonNegativeInt, PositiveInt
 
 
 class StepSeed(Callback):
-    """Seeds the global generators before every training batch from (seed, batch counter, rank), to resume exactly."""
+    """Seeds the global generators before each training batch from (seed, batch, rank), so a resumed run is exact."""
 
     def __init__(self, seed: NonNegativeInt = 0) -> None:
         self.seed = seed
@@ -47,8 +47,8 @@ class StepSeed(Callback):
 class StopOnNonFiniteLoss(Callback):
     """Stops the run if the loss is not finite, names the step and its samples, and writes `non_finite.ckpt`.
 
-    To avoid a device sync at every step, the result is read every `every_n_steps` steps and before a checkpoint. A
-    single CPU process reads it at every step.
+    Checking syncs the device, so it happens every `every_n_steps` steps and before a checkpoint. A single CPU process
+    checks every step.
     """
 
     def __init__(self, directory: str, every_n_steps: PositiveInt = 50) -> None:
@@ -64,7 +64,7 @@ class StopOnNonFiniteLoss(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         if not isinstance(loss, torch.Tensor):
             return
-        # Under automatic optimization the reported loss is divided by accumulate_grad_batches; finiteness is the same.
+        # Lightning may have divided the loss by accumulate_grad_batches, which doesn't change whether it is finite.
         step = trainer.fit_loop.total_batch_idx
         bad = ~torch.isfinite(loss.detach()).all()
         if self._first_bad is None:
@@ -108,7 +108,7 @@ class StopOnNonFiniteLoss(Callback):
 
 
 class CheckReplicas(Callback):
-    """Periodically calls `check_replicas(name)` of the submodules that have it, to compare state that ranks share."""
+    """Periodically calls `check_replicas(name)` on submodules that have it, to check that ranks hold the same state."""
 
     def __init__(self, every_n_steps: PositiveInt = 1000) -> None:
         self.every_n_steps = every_n_steps
@@ -123,7 +123,7 @@ class CheckReplicas(Callback):
 
 
 def listed(loaders: Any) -> Sequence[Any]:
-    """Data loaders as a list; a single one may come without."""
+    """Return data loaders as a list; Lightning passes a single loader without one."""
     return loaders if isinstance(loaders, list | tuple) else [loaders]
 
 
@@ -148,7 +148,7 @@ class SamplesForAll(Callback):
 
 
 class EpochCount(Callback):
-    """Corrects the epoch count after a resume from an epoch's last batch; otherwise a second resume trains too long."""
+    """Corrects the epoch count after a resume at the end of an epoch; otherwise the next resume trains too long."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -161,9 +161,9 @@ class EpochCount(Callback):
 
 
 class MissedCheckpoints(Callback):
-    """Writes the permanent checkpoint of the step that a run resumes from, if missing; other stages may need it.
+    """Writes the permanent checkpoint of the step a run resumes from, if it is missing; other stages may need it.
 
-    It also marks that step as saved. Without this, Lightning saves again after the first part of an accumulated step.
+    It also marks that step as saved. Otherwise Lightning saves again after the first part of an accumulated step.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -186,7 +186,7 @@ class MissedCheckpoints(Callback):
 
 
 class SpacedCheckpoints(Callback):
-    """Skips a checkpoint to resume from if less than `minutes` have passed since the last one.
+    """Skips a resume checkpoint if the last one is less than `minutes` old.
 
     Ranks only communicate at the steps of `every_n_train_steps`. Lightning runs checkpoint callbacks after all others.
     """
@@ -208,12 +208,12 @@ class SpacedCheckpoints(Callback):
             if not isinstance(resumed, ModelCheckpoint) or resumed.filename != self.filename:
                 continue
             every, before = resumed._every_n_train_steps, resumed._last_global_step_saved
-            # Decide once per step: the next part of an accumulated step must not be saved.
+            # Decide once per step: the remaining parts of an accumulated step must not be saved.
             if every < 1 or step % every or before == step:
                 continue
             now = time.monotonic()
             if trainer.strategy.broadcast(now - self._saved < 60 * self.minutes):
-                resumed._last_global_step_saved = step  # Lightning then skips it
+                resumed._last_global_step_saved = step  # makes Lightning skip it
             else:
                 self._saved = now
 
@@ -239,7 +239,7 @@ class Sessions(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # Lightning forgets that an early stopping ended the training, and would go on.
+        # Lightning doesn't record that early stopping ended the training, so a resumed run would train on.
         checkpoint |= {"wall_seconds": self.seconds, "git": self.git, "stopped": trainer.should_stop}
 
     def on_load_checkpoint(
@@ -259,7 +259,7 @@ class Sessions(Callback):
 
 
 class Progress(Callback):
-    """Writes progress to a file every `every` seconds, which syncs the device, and deletes it after training."""
+    """Writes progress to a file every `every` seconds, which syncs the device. Deletes the file after training."""
 
     def __init__(self, path: Path, every: float = 1.0) -> None:
         self.path, self.every = path, every
@@ -285,7 +285,7 @@ class Progress(Callback):
             "loss": parts * float(loss.detach()) if isinstance(loss, torch.Tensor) else None,
             "left": (now - began) * (1 - share) / (share - at) if share > at else None,
         }
-        # Progress is optional; writers of other files report a full disk.
+        # Progress is optional, and a full disk is reported when a checkpoint is written.
         with suppress(OSError):
             self.path.write_text(json.dumps(progress))
 
@@ -328,15 +328,15 @@ class WholeCheckpoints(TorchCheckpointIO):
             return super().load_checkpoint(path, *options, **named)
         except (PermissionError, MemoryError) as error:
             raise StageError(f"{path} cannot be read: {error}") from error
-        except Exception as error:  # reading a damaged file can raise anything
+        except Exception as error:  # a damaged file can raise any error
             raise StageError(f"{path} is damaged ({error!s:.200}): delete it to restart the stage") from error
 
 
 def batch_generator(module: pl.LightningModule, seed: int) -> torch.Generator:
-    """A generator that depends only on the seed and the number of the training batch."""
+    """Return a generator that depends only on the seed and the number of the training batch."""
     return torch.Generator().manual_seed((seed << 32) + module.trainer.fit_loop.total_batch_idx)
 
 
 def own_rows(module: pl.LightningModule, joint: Tensor) -> Tensor:
-    """This process's rows of a tensor of the global batch (r, r + W, ... on rank r of W), on its device."""
+    """Return this rank's rows of a global batch (r, r + W, ... on rank r of W), on its device."""
     return joint[module.trainer.global_rank :: module.trainer.world_size].to(module.device, non_blocking=True)

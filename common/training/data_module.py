@@ -28,10 +28,10 @@ from common.data.worlds.base import World
 from common.files import usable_cores
 from common.types import Fraction, NonNegativeInt, PositiveInt
 
-# Makes a batch of samples; None = stack tensors of one shape.
+# Turns a list of samples into a batch; None stacks tensors of the same shape.
 Collate = Callable[[list[Any]], Any]
 
-#: Limits of the batches that each loader process prefetches: with fewer it idles, and more didn't help.
+#: Fewest and most batches that each loader process prefetches: with fewer it idles, and more didn't help.
 LEAST_AHEAD, MOST_AHEAD = 2, 4
 
 
@@ -43,13 +43,13 @@ class LateLoader(DataLoader[Any]):
 
 
 class PartsLoader(DataLoader[Any]):
-    """Joins parts of batches that loader processes make, one batch ahead; takes less memory than whole batches.
+    """Joins each batch from parts that loader processes make, which takes less memory; prepares one batch ahead.
 
     Args:
         kind: loader class for the parts.
         part: samples per part; divides the batch size.
         stacked: whether samples are tensors of one shape, which are copied into the batch as they arrive.
-        options: of a loader of whole batches.
+        options: arguments for a loader that makes whole batches.
     """
 
     def __init__(
@@ -70,11 +70,11 @@ class PartsLoader(DataLoader[Any]):
             done = [self._join(parts)]
             while done[0] is not None:
                 ahead = thread.submit(self._join, parts)
-                yield done.pop()  # and drop the reference
+                yield done.pop()  # drops the reference too
                 done.append(ahead.result())
 
     def _join(self, parts: Iterator[Any]) -> Any:
-        """The next batch, or None after the last one."""
+        """Return the next batch, or None after the last one."""
         parts = itertools.islice(parts, self.count)
         if not self.stacked:
             samples = list(itertools.chain.from_iterable(parts))
@@ -157,15 +157,15 @@ class ShardedDataModule(pl.LightningDataModule):
     def training_loader(
         self, dataset: Dataset[Any], collate_fn: Collate | None = None, batches_at_once: int = 1
     ) -> DataLoader[Any]:
-        """Loader whose order depends only on (seed, epoch); a run can resume within an epoch.
+        """Return a loader whose order depends only on (seed, epoch), so a run can resume within an epoch.
 
         Args:
             dataset: takes `(epoch, item)` keys, like every `ItemDataset`.
-            batches_at_once: batches per loader batch, which the training step splits.
+            batches_at_once: number of batches the loader joins, which the training step splits again.
         """
         trainer = self.trainer
         if self.batch_size % trainer.world_size:
-            # Check each batch: the sampler may be able to divide several together but not each.
+            # Check single batches, because the sampler only sees `batches_at_once` of them together.
             raise ValueError(
                 f"data.batch_size ({self.batch_size}) is the global batch and must be divisible by the number of "
                 f"processes ({trainer.world_size})"
@@ -183,7 +183,7 @@ class ShardedDataModule(pl.LightningDataModule):
         return self.loader(dataset, sampler, batch_size, collate_fn, LateLoader, (0, 0))
 
     def note_training_set(self, role: str, dataset: Dataset[Any]) -> None:
-        """Note a data set that is trained on; after a resume, its files must be those of the checkpoint."""
+        """Register a training set. A resumed run fails if files were added or removed since it began."""
         items = self._use(role, dataset)
         if items is None:
             return
@@ -207,7 +207,7 @@ class ShardedDataModule(pl.LightningDataModule):
         return items
 
     def step_loader(self, dataset: Dataset[Any]) -> DataLoader[Any]:
-        """Resumable loader for a data set of whole batches, with `(epoch, step)` keys."""
+        """Return a resumable loader for a data set of whole batches, with `(epoch, step)` keys."""
         sampler = EpochSampler(len(dataset), 1, self.seed, shuffle=False)  # type: ignore[arg-type]
         self._resume(sampler)
         return self.loader(dataset, sampler, None, None, LateLoader, (0, 0))
@@ -216,7 +216,7 @@ class ShardedDataModule(pl.LightningDataModule):
         trainer = self.trainer
 
         def position() -> tuple[int, int]:
-            """Epoch and batch to start at, read late: the loader may be created before the checkpoint is loaded."""
+            """Return the epoch and batch to start at; called when iteration begins, after the checkpoint loads."""
             batches = sampler.batches_per_epoch
             if isinstance(trainer.limit_train_batches, int):
                 batches = min(batches, trainer.limit_train_batches)
@@ -230,10 +230,10 @@ class ShardedDataModule(pl.LightningDataModule):
     def evaluation_loader(
         self, dataset: Dataset[Any], batch_size: int, role: str = "test", collate_fn: Collate | None = None
     ) -> DataLoader[Any]:
-        """Loader that yields every item once over all ranks, in order; `batch_size` is per device."""
+        """Return a loader that yields every item once over all ranks, in order; `batch_size` is per device."""
         trainer = self.trainer
         self._use(role, dataset)
-        # Ranks may differ by one item, so a step must not wait for the others.
+        # Some ranks have one item more, so an evaluation step must not wait for the others.
         sampler = range(trainer.global_rank, len(dataset), trainer.world_size)  # type: ignore[arg-type]
         return self.loader(dataset, sampler, batch_size, collate_fn)
 
@@ -246,14 +246,14 @@ class ShardedDataModule(pl.LightningDataModule):
         kind: type[DataLoader[Any]] = DataLoader,
         key: Any = 0,
     ) -> DataLoader[Any]:
-        """Loader with as many processes as memory allows; `key` selects the sample to measure."""
+        """Return a loader with as many processes as memory allows, estimated from the sample `key`."""
         workers, ahead, part = min(self.num_workers, usable_cores()), None, batch_size
         items = _items_of(dataset)
         if workers and items is not None:
             # A cache filled before the fork is shared by all workers and by all stages of this process.
             items.fill_cache()
         if workers:
-            # A sample depends only on its key, so making one here doesn't change later ones.
+            # Making a sample here doesn't change later ones, because it depends only on its key.
             sample = dataset[key]
             stacked = collate_fn is None and all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(sample))
             budget = self.in_flight_bytes // self.trainer.num_devices
@@ -275,7 +275,7 @@ class ShardedDataModule(pl.LightningDataModule):
     # -- record --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Fingerprint and skipped files of each training set, and a learned vocabulary; all ranks call this."""
+        """Return each training set's fingerprint and skipped files, and a learned vocabulary; all ranks call this."""
         found: dict[str, Any] = {
             role: (self._training[role], items.skipped.flags.nonzero().flatten())
             for role, _, items in self._combined()
@@ -289,7 +289,7 @@ class ShardedDataModule(pl.LightningDataModule):
             self.tokenizer.restore(state)
 
     def _combined(self) -> Iterator[tuple[str, Dataset[Any], ItemDataset]]:
-        """Roles, data sets and items; ranks read different files, so this combines and judges what they skipped."""
+        """Yield role, data set and items, after merging the ranks' skipped files and checking how many there are."""
         for role, dataset in self._used.items():
             items = _items_of(dataset)
             if items is None:
@@ -297,12 +297,12 @@ class ShardedDataModule(pl.LightningDataModule):
             if dist.is_available() and dist.is_initialized():
                 flags = items.skipped.flags.to(self.trainer.strategy.root_device, torch.int32)
                 dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-                items.skipped.flags[flags.cpu().bool()] = 1  # loader processes may set others meanwhile
+                items.skipped.flags[flags.cpu().bool()] = 1  # keep the flags that loader processes set meanwhile
                 items.skipped.check()
             yield role, dataset, items
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Name, version, number of samples and skipped files of every data set used; called by all ranks."""
+        """Return the name, version, number of samples and skipped files of every data set; all ranks call this."""
         described: dict[str, dict[str, Any]] = {}
         for role, dataset, items in self._combined():
             names = items.skipped.names()
@@ -318,8 +318,8 @@ class ShardedDataModule(pl.LightningDataModule):
 def outlive_signals(worker: int) -> None:
     """Keep a loader process alive until its parent ends it or dies.
 
-    SLURM, `timeout` and a terminal signal every process, and the main process needs its loaders to finish a step and
-    save. In C code no Python handler runs, so a thread waits for the parent's SIGTERM.
+    SLURM, `timeout` and terminals signal every process, but the main process needs its loaders to finish a step and
+    save. A thread waits for the parent's SIGTERM, because Python signal handlers don't run during C code.
     """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
@@ -337,7 +337,7 @@ def _end_with(parent: int) -> None:
 
 
 class LoaderPlan(NamedTuple):
-    """Number of processes, parts that each prefetches, samples per part, and peak memory in bytes."""
+    """A loader's number of processes, prefetched parts per process, samples per part, and peak memory in bytes."""
 
     workers: int
     ahead: int
@@ -346,10 +346,10 @@ class LoaderPlan(NamedTuple):
 
 
 def loader_plan(budget: int, sample_bytes: int, batch_size: int, workers: int, stacked: bool = True) -> LoaderPlan:
-    """Fit a loader into `budget` bytes per device; a process holds its prefetched parts and the one it makes.
+    """Fit a loader into `budget` bytes per device. A process holds its prefetched parts and the one it is making.
 
-    If two prefetched batches per process do not fit, processes make parts of batches. The main process then holds the
-    batch that it joins, and without `stacked` also its samples and a pinned copy. Processes are reduced last.
+    If two prefetched batches per process do not fit, processes make parts of batches, and the main process holds the
+    batch that it joins (without `stacked`, also its samples and a pinned copy). Processes are reduced last.
     """
     sample, batch = max(sample_bytes, 1), max(batch_size * sample_bytes, 1)
     whole = min(budget // (workers * batch) - 1, MOST_AHEAD)
@@ -365,7 +365,7 @@ def loader_plan(budget: int, sample_bytes: int, batch_size: int, workers: int, s
 
 
 def bytes_of(sample: Any) -> int:
-    """Bytes of all tensors and arrays in a nested sample."""
+    """Count the bytes of all tensors and arrays in a nested sample."""
     held = 0
     for leaf in tree_leaves(sample):
         if dataclasses.is_dataclass(leaf):

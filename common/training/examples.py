@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class RandomTensors:
-    """Random CPU tensors; zeros with `empty`, which take no memory until read."""
+    """Makes random CPU tensors, or with `empty` zeros, which take no memory until they are read."""
 
     def __init__(self, empty: bool = False) -> None:
         self.empty = empty
@@ -24,7 +24,7 @@ class RandomTensors:
         return torch.zeros(shape) if self.empty else torch.rand(shape, generator=self._generator)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Uniform int64 in [low, high)."""
+        """Draw uniform int64 in [low, high)."""
         return torch.randint(low, max(high, low + 1), shape, generator=self._generator)
 
 
@@ -33,9 +33,9 @@ class Example:
     """Replaces a data module in training.
 
     Attributes:
-        batch: of one device, as collated.
-        batches: per epoch, for the published size of the data set; None if unknown.
-        facts: attributes of the data module after setup that the model reads.
+        batch: batch of one device, as collated.
+        batches: number per epoch at the published size of the data set; None if unknown.
+        facts: data module attributes that the model reads after setup.
     """
 
     batch: Any
@@ -44,5 +44,5 @@ class Example:
 
 
 def batches_of_epoch(items: int | None, global_batch: int) -> int | None:
-    """Whole batches per epoch, at least one; None if the number of items is unknown."""
+    """Return the number of whole batches per epoch, at least one; None if the number of items is unknown."""
     return None if items is None else max(items // global_batch, 1)

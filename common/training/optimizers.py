@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 
 
 def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
-    """`fused=True` for a torch optimizer if the device supports it, and on the CPU only with `on_cpu`.
+    """Return `fused=True` for a torch optimizer if the device supports it; on the CPU only with `on_cpu`.
 
-    Not with float16, where a fused step undoes the loss scale only after gradients are clipped. On the CPU, fused
-    kernels round differently.
+    float16 can't use it: a fused step undoes the loss scale only after gradients are clipped. On the CPU, fused kernels
+    round differently.
     """
     devices = {"cpu", "cuda"} if on_cpu else {"cuda"}
     return {"fused": True} if module.device.type in devices and not _scales_its_loss(module) else {}
@@ -34,7 +34,7 @@ def lay_out_state(optimizer: Optimizer) -> None:
 def _scales_its_loss(module: pl.LightningModule) -> bool:
     try:
         return str(getattr(module.trainer, "precision", "")).startswith("16")
-    except RuntimeError:  # a module without a trainer
+    except RuntimeError:  # the module has no trainer
         return False
 
 
@@ -46,7 +46,7 @@ def refuse_half_weights(module: pl.LightningModule, rounded: str) -> None:
 
 
 def refuse_clip_value(module: pl.LightningModule, field: str) -> None:
-    """Raise for the trainer's clipping if only a `field` of the recipe, or nothing, clips the module's gradients."""
+    """Raise if the trainer sets clipping, which has no effect in a module that clips by `field` (or "nothing")."""
     if module.trainer.gradient_clip_val:
         raise ValueError(f"trainer.gradient_clip_val has no effect here: {field} clips the gradients")
 
@@ -57,10 +57,10 @@ def clip_by_norm(
     gradient_clip_val: float | None = None,
     gradient_clip_algorithm: str | None = None,
 ) -> None:
-    """A module's `configure_gradient_clipping`: like Lightning's clipping by norm, also for fused optimizers in bf16.
+    """Clip gradients by norm like Lightning, but also for fused optimizers in bf16; a `configure_gradient_clipping`.
 
-    Lightning refuses to clip for fused optimizers in any mixed precision, though bfloat16 needs no loss scale. None or
-    0 doesn't clip; Lightning handles other algorithms.
+    Lightning refuses to clip for fused optimizers in any mixed precision, though bfloat16 needs no loss scale. A norm
+    of None or 0 turns clipping off. Lightning handles other algorithms.
     """
     others = str(gradient_clip_algorithm or "norm").rpartition(".")[2].lower() != "norm"
     if others or _scales_its_loss(module):
@@ -71,12 +71,12 @@ def clip_by_norm(
 
 
 def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: float, warmup_fraction: float) -> Any:
-    """A module's `configure_optimizers`: AdamW with a learning rate per part, linear warm-up and cosine decay.
+    """Configure AdamW with a learning rate per part, linear warm-up and cosine decay; a `configure_optimizers`.
 
     Args:
         rates: prefix of a parameter's name -> learning rate; the first match counts.
         weight_decay: for matrices; norms and biases have none.
-        warmup_fraction: share of all steps.
+        warmup_fraction: share of all steps that warm up.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -97,7 +97,7 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
 
 
 class WrappedOptimizer(Optimizer):
-    """Base of optimizers that wrap others over disjoint parameters and share their parameter groups and state."""
+    """Base of optimizers that wrap others with disjoint parameters, and share their parameter groups and state."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self._parts = list(parts)
@@ -105,12 +105,12 @@ class WrappedOptimizer(Optimizer):
 
     @property  # type: ignore[override]
     def state(self) -> dict[Tensor, Any]:
-        """State of all parts by parameter, in the parts' own dictionaries; unlike in torch, reading adds no entry."""
+        """Return each parameter's state, shared with its part. Unlike in torch, reading doesn't add an entry."""
         return {parameter: state for part in self._parts for parameter, state in part.state.items()}
 
     @state.setter
     def state(self, empty: object) -> None:
-        """Torch's constructor sets one, which the parts replace."""
+        """Ignore the empty state that torch's constructor sets."""
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Call the closure once, then update the parameters."""
@@ -128,12 +128,12 @@ class WrappedOptimizer(Optimizer):
     def _load_parts(self, states: Sequence[dict[str, Any]]) -> None:
         for part, state in zip(self._parts, states, strict=True):
             part.load_state_dict(state)
-        # Loading replaces a part's groups; holders of this list must see the new ones.
+        # Loading replaces a part's groups. Update the list in place, for schedulers that hold it.
         self.param_groups[:] = [group for part in self._parts for group in part.param_groups]
 
 
 class CombinedOptimizer(WrappedOptimizer):
-    """Several optimizers stepped in order as one, since Lightning's automatic optimization takes only one.
+    """Steps several optimizers in order as one, since Lightning's automatic optimization takes only one.
 
     Source: docs/papers/mct.md [6]: SGD for the image tower, AdamW for the text tower.
     """
@@ -146,7 +146,7 @@ class CombinedOptimizer(WrappedOptimizer):
 
 
 class Lookahead(WrappedOptimizer):
-    """Slow weights that follow an optimizer: every k of its steps, slow += alpha * (fast - slow); fast = slow.
+    """Keeps slow weights: every k steps of the optimizer, slow += alpha * (fast - slow); fast = slow.
 
     Source: Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1; VirTex uses k = 5 and
     alpha = 0.5 (docs/papers/mct.md [11]).
@@ -157,7 +157,7 @@ class Lookahead(WrappedOptimizer):
         self.k = k
         self.alpha = alpha
         self._steps = 0
-        # Copied at the first step: weights may still be loaded or moved to another device.
+        # Copy at the first step: until then weights may be loaded or moved to another device.
         self._slow: list[Tensor] | None = None
 
     def _update(self) -> None:
@@ -188,12 +188,12 @@ class Lookahead(WrappedOptimizer):
 
 
 def cosine_by_epoch(epochs: int, steps_per_epoch: int = 1) -> Callable[[int], float]:
-    """Half a cosine from one to zero that is constant within an epoch, as in MoCo v2 (docs/papers/mct.md [7])."""
+    """Decay from one to zero as half a cosine, constant within an epoch, as in MoCo v2 (docs/papers/mct.md [7])."""
     return lambda step: _half_cosine(step // steps_per_epoch / epochs)
 
 
 def warm_up_then_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """Linear rise to one, then half a cosine to zero; the first factor is 1 / warmup_steps."""
+    """Rise linearly to one, then decay to zero as half a cosine; the first factor is 1 / warmup_steps."""
     if warmup_steps > total_steps:
         raise ValueError(f"warmup_steps ({warmup_steps}) must be at most the steps of the training ({total_steps})")
 
@@ -206,7 +206,7 @@ def warm_up_then_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], 
 
 
 def warm_up_then_inverse_sqrt(warmup_steps: int, start: float = 0.0) -> Callable[[int], float]:
-    """Linear rise from `start` at step 0 to one at step `warmup_steps`, then the inverse square root of the step.
+    """Rise linearly from `start` at step 0 to one at step `warmup_steps`, then decay as 1 / sqrt(step).
 
     Source: fairseq and XLM's `inverse_sqrt`; docs/papers/m3p.md [7].
     """

@@ -1,4 +1,4 @@
-"""Select the weights to test: those with the best score, in training or among the checkpoints of a finished stage."""
+"""Select the weights to test: the best ones of a training, or the best checkpoint of a finished stage."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from common.protocols.generation import ImageEvaluation
 
 
 class BestWeights:
-    """Keeps a network's best weights so far, on the host and in checkpoints; the first wins a tie.
+    """Keeps a network's best weights so far, in host memory and in checkpoints (`state`). The earlier ones win a tie.
 
-    Lightning skips validation in a run that resumes at the end of an epoch. So a module calls `compare` before the
-    first step of a new period and at the end of training, then `restore`; checkpoints store `state`.
+    A module calls `compare` before the first step of a new period and at the end of training, then `restore`.
+    Lightning's validation won't do, because a run that resumes at the end of an epoch skips it.
 
     Args:
-        place: unit of `compare`'s `place`, such as `epoch`; part of a metric's name.
+        place: what `compare` counts as `place`, such as `epoch`; part of a metric's name.
     """
 
     def __init__(self, network: nn.Module, score: str, place: str) -> None:
@@ -42,11 +42,11 @@ class BestWeights:
     def compare(
         self, module: Any, validate: Callable[[], Mapping[str, float]], done: int, place: int, at_end: bool = False
     ) -> None:
-        """Validate and log after `done` steps, unless that is done; every process must call this."""
+        """Validate after `done` steps and log the result, unless that was done before; every process must call this."""
         if done <= self.compared:
             return
         module.eval()
-        # Loaders draw a seed for their workers; training must not depend on whether a comparison ran.
+        # Loaders draw a seed for their workers, so restore the generator: a comparison must not change training.
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             metrics = validate()
         module.train()
@@ -68,15 +68,15 @@ class BestWeights:
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:
-        """Metrics to record; empty if nothing was compared."""
+        """Return the metrics to record; empty if nothing was compared."""
         return {name: float(getattr(self, field)) for field, name in self.names.items()} if self.compared else {}
 
 
 class CheckpointChoice:
     """Scores every checkpoint of a finished stage by metric `key`, with raw and averaged weights, and takes the best.
 
-    The score uses the test images, so a table must say so. `checkpoint` is the stage's last one, in the same folder as
-    the others (`step*.ckpt`).
+    The score uses the test images, so a table must say so. `checkpoint` is the stage's last checkpoint. The others
+    (`step*.ckpt`) are in the same folder.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class CheckpointChoice:
         self.files()
         if self.evaluation.repeats != 1:
             raise ValueError("model.choice.evaluation.repeats: every checkpoint is scored once; set it to 1")
-        self.evaluation.load_pretrained(verbose=False)  # it only needs one metric
+        self.evaluation.load_pretrained(verbose=False)  # without notes about other metrics
         reason = self.evaluation.why_not(self.key)
         if reason:
             raise ValueError(f"model.choice.key: {self.key} cannot be measured: {reason}")
@@ -107,11 +107,11 @@ class CheckpointChoice:
         return [*sorted(last.parent.glob("step*.ckpt")), last]
 
     def take(self, module: Any) -> dict[str, float]:
-        """Load the best weights into a module; returns the score, the step, and 1 if averaged weights were taken."""
+        """Load the best weights into a module; return the score, the step, and 1 if they are averaged weights."""
         files, sign = self.files(), -1 if self.better == "down" else 1
         rows: list[tuple[float, int, str]] = []
         best = BestWeights(module, self.key, "checkpoint")
-        # Use a new loader: with persistent workers a loader has a single iterator, which the test already uses.
+        # Make a new loader: the test is iterating this one, and persistent workers allow a single iterator.
         of_test = module.trainer.test_dataloaders
         batches = DataLoader(
             of_test.dataset, of_test.batch_size, sampler=of_test.sampler, collate_fn=of_test.collate_fn,

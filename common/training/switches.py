@@ -1,8 +1,8 @@
 """Compute settings of every stage.
 
 Any configuration layer may set one at its top level (`--compiled true`); `take_switches` moves it out of the model's
-arguments. They change results only by rounding, except `batch_norm_group`, which is part of a recipe, and
-`checkpoint_minutes`, which changes none; see `docs/cluster.md`.
+arguments. They change results only by rounding, with two exceptions: `batch_norm_group` is part of a recipe, and
+`checkpoint_minutes` changes nothing. See `docs/cluster.md`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Switches(NamedTuple):
 
     Attributes:
         compiled: compile every block with `torch.compile` in training; a string names the backend.
-        channels_last: memory layout of convolutions that is faster on most devices.
+        channels_last: store convolutions channels last, which is faster on most devices.
         gradient_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
-        batch_norm_group: samples that share batch statistics (see `batch_norm.py`); None for those of a device.
-        checkpoint_minutes: least time between two checkpoints to resume from; changes no result.
+        batch_norm_group: samples that share batch statistics (see `batch_norm.py`); None: the samples of a device.
+        checkpoint_minutes: least minutes between two resume checkpoints.
     """
 
     compiled: bool | str = False
@@ -48,7 +48,7 @@ class ApplySwitches(Callback):
         self.switches = switches
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        # Before optimizers and DDP read the weights.
+        # Do this before optimizers and DDP read the weights.
         if self.switches.channels_last:
             lay_out_channels_last(pl_module, trainer.strategy.root_device.type)
         group, data = self.switches.batch_norm_group, getattr(trainer, "datamodule", None)
@@ -56,11 +56,11 @@ class ApplySwitches(Callback):
             norms = (module for module in pl_module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
             if not any(parameter.requires_grad for norm in norms for parameter in norm.parameters()):
                 raise ValueError(
-                    "batch_norm_group has no effect: no batch normalization of torch is trained; remove it"
+                    "batch_norm_group has no effect: the model trains no torch batch normalization; remove it"
                 )
             normalize_in_groups(pl_module, group, data.batch_size, trainer.world_size)
         if stage == "fit" and isinstance(trainer.strategy, DDPStrategy):
-            # Rank 0's buffers are saved and do not depend on other ranks; broadcasting would wait at every step.
+            # Rank 0 saves its buffers, which don't depend on other ranks. Broadcasting them would delay every step.
             trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -74,7 +74,7 @@ class ApplySwitches(Callback):
         if compiled:
             import torch._functorch.config
 
-            # One code object serves blocks of many sizes; torch's limit would leave some eager.
+            # Blocks of many sizes share one code object; torch's limit would leave some of them uncompiled.
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
             if not pl_module.automatic_optimization:
                 # Manual optimization may go backward twice through a graph, whose buffers must survive the first pass.
@@ -89,18 +89,18 @@ class ApplySwitches(Callback):
                 block.forward = run
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The checkpoint may have another layout.
+        # The loaded checkpoint may have another memory layout.
         for optimizer in trainer.optimizers:
             lay_out_state(optimizer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        # The test after training runs without them.
+        # The test after training runs the original blocks.
         for block in blocks_of(pl_module):
             block.__dict__.pop("forward", None)
 
 
 def blocks_of(network: nn.Module) -> Iterator[nn.Module]:
-    """Outermost repeated blocks: members of ModuleList and Sequential that have layers, and modules with `repeats`."""
+    """Yield the outermost repeated blocks: modules in a ModuleList or Sequential, and modules that set `repeats`."""
     for child in network.children():
         if isinstance(child, nn.ModuleList | nn.Sequential):
             for member in child:
@@ -120,7 +120,7 @@ def _has_layers(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
-    """Store the weights of all convolutions as channels last; their outputs follow.
+    """Store the weights of all convolutions channels last; their outputs then are channels last too.
 
     Raises on the CPU for a strided 1x1 convolution of fewer than 8 channels: without AVX-512, oneDNN's gradient writes
     out of bounds (torch 2.14 with AVX2).
@@ -151,7 +151,7 @@ def _checkpointed(block: nn.Module, run: Callable[..., Any], *args: Any, **kwarg
 
 
 class _EarlierBuffers:
-    """Context of a block's recomputation: uses the buffers from before the first pass and discards its updates.
+    """Recomputes a block with the buffers from before its first pass, and discards the updates to them.
 
     Otherwise running statistics would change twice per step, and spectral normalization would divide by another value.
     Buffers are swapped, not copied, because autograd forbids in-place changes of values it has saved.
