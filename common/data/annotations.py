@@ -1,4 +1,4 @@
-"""Captions, tags and boxes of the pictures of a listing, as columns; imports neither torch nor a decoder."""
+"""Captions, tags and boxes of a listing's pictures, as columns. Imports neither torch nor a decoder."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from common.files import message_of, named, open_regular, parsing, read_bytes, s
 
 Value = TypeVar("Value")
 Read = TypeVar("Read", bound=Callable[..., Any])
-# Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n] from 0; `difficult` (VOC)
-# or `iscrowd` (COCO), bool [n].
+# Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n], counted from 0; and bool
+# [n] `difficult` (VOC) or `iscrowd` (COCO).
 Boxes = dict[str, Any]
-# Smallest JSON file whose columns are cached.
+# Cache the columns of JSON files from this size on.
 KEEP_FROM_BYTES = 2**24
 
 
 @dataclass(frozen=True, eq=False)
 class ImageAnnotations:
-    """Annotations of N pictures, row by row.
+    """Annotations of N pictures, one row each.
 
-    `tags` is bool [N, T]. Pictures with the same number in `groups`, int64 [N], show the same thing.
+    `tags` is bool [N, T]. Pictures with the same number in `groups` (int64 [N]) show the same thing.
     """
 
     image_ids: npt.NDArray[np.int64]
@@ -45,13 +45,13 @@ class ImageAnnotations:
     read_boxes: Callable[[], list[Boxes]] | None = None
 
     def boxes(self) -> list[Boxes]:
-        """Boxes of every picture, read lazily; see `Boxes` in this module."""
+        """Read the boxes of all pictures, lazily; see `Boxes`."""
         if self.read_boxes is None:
             raise ValueError("these annotations have no boxes")
         return self.read_boxes()
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over ids, captions, tags and groups in order, without boxes."""
+        """Return the SHA-256 (hexadecimal) of ids, captions, tags and groups in order, without boxes."""
         texts, numbers = self.captions, self.caption_ids
         state = hashlib.sha256(b"annotations 1\0")
         for column in (self.image_ids, self.groups, texts.starts, texts.column.ends, numbers.starts, numbers.column):
@@ -66,7 +66,7 @@ class ImageAnnotations:
 class LanguageCaptions:
     """Captions of images in one language; at least one per image.
 
-    `keys` name the images as in the region features. Images with the same number in `groups` show the same thing.
+    `keys` are the image names used by the region features. Images with the same number in `groups` show the same thing.
     """
 
     language: str
@@ -78,7 +78,7 @@ class LanguageCaptions:
         return len(self.keys)
 
     def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) over language, keys, captions and groups in order."""
+        """Return the SHA-256 (hexadecimal) of language, keys, captions and groups in order."""
         state = hashlib.sha256(f"captions 1 {self.language}\0".encode())
         for column in (self.keys.ends, self.captions.starts, self.captions.column.ends, self.groups):
             state.update(np.ascontiguousarray(column, dtype="<i8").tobytes())
@@ -89,7 +89,7 @@ class LanguageCaptions:
 
 # ---------------------------------------------------------------------------------------------------- reading JSON
 def read_json(path: Path, without: frozenset[str] = frozenset()) -> Any:
-    """Read a JSON file, without some keys of its objects, as masks take ten times the memory of the rest."""
+    """Read a JSON file without some object keys, such as masks, which take ten times the memory of the rest."""
 
     def drop(found: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in found.items() if key not in without}
@@ -99,14 +99,14 @@ def read_json(path: Path, without: frozenset[str] = frozenset()) -> Any:
 
 
 def read_json_lines(path: Path, parse: Callable[[Any], Value]) -> Iterator[Value]:
-    """Parse the JSON value on every non-blank line of a file; see :func:`read_rows`."""
+    """Parse the JSON value on each non-blank line of a file; see :func:`read_rows`."""
     return read_rows(path, lambda lines: map(json.loads, filter(str.strip, lines)), parse)
 
 
 def read_csv(
     path: Path, parse: Callable[[Any], Value], check: Callable[[list[str]], object] = len, **options: Any
 ) -> Iterator[Value]:
-    """Parse the rows of a CSV file, after `check` has seen its columns; see :func:`read_rows`."""
+    """Parse the rows of a CSV file. First pass the column names to `check`; see :func:`read_rows`."""
 
     def rows(lines: Iterator[str]) -> Iterable[Any]:
         reader: csv.DictReader[str] = csv.DictReader(lines, **options)
@@ -122,7 +122,7 @@ def read_csv(
 def read_rows(
     path: Path, rows_of: Callable[[Iterator[str]], Iterable[Any]], parse: Callable[[Any], Value]
 ) -> Iterator[Value]:
-    """Parse the rows that `rows_of` makes of a UTF-8 file's lines; errors name the file and line."""
+    """Parse the rows that `rows_of` finds in the lines of a UTF-8 file. Errors name the file and line."""
     at = [0]
 
     def counted(stream: Iterable[bytes]) -> Iterator[str]:
@@ -135,7 +135,7 @@ def read_rows(
                 yield parse(row)
     except OSError:
         raise
-    except Exception as error:  # Parsers raise anything for damaged content.
+    except Exception as error:  # A parser can raise any error on damaged content.
         raise DatasetError(f"{path}, line {at[0]}: {message_of(error)}") from error
 
 
@@ -145,7 +145,7 @@ def single_spaced(text: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class CaptionedImages:
-    """The images of an annotation file, in its order, with their non-blank captions."""
+    """The images of an annotation file with their non-blank captions, in the file's order."""
 
     path: Path
     names: tuple[str, ...]
@@ -155,12 +155,12 @@ class CaptionedImages:
     caption_ids: Rows[int]
 
     def annotations(self, names: Iterable[str]) -> ImageAnnotations:
-        """The annotations of some images, in the given order, without tags and boxes."""
+        """Return the annotations of some images in the given order, without tags and boxes."""
         positions = {name: row for row, name in enumerate(self.names)}
         try:
             rows = [positions[name] for name in names]
         except KeyError as error:
-            raise DatasetError(f"{self.path} has no image {error}: the listing is not one of this data set") from None
+            raise DatasetError(f"{self.path} has no image {error}: the listing is of another data set") from None
         return ImageAnnotations(
             self.image_ids[rows],
             Rows.texts(self.captions[row] for row in rows),
@@ -198,7 +198,7 @@ def captioned_images(
 
 
 def read_once(maxsize: int = 4) -> Callable[[Read], Read]:
-    """Cache a reader's results per process until a path among its arguments changes."""
+    """Cache a reader's results in this process until one of the paths in its arguments changes."""
 
     def decorated(read: Read) -> Read:
         kept = functools.lru_cache(maxsize)(lambda stamps, *arguments: read(*arguments))
@@ -216,7 +216,7 @@ def read_once(maxsize: int = 4) -> Callable[[Read], Read]:
 
 
 def kept_columns(path: Path, make: Callable[[Path], Columns]) -> Columns:
-    """Cache the columns made from a file until it changes; only worth it for files that take seconds to read."""
+    """Cache the columns made from a file until it changes. This only pays for files that take seconds to read."""
     if stamp_of(path)[2] < KEEP_FROM_BYTES:
         return make(path)
     digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).hexdigest()[:16]

@@ -29,14 +29,14 @@ from common.data.media import (
 )
 from common.data.transforms import AudioTransform, VideoTransform
 
-#: Least seconds between an excerpt and the end of the file.
+#: Seconds that an excerpt must end before the end of the file.
 _EXCERPT_MARGIN = 0.1
-#: Range of the factor of the sample rate in training.
+#: Training scales the sample rate by a random factor in this range.
 SPEED = (3.0 / 4.0, 4.0 / 3.0)
 
 
 def clip_start(limits: Limits, duration: float, draw: float) -> float:
-    """Start of a random clip from a uniform draw in [0, 1); the start of the stream if it is shorter than the clip.
+    """Choose a clip's start with a uniform draw in [0, 1). A stream shorter than the clip starts at its beginning.
 
     Source: docs/papers/avid_cma.md [2.1], evaluation without audio.
     """
@@ -51,11 +51,11 @@ def paired_window(
     jitter: float,
     draws: tuple[float, float],
 ) -> tuple[float, float] | None:
-    """Starts of a video and an audio clip from about the same moment, or None if the streams are too short.
+    """Choose the starts of a video and an audio clip from about the same moment; None if the streams are too short.
 
-    The longer clip is placed first, where both streams last long enough. The shorter clip is within it, widened by
-    `jitter` seconds on both sides; it starts within its stream and may run past its end. The draws in [0, 1) are for
-    the longer, then for the shorter.
+    The longer clip is placed first, where both streams last long enough. The shorter clip is placed within it, widened
+    by `jitter` seconds on both sides. It starts within its stream and may run past the end. `draws` in [0, 1) place the
+    longer clip, then the shorter.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -74,7 +74,7 @@ def paired_window(
 
 
 def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDArray[np.int64]:
-    """First frame of each clip of a dense evaluation; all zero if the video is not longer than a clip.
+    """Return each clip's first frame in a dense evaluation; all zero if the video isn't longer than a clip.
 
     Source: docs/papers/avid_cma.md [10.1] ("Video@1").
     """
@@ -82,15 +82,15 @@ def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDAr
 
 
 def repeated(samples: Tensor, first: int, count: int) -> Tensor:
-    """`count` samples starting at `first`; at the end, the sound loops."""
+    """Return `count` samples starting at `first`; after the last sample the sound starts again."""
     return samples[(first + torch.arange(count)) % len(samples)]
 
 
 class ClipDataset(ItemDataset):
-    """Media files or folders of frames, cached or decoded; subclasses cut the sample.
+    """Reads media files or folders of frames, with an optional cache of decoded files; subclasses cut the samples.
 
     Args:
-        clips_per_video: length of an epoch in passes over the listing; item i is file `i mod len(listing)`.
+        clips_per_video: passes over the listing per epoch; item i is file `i mod len(listing)`.
         cache_bytes: memory for decoded files per process; 0 = no cache.
 
     Source: docs/papers/avid_cma.md [2.1].
@@ -118,7 +118,7 @@ class ClipDataset(ItemDataset):
                 media.fill_cache()
 
     def preview(self, item: int) -> Pixels:
-        """The middle frame of a file as it is stored, [H, W, 3]."""
+        """Return the middle frame of a file at its stored size, [H, W, 3]."""
         clip = self.listing[item]
         with open_media(clip.path, self.cache) as media:
             start, end = limits_of(media.video_limits, clip, "video")
@@ -127,10 +127,10 @@ class ClipDataset(ItemDataset):
 
 
 class AudioVisualClips(ClipDataset):
-    """A video clip and an audio clip from about the same moment of a file; skips files without sound.
+    """Cuts a video and an audio clip from about the same moment of a file; skips files without sound.
 
     Args:
-        video_transform: None = no "video" in the samples, and the picture is not decoded.
+        video_transform: None leaves "video" out of the samples and decodes no pictures.
         jitter: how far, in seconds, the video clip may extend past the audio clip on either side, in training.
     Returns of an item:
         `video` [3, T, crop, crop], `audio` [1, frames, bins], `index` (file of the listing), `label`, `sound_label`,
@@ -182,7 +182,7 @@ class AudioVisualClips(ClipDataset):
             video_start, audio_start = window
             if self.video_transform is not None:
                 frames, actual_start = media.read_video(video_start, self.video_duration, self.video_fps, video[1])
-                # The video starts at a frame; shift the sound with it.
+                # The video starts at a whole frame; shift the sound as much.
                 audio_start += actual_start - video_start
             samples = sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
         sample: Sample = {}
@@ -199,9 +199,9 @@ class AudioVisualClips(ClipDataset):
 
 
 class VideoClips(ClipDataset):
-    """One random clip per item, without sound.
+    """Cuts one random clip per item, without sound.
 
-    The time of the clip is random in evaluation as well ("Clip@1"); `training` only augments.
+    The clip's time is random in evaluation too ("Clip@1"); `training` only turns on augmentation.
 
     Returns of an item:
         `video` [3, T, crop, crop], `label`, `index`, `skipped`.
@@ -239,7 +239,7 @@ class VideoClips(ClipDataset):
 
 
 class DenseVideoClips(VideoClips):
-    """Several clips of one video, evenly spaced ("Video@1") or with `random_starts` ("Clip@1"), in evaluation mode.
+    """Cuts several clips of a video for evaluation, evenly spaced ("Video@1") or with `random_starts` ("Clip@1").
 
     Returns of an item:
         `video` [clips, 3, T, crop, crop], `label`, `index`, `skipped`.
@@ -273,7 +273,7 @@ class DenseVideoClips(VideoClips):
         else:
             chosen = dense_clip_starts(len(frames), length, self.clips)
         starts = torch.from_numpy(chosen)
-        # Clips may share or skip frames; short clips loop.
+        # Clips may overlap or leave gaps; a short clip repeats its frames.
         steps = torch.arange(self.frames) % min(length, len(frames))
         used, places = torch.unique(starts[:, None] + steps, return_inverse=True)
         return {"video": (frames[used], places)}
@@ -285,11 +285,11 @@ class DenseVideoClips(VideoClips):
 
 
 class SoundWindows(ClipDataset):
-    """Several windows of each sound file, for a linear classifier on audio features.
+    """Cuts several windows of each sound file, for a linear classifier on audio features.
 
-    With `wrap_seconds` (ESC-50) windows start anywhere in the first seconds of the file and wrap around. Without it
-    (DCASE) a training window is the beginning of an excerpt of `excerpt_seconds`, and test windows are spread over the
-    file. In training, the sample rate of decoding is scaled by a factor in `SPEED`, which changes speed and pitch.
+    With `wrap_seconds` (ESC-50), a window starts anywhere in the first seconds of the file and wraps around. Without it
+    (DCASE), a training window begins a random excerpt of `excerpt_seconds`, and test windows are spread over the file.
+    Training also scales the decoding sample rate by a factor in `SPEED`, which changes speed and pitch.
 
     Returns of an item:
         `audio` [windows, 1, frames, bins], `label`, `sound_label`, `fold`, `index`, `skipped`.
@@ -322,7 +322,7 @@ class SoundWindows(ClipDataset):
             if self.wrap_seconds is not None:
                 limits = (limits[0], min(limits[1], limits[0] + self.wrap_seconds))
             cut = self._training_windows if self.training else self._test_windows
-            # Windows and volumes are drawn in turns, as in recorded runs.
+            # Draw windows and volumes alternately, as in recorded runs.
             windows, draws = zip(*((samples, self.audio_transform.draw(rng)) for samples in cut(media, limits, rng)))
         return {
             "audio": (torch.stack(windows), draws),
@@ -361,7 +361,7 @@ class SoundWindows(ClipDataset):
 
 
 def limits_of(stream: Limits | None, clip: Clip, kind: str) -> Limits:
-    """First and last second of a clip inside a stream."""
+    """Return the first and last second of a clip inside a stream."""
     if stream is None:
         raise MediaError.of(clip.path, f"has no {kind} stream")
     limits = restrict(stream, clip.start, clip.end)

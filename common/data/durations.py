@@ -1,4 +1,4 @@
-"""Measures and caches how long picture and sound overlap, to leave out clips before they fail a run after days."""
+"""Measures how long picture and sound overlap and caches it, to leave out clips that would fail a run after days."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from common.data.listing import Clip, Listing
 from common.data.media import MediaError, MediaFile, restrict
 from common.files import cache_folder, console, exclusive, usable_cores, write_whole
 
-#: Largest fraction of unreadable files.
+#: A listing with a larger fraction of unreadable files is an error.
 MOST_UNREADABLE = 0.05
-#: Files between two writes of the cache.
+#: Write the cache after this many files.
 _AT_ONCE = 5000
-#: Transient errors of the disk or system.
+#: Transient errors, after which a file is not recorded as unreadable.
 _PASSING = {errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT}
-#: Special values: unreadable; no picture or no sound. NaN: not measured yet.
+#: Values for an unreadable file, and for one without picture or without sound. NaN: not measured yet.
 _UNREADABLE, _ONE_SIDED = -2.0, -1.0
 
 
 def long_enough(listing: Listing, seconds: float) -> Listing:
-    """The clips with more than `seconds` of picture and sound together; notes say what is left out."""
+    """Keep the clips whose picture and sound overlap for more than `seconds`; notes say what is left out."""
     common = common_seconds(listing)
     broken = common == _UNREADABLE
     if broken.sum() > MOST_UNREADABLE * len(listing):
@@ -57,7 +57,7 @@ def long_enough(listing: Listing, seconds: float) -> Listing:
 
 
 def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
-    """Seconds [N] that picture and sound of every clip overlap, cached."""
+    """Measure for how many seconds picture and sound of each clip overlap; [N], cached."""
     path = kept_at(listing)
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path.with_suffix(".lock")), ThreadPoolExecutor(min(32, 4 * usable_cores())) as pool:
@@ -73,7 +73,7 @@ def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
 
 
 def kept_at(listing: Listing) -> Path:
-    """Cache file for the durations of a listing."""
+    """Return the cache file for the durations of a listing."""
     key = hashlib.sha256(f"{os.path.abspath(listing.root)}\0{listing.fingerprint()}".encode()).hexdigest()[:16]
     return cache_folder() / "durations" / f"{listing.name}-{key}.npy"
 
@@ -83,7 +83,7 @@ def is_known(listing: Listing) -> bool:
 
 
 def _kept(listing: Listing) -> npt.NDArray[np.float64]:
-    with contextlib.suppress(OSError, ValueError, EOFError):  # measuring again repairs any damaged cache
+    with contextlib.suppress(OSError, ValueError, EOFError):  # a damaged cache is measured again
         known = np.load(kept_at(listing))
         if known.shape == (len(listing),):
             return known
@@ -95,7 +95,7 @@ def _of_clip(clip: Clip) -> float:
         with MediaFile(clip.path) as media:
             info = media.info
     except MediaError as error:
-        # Do not cache transient errors of the disk or system.
+        # Do not cache a transient error.
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _PASSING:
             raise
         return _UNREADABLE

@@ -25,7 +25,7 @@ _RETRIES = 2
 class OpenFile:
     """A file that can be downloaded.
 
-    `file` and `unpack`, the folder for an archive's contents, are relative to the folder of the data sets.
+    An archive is unpacked into the folder `unpack`. `file` and `unpack` are relative to the data folder.
     """
 
     address: str
@@ -63,7 +63,7 @@ def open_data(name: str) -> OpenData:
 
 
 def addressed(file: str) -> OpenData | None:
-    """The entry with an address for a file of this name, without the entry's other files."""
+    """Find the entry that downloads a file of this name, reduced to this file; None if there is none."""
     for name in read_yaml(TABLE, StageError):
         entry = open_data(name)
         if found := tuple(one for one in entry.files if Path(one.file).name == file):
@@ -72,14 +72,14 @@ def addressed(file: str) -> OpenData | None:
 
 
 def mirrored(data: OpenData, mirror: str) -> OpenData:
-    """The same files from a folder or from another address."""
+    """Return the entry with addresses in a local folder or on another server."""
     base = mirror if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
     files = (replace(file, address=f"{base}/{quote(Path(file.file).name)}") for file in data.files)
     return replace(data, files=tuple(files))
 
 
 def fetch(data: OpenData, root: Path) -> None:
-    """Download all files of an entry, check them and unpack; keeps existing files and resumes partial ones."""
+    """Download, check and unpack all files of an entry. Keep existing files, and resume partial ones."""
     root.mkdir(parents=True, exist_ok=True)
     with exclusive(root / ".fetch.lock"):
         for file in data.files:
@@ -88,7 +88,7 @@ def fetch(data: OpenData, root: Path) -> None:
 
 def _fetch_file(file: OpenFile, root: Path) -> None:
     path = root / file.file
-    # A marker file, so that the archive may be deleted.
+    # The marker lets users delete the archive after unpacking.
     unpacked = path.with_name(f"{path.name}.unpacked")
     if unpacked.exists():
         print(f"{file.file}: already downloaded and unpacked; to redo it, delete {unpacked}")
@@ -104,11 +104,11 @@ def _fetch_file(file: OpenFile, root: Path) -> None:
         raise StageError(f"{path}: {problem}. It is kept as {wrong}; rerun the command to download it again")
     if file.unpack is not None:
         print(f"{file.file}: unpacking into {file.unpack}/")
-        # Zip files need no filter: names that lead out of the folder are skipped.
+        # Zip files need no filter, because names that lead out of the folder are skipped.
         options: dict[str, Any] = {} if path.suffix == ".zip" else {"filter": "data"}
         try:
             shutil.unpack_archive(path, root / file.unpack, **options)
-        except Exception as error:  # untrusted file: formats and compressions raise different errors
+        except Exception as error:  # an untrusted archive can raise any error
             raise StageError(
                 f"{path} cannot be unpacked: {error}. If it is damaged, delete it and rerun the command"
             ) from None
@@ -116,7 +116,7 @@ def _fetch_file(file: OpenFile, root: Path) -> None:
 
 
 def _download(address: str, path: Path) -> None:
-    """Download a file into `<path>.part` and rename it when it is whole; another attempt or call resumes."""
+    """Download into `<path>.part`, and rename it when complete. Another attempt or call resumes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part, problem = path.with_name(f"{path.name}.part"), ""
     for _ in range(_RETRIES + 1):
@@ -131,7 +131,7 @@ def _download(address: str, path: Path) -> None:
             problem = str(error)
             if isinstance(error, HTTPError):
                 error.close()
-                if error.code == 416:  # the part has all bytes of the file, or is of another one
+                if error.code == 416:  # the part is complete, or belongs to another file
                     if error.headers.get("Content-Range") == f"bytes */{part.stat().st_size}":
                         os.replace(part, path)
                         return
@@ -142,7 +142,7 @@ def _download(address: str, path: Path) -> None:
 
 
 def _receive(address: str, part: Path) -> bool:
-    """Append what is missing of a file, if the server can; whether all of it has arrived."""
+    """Append a file's missing bytes, or restart if the server can't resume. Return whether the file is complete."""
     start = part.stat().st_size if part.is_file() else 0
     request = Request(address, headers={"Range": f"bytes={start}-"} if start else {})
     with urlopen(request, timeout=60) as response:
@@ -159,7 +159,7 @@ def _receive(address: str, part: Path) -> bool:
 
 
 def _wrong_format(path: Path) -> str:
-    """Why a file is not what its name says; empty if nothing speaks against it."""
+    """Return why a file doesn't have the format of its name; empty if no problem is detected."""
     with path.open("rb") as file:
         start = file.read(9)
     if not path.name.endswith((".pth", ".pth.tar")) or start.startswith(b"\x80"):

@@ -1,4 +1,4 @@
-"""Convert decoded pictures to encoder inputs."""
+"""Convert decoded pictures to inputs of an encoder."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class _Contrast(ImageEnhance.Contrast):
-    """`ImageEnhance.Contrast` with a faster mean: Pillow sums a histogram in Python."""
+    """Like `ImageEnhance.Contrast`, with a faster mean: Pillow sums a histogram in Python."""
 
     def __init__(self, image: Image.Image) -> None:
         gray = int(np.asarray(image.convert("L")).mean() + 0.5)
         self.image, self.degenerate = image, Image.new("RGB", image.size, (gray, gray, gray))
 
 
-#: Of `ImageTransform.jitter`, except for the hue.
+#: The operations of `ImageTransform.jitter` except the hue.
 ENHANCERS = (ImageEnhance.Brightness, _Contrast, ImageEnhance.Color)
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """One picture to one normalized tensor; all parameters come from the given generator.
+    """Converts one picture to a normalized tensor. All random numbers come from the given generator.
 
     Training, in this order: random resized crop, color jitter in random order, gray, Gaussian blur, horizontal flip.
-    Evaluation: resize, center crop. Both: divide by 255 and normalize. The operations are torchvision's on Pillow's
-    bytes (its calls take longer than the work on small pictures), with Pillow's blur as in MoCo's code. A view takes a
-    fixed number of draws, so turning one augmentation off does not change the others.
+    Evaluation: resize, center crop. Both divide by 255 and normalize. The operations are torchvision's, redone on
+    Pillow's bytes because torchvision's calls are slow for small pictures. The blur is Pillow's, as in MoCo's code.
+    A view takes a fixed number of draws, so turning one augmentation off does not change the others.
 
     Args:
         crop: side of the result in pixels.
@@ -82,23 +82,23 @@ class ImageTransform:
         return dataclasses.replace(self, training=training)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator | None = None) -> tuple[Tensor, bool]:
-        """The tensor of an RGB picture, and whether it is flipped."""
+        """Return the tensor of an RGB picture, and whether the picture was flipped."""
         draws = self.draw(rng)
         return self.together([image], [draws])[0], self.flips(draws)
 
     def draw(self, rng: np.random.Generator | None) -> list[float]:
-        """The random numbers of one view; all at once, so every parameter always uses the same one."""
+        """Draw all random numbers of a view at once, so that each parameter always uses the same one."""
         if not self.training:
             return []
         assert rng is not None
         return rng.random(2 * CROP_TRIES + 15).tolist()
 
     def flips(self, draws: Sequence[float]) -> bool:
-        """Whether these draws flip the picture, so that captions can swap sides."""
+        """Whether these draws flip the picture, so that its captions must swap left and right."""
         return bool(draws) and draws[-9] < self.flip
 
     def together(self, images: Sequence[Image.Image], draws: Sequence[Sequence[float]]) -> list[Tensor]:
-        """Transform several pictures, each with its draws; faster than one by one if they are small."""
+        """Transform several pictures, each with its draws. For small pictures this is faster than separate calls."""
         views = [self._view(image, own) for image, own in zip(images, draws)]
         count = max(CACHED_PIXELS // self.crop**2, 1)
         blocks = (views[first : first + count] for first in range(0, len(views), count))
@@ -144,7 +144,7 @@ class ImageTransform:
 class SquashTransform:
     """Squashes an RGB picture to float32 [3, size, size] in [0, 1] and flips it.
 
-    Bilinear without antialiasing, as TensorFlow resizes by default.
+    Resizes bilinearly without antialiasing, TensorFlow's default.
 
     Source: docs/papers/xmc_gan.md [7] ("image path").
     """
@@ -180,7 +180,7 @@ class SquashTransform:
 
 
 def normalized(images: Bytes, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pictures [..., H, W, 3] as normalized float32 [..., 3, H, W].
+    """Convert pictures [..., H, W, 3] to normalized float32 [..., 3, H, W].
 
     torchvision's `to_dtype` (v2) multiplies by 1 / 255, which rounds differently from the published code.
     """
@@ -191,6 +191,6 @@ def normalized(images: Bytes, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def _planes(images: Bytes) -> Pixels:
-    """Pictures [..., H, W, 3] as float32 [..., 3, H, W] in [0, 1]."""
+    """Convert pictures [..., H, W, 3] to float32 [..., 3, H, W] in [0, 1]."""
     channels_first = np.ascontiguousarray(np.moveaxis(images, -1, -3))
     return np.divide(channels_first, 255.0, dtype=np.float32)

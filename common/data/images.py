@@ -15,7 +15,7 @@ from common.data.media import FileCache, Pixels, read_image
 
 
 class ImageItems(ItemDataset):
-    """One picture per item; subclasses extend :meth:`read`, or set `annotations` to read captions or tags.
+    """Reads one picture per item. Subclasses extend :meth:`read`, or set `annotations` to read captions or tags.
 
     Args:
         cache_bytes: memory for decoded pictures per process; 0 = no cache.

@@ -1,7 +1,7 @@
 """Base of the map-style data sets of clips and images: keys, seeds, and unusable files.
 
-A key is an item, or a pair (epoch, item). A generator seeded by (seed, epoch, item) makes all random draws of a sample,
-so a sample depends neither on its worker nor on earlier samples.
+A key is an item, or a pair (epoch, item). All random draws of a sample come from a generator seeded by (seed, epoch,
+item), so a sample depends neither on its worker nor on earlier samples.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from common.data.media import MediaError, bytes_of
 
 logger = logging.getLogger(__name__)
 
-#: Samples of a batch are transformed once their decoded frames, sounds and pictures take this many bytes.
+#: Transform the samples of a batch read so far when their decoded media reach this many bytes.
 MOST_BYTES = 2**26
 
 Key = int | tuple[int, int]
-# Tensors, or lists of them for several views or boxes. Before the transform also tuples: its arguments.
+# Tensors, or lists of them for several views or boxes. Before the transform, also tuples of its arguments.
 Sample = dict[str, Any]
 
 
 class Item(NamedTuple):
-    """A file, which of its visits in the epoch this is, and the epoch."""
+    """A file, the number of its visit in the epoch, and the epoch."""
 
     file: int
     slot: int = 0
@@ -42,9 +42,9 @@ class TooManyBrokenFiles(RuntimeError):
 
 
 class SkipLedger:
-    """The files of a listing that could not be used, over all worker processes.
+    """Records which files of a listing could not be used, over all worker processes.
 
-    `flags` is uint8 [files] in shared memory, 1 = skipped; ranks can combine theirs with a maximum.
+    `flags` is uint8 [files] in shared memory, 1 = skipped. Ranks merge their flags by taking the maximum.
     """
 
     def __init__(self, listing: Listing, max_share: float) -> None:
@@ -74,15 +74,15 @@ class SkipLedger:
         return int(torch.count_nonzero(self.flags))
 
     def names(self) -> list[str]:
-        """Skipped files, relative to the listing's root if they are under it."""
+        """Return the names of skipped files, relative to the listing's root if they are under it."""
         skipped = torch.nonzero(self.flags).flatten().tolist()
         return list(dict.fromkeys(self.listing.names[file] for file in skipped))
 
 
 class ItemDataset(Dataset[Sample], ABC):
-    """Keys, seeds and the replacement of unusable files; subclasses read a sample and transform a batch.
+    """Handles keys, seeds and unusable files; subclasses read a sample and transform a batch.
 
-    The next item replaces an unusable file and keeps its index and label, so an evaluation can detect duplicates by
+    The next item replaces an unusable file and keeps its own index and label, so an evaluation can detect duplicates by
     index. Item i is file `i mod len(listing)`; an epoch has `passes` passes. The run fails if more than
     `max_skipped_fraction` of the files are unusable.
     """
@@ -98,13 +98,13 @@ class ItemDataset(Dataset[Sample], ABC):
     def __len__(self) -> int:
         return len(self.listing) * self.passes
 
-    @final  # loaders call `__getitems__`
+    @final  # because loaders call `__getitems__`
     def __getitem__(self, key: Key) -> Sample:
-        """The sample of an item of epoch 0, or of (epoch, item)."""
+        """Return the sample of (epoch, item), or of an item in epoch 0."""
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
-        """The samples of a batch; they share memory, so clone what you keep."""
+        """Return the samples of a batch. They share memory, so clone what you keep."""
         samples: list[Sample] = []
         done = waiting = 0
         for key in keys:
@@ -122,24 +122,24 @@ class ItemDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
-        """Decode a file and make all random draws; on a :class:`MediaError`, the next item replaces it."""
+        """Decode a file and make all random draws. On a :class:`MediaError`, the next item replaces this one."""
 
     def transform(self, batch: list[Sample]) -> None:
-        """Transform what :meth:`read` returned, in place; takes less time together if pictures are small."""
+        """Transform in place what :meth:`read` returned. For small pictures a batch is faster than separate samples."""
 
     @abstractmethod
     def fill_cache(self) -> None:
-        """Decode files into the cache, if there is one; ignores files that fail."""
+        """Decode files into the cache, if there is one, and ignore files that fail."""
 
     @abstractmethod
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
-        """A picture of a file as it is stored, [H, W, 3]."""
+        """Return a picture of a file at its stored size, [H, W, 3]."""
 
     def name(self, item: int) -> str:
         return self.listing.names[item]
 
     def describe(self) -> dict[str, Any]:
-        """Version, fingerprint and number of files, and what the listing lacks, for the record."""
+        """Describe the files for the record: version, fingerprint, number, and what the listing lacks."""
         listing = self.listing
         lacking = {"missing": listing.missing, "notes": list(listing.notes)}
         return {
@@ -168,7 +168,7 @@ class ItemDataset(Dataset[Sample], ABC):
 
 
 def together(batch: Sequence[Sample], name: str, function: Callable[..., Sequence[Any]]) -> None:
-    """Replace the arguments of a function in each sample by its result; it takes those of all samples as sequences."""
+    """Call a function with the whole batch's arguments, stored as a tuple under `name`; replace them by its results."""
     if batch:
         results = function(*zip(*(sample[name] for sample in batch), strict=True))
         for sample, result in zip(batch, results, strict=True):

@@ -1,4 +1,4 @@
-"""Listings: the items of a data set in a fixed order; imports neither torch nor a decoder."""
+"""Listings: the items of a data set in a fixed order. Imports neither torch nor a decoder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.files import stamp_of
 
 
 class DatasetError(ValueError):
-    """A file of a data set is damaged, or contradicts another; the message names it."""
+    """A data set's file is damaged or contradicts another file; the message names it."""
 
 
 class DatasetMissing(FileNotFoundError):
@@ -30,10 +30,10 @@ class Clip:
     """One item of a data set.
 
     Args:
-        label: class of the clip (of the picture if the sound has a separate label); -1 = unknown.
+        label: class of the clip, or of its picture if the sound has a separate label; -1 = unknown.
         sound_label: class of the sound; -1 = none.
         fold: official fold, from 1; 0 = the set has no folds.
-        start, end: limits inside the file in seconds; None = those of the file.
+        start, end: limits inside the file in seconds; None = the file's limits.
         sound: file with the sound, on the same clock; None = the sound is in the file itself.
     """
 
@@ -46,30 +46,30 @@ class Clip:
     sound: Path | None = None
 
     def stamps(self) -> list[tuple[str, list[int]]]:
-        """Paths and stamps of its files, which tell changed files apart; a listing's fingerprint covers only names."""
+        """Return paths and stamps of the clip's files, to notice changes; a fingerprint only covers the names."""
         return [(os.path.abspath(path), stamp_of(path)) for path in (self.path, self.sound) if path is not None]
 
 
-#: Numbers of a clip in a listing; NaN = None.
+#: Numbers of a clip in a listing; NaN means None.
 NUMBERS = np.dtype(
     [("label", "<i4"), ("sound_label", "<i4"), ("fold", "<i2"), ("start", "<f8"), ("end", "<f8")], align=True
 )
-#: Numbers of a clip without label, fold and limits.
+#: Numbers of a clip that has no label, fold or limits.
 UNLABELED = np.array((-1, -1, 0, np.nan, np.nan), NUMBERS)
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` numbers below `count`, evenly spread."""
+    """Return up to `most` evenly spaced indices below `count`."""
     return np.linspace(0, count - 1, min(most, count), dtype=np.int64).tolist()
 
 
 def joined(root: Path, name: str) -> Path:
-    """The path of a name; a leading `..` is relative to the root itself, even if that is a link."""
+    """Join `name` to the root. A leading `..` refers to the parent in the root's path, even if the root is a link."""
     return Path(os.path.normpath(root / name)) if name.startswith("../") else root / name
 
 
 def file_names(names: Iterable[str]) -> Texts:
-    """File names, which may hold any bytes, with forward slashes."""
+    """Store file names, which may contain any bytes, with forward slashes."""
     return Texts(names, "surrogateescape")
 
 
@@ -77,16 +77,16 @@ def file_names(names: Iterable[str]) -> Texts:
 class Listing(MadeOnDemand[Clip]):
     """The clips of one split of one data set, in a fixed order, as columns.
 
-    Two million Python objects would take a gigabyte per loader process. The position of a clip is its row in a memory
-    bank, so a bank only fits the listing it was trained on.
+    As Python objects, two million clips would take a gigabyte per loader process. A clip's position is its row in a
+    memory bank, so a bank only fits the listing it was trained on.
 
     Args:
         version: split, fold and layout, for records.
-        classes: class names; the label of a clip is a position here.
+        classes: class names; a clip's label is an index into them.
         names: file names relative to `root`, as :func:`file_names`.
         numbers: one row of `NUMBERS` per name.
-        sounds: names of the files with the sound ("" = in the file itself); empty = no clip has one.
-        missing, missing_names: number and examples of items that the official lists name but the folder lacks.
+        sounds: names of separate sound files ("" = the sound is in the clip's file); empty = no clip has one.
+        missing, missing_names: number and examples of items in the official lists that are not in the folder.
     """
 
     name: str
@@ -122,7 +122,7 @@ class Listing(MadeOnDemand[Clip]):
         )
 
     def fingerprint(self) -> str:
-        """SHA-256 over relative names, numbers and sound files, in order; independent of the root."""
+        """Return the SHA-256 of relative names, numbers and sound files, in order; independent of the root."""
         state = hashlib.sha256(b"listing 1\0" + self.names.ends.astype("<i8").tobytes())
         for column in NUMBERS.names or ():
             state.update(self.numbers[column].tobytes())
@@ -142,7 +142,7 @@ class Listing(MadeOnDemand[Clip]):
         )
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Everything as columns, for a cache."""
+        """Return everything as columns, for a cache."""
         kept = vars(self) | {"root": str(self.root), "names": list(self.names), "sounds": list(self.sounds)}
         del kept["numbers"]
         return {"numbers": self.numbers, "kept": np.frombuffer(json.dumps(kept).encode(), np.uint8)}

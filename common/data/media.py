@@ -1,6 +1,6 @@
 """Read pictures with Pillow, and video and sound with PyAV, cut by time stamp.
 
-Time stamps are reliable; the number of samples a decoder returns before the first one differs between PyAV releases.
+Cutting uses time stamps, because the number of samples a decoder returns first differs between PyAV releases.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ Item = TypeVar("Item")
 # What a cache holds: a decoded picture, or a decoded media file.
 Content = TypeVar("Content", bound="Image.Image | DecodedMedia")
 
-# A lossy decoder needs some packets before its output is right, so seek this much further back.
+# A lossy decoder's first output is wrong, so seek this much further back.
 AUDIO_PREROLL_SECONDS = 0.5
-# Some containers round time stamps to milliseconds: only a larger step is a real gap.
+# Some containers round time stamps to milliseconds, so only a larger step is a real gap.
 AUDIO_GAP_SECONDS = 0.05
-# A header with the duration of a week or more is damaged.
+# A header that claims a week or more is damaged.
 LONGEST_SECONDS = 604_800.0
-#: Duration in Matroska: `00:00:09.480000000`.
+#: A duration in Matroska, such as `00:00:09.480000000`.
 _CLOCK = re.compile(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)")
-#: Formats that contain their media; those of playlists and scripts name other files and addresses.
+#: Formats that contain their media. Playlists and scripts are left out, because they name other files and addresses.
 CONTAINERS = (
     "aac,ac3,aiff,amr,asf,au,avi,caf,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mp3,mpeg,mpegts,mpegvideo,mxf,nut,"
     "ogg,rm,w64,wav,wv"
 )
-#: Others, such as EPS, start programs.
+#: Other formats are left out: EPS, for example, starts a program.
 PICTURES = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 # PyAV's names of the sample types.
 _SAMPLE_TYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
-# Source samples before and after a window, to settle the resampler's filter.
+# Source samples read before and after a window, so that the resampler's filter settles.
 RESAMPLER_MARGIN = 64
 _NUMBERED = re.compile(r"(?:.*\D)?0*(\d+)\.(?:jpe?g|png)", re.IGNORECASE)
 
@@ -74,7 +74,7 @@ class MediaError(RuntimeError):
 
 
 def restrict(limits: Limits, start: float | None, end: float | None) -> Limits:
-    """Limits of a listed segment inside a stream; None keeps the stream's limit."""
+    """Restrict a stream's limits to a listed segment; None keeps the stream's limit."""
     return (
         limits[0] if start is None else max(limits[0], start),
         limits[1] if end is None else min(limits[1], end),
@@ -82,24 +82,24 @@ def restrict(limits: Limits, start: float | None, end: float | None) -> Limits:
 
 
 def frame_count(duration: float, video_fps: float) -> int:
-    """Frames of a clip; rounds so that 0.29 s at 100 frames per second are 29, though the float product is less."""
+    """Count the frames of a clip. 0.29 s at 100 frames per second are 29, though the float product is less."""
     return int(duration * video_fps + 1e-6)
 
 
 def select_frames(
     start: float, duration: float, video_fps: float, source_fps: float, end: float, origin: float = 0.0
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """Choose source frames for a clip at another rate: indices [T] from `origin`, and the time of the first.
+    """Choose source frames for a clip at another rate: indices [T], counted from `origin`, and the first one's time.
 
-    Wanted times are `start`, `start + 1/video_fps`, ...; each takes the source frame on screen at that time, so a frame
-    may repeat. Times stop half a source frame before the end of the clip, at the end of the stream, and at
-    `frame_count`. `end` and `origin` are the last second of the stream and the time of its frame 0.
+    At each of the times `start`, `start + 1/video_fps`, ... the source frame on screen is taken, so a frame may repeat.
+    Times stop half a source frame before the end of the clip, at the end of the stream, and at `frame_count`. `end` is
+    the last second of the stream, and `origin` the time of its frame 0.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
     count = frame_count(duration, video_fps)
     times = start + np.arange(count) / video_fps
-    # The time of a frame may be rounded to just before it.
+    # Rounding may put a time just before its frame.
     slack = 1e-6
     times = times[times < min(start + duration - 0.5 / source_fps, end - slack / source_fps)]
     indices = np.floor((times - origin) * source_fps + slack).astype(np.int64)
@@ -108,7 +108,7 @@ def select_frames(
 
 
 def _on_screen(timed: Iterable[tuple[float, Item]], boundaries: list[float], step: float) -> list[Item]:
-    """The frame at each boundary b: the first one in [b - step, b), else the last one before it, else the first."""
+    """Choose a frame per boundary b: the first in [b - step, b), else the last before that, else the very first."""
     chosen: list[Item] = []
     previous: Item | None = None
     for time, frame in timed:
@@ -133,7 +133,7 @@ def _stacked(frames: Sequence[Pixels], path: Path) -> Tensor:
 
 
 class FileCache:
-    """Least recently used decoded files, in the memory of this process; files larger than the bound are not kept."""
+    """Caches decoded files in this process and drops the least recently used. Files over the limit are not cached."""
 
     _shared: ClassVar[FileCache | None] = None
 
@@ -141,12 +141,12 @@ class FileCache:
         self.max_bytes = max_bytes
         self.nbytes = 0
         self.dropped = 0
-        # By path, modification time and size.
+        # Keys are path, modification time and size.
         self._entries: OrderedDict[tuple[str, int, int], Any] = OrderedDict()
 
     @classmethod
     def shared(cls, max_bytes: int) -> FileCache | None:
-        """This process's cache, which grows to the largest bound requested; None for a bound of 0."""
+        """Return this process's cache, which grows to the largest limit requested; None for a limit of 0."""
         if not max_bytes:
             return None
         if cls._shared is None:
@@ -155,11 +155,11 @@ class FileCache:
         return cls._shared
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Unpickled in another process, the cache is empty.
+        # A cache that is unpickled in another process starts empty.
         return (FileCache.shared if self is FileCache._shared else FileCache, (self.max_bytes,))
 
     def get(self, path: Path, decode: Callable[[], Content]) -> Content:
-        """The content of a file, decoded on the first call."""
+        """Return a file's content; the first call decodes it."""
         with parsing(path, MediaError):
             found = path.stat()
         key = (os.fspath(path), found.st_mtime_ns, found.st_size)
@@ -177,7 +177,7 @@ class FileCache:
         return content
 
     def fill(self, items: Iterable[Item], read: Callable[[Item], object]) -> None:
-        """Read items until the cache is full; ignores those that cannot be read."""
+        """Read items until the cache is full, and ignore items that cannot be read."""
         before = self.dropped
         for item in items:
             with contextlib.suppress(MediaError):
@@ -187,7 +187,7 @@ class FileCache:
 
 
 def bytes_of(content: object) -> int:
-    """Bytes of a decoded picture or file, or of a tensor or array; 0 for anything else."""
+    """Count the bytes of a decoded picture or file, or of a tensor or array; 0 for anything else."""
     # Pillow stores RGB in four bytes.
     return 4 * content.width * content.height if isinstance(content, Image.Image) else getattr(content, "nbytes", 0)
 
@@ -196,7 +196,7 @@ def bytes_of(content: object) -> int:
 
 
 def read_image(path: Path, cache: FileCache | None = None) -> Image.Image:
-    """Decode the first frame to 8-bit RGB without alpha; ignores EXIF orientation, as boxes are in stored pixels.
+    """Decode the first frame to 8-bit RGB without alpha. Ignore EXIF orientation: boxes refer to stored pixels.
 
     Callers share a cached picture: copy it before you change it.
     """
@@ -208,7 +208,7 @@ def read_image(path: Path, cache: FileCache | None = None) -> Image.Image:
                 pixels = _to_rgb(image)
         except UnidentifiedImageError:
             raise ValueError(f"damaged, or not one of {', '.join(PICTURES)}") from None
-    pixels.info = {}  # EXIF and color profiles can be larger than the picture
+    pixels.info = {}  # EXIF data and color profiles can be larger than the picture
     return pixels
 
 
@@ -218,7 +218,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise ValueError("its samples have 32 bits and no known range; store it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
-        # Pillow warns when such a palette is converted in one step.
+        # Pillow warns if such a palette is converted to RGB in one step.
         image = image.convert("RGBA")
     return image.convert("RGB")
 
@@ -228,7 +228,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """File headers; `frame_size` is height and width in pixels. Without a stream: None, 0 and (0, 0)."""
+    """What a file's headers say; `frame_size` is height and width in pixels. Without a stream: None, 0 and (0, 0)."""
 
     video_limits: Limits | None
     audio_limits: Limits | None
@@ -246,10 +246,10 @@ class MediaInfo:
 
 @dataclass(slots=True)
 class AudioTrack:
-    """Decoded sound [N, channels] at the rate of the file and in the decoder's sample type; `start` is in seconds.
+    """Decoded sound [N, channels] at the file's rate and in the decoder's sample type; `start` is in seconds.
 
-    `sample_format` (packed form: "s16", "flt", ...) and `layout` are PyAV's names. `mono` is all of it in 16 bits, made
-    when a window at the rate of the file is read.
+    `sample_format` ("s16", "flt", ...) and `layout` are PyAV's names. `mono` is the whole track in 16 bits, made when a
+    window at the file's rate is first read.
     """
 
     samples: npt.NDArray[Any]
@@ -262,9 +262,9 @@ class AudioTrack:
 
     def read(self, start: float, duration: float, sample_rate: int) -> Tensor:
         wanted = round(duration * sample_rate)
-        # Round both on the file's clock, to choose the same sample wherever the track begins.
+        # Round both on the file's clock: the same sample is chosen wherever the track begins.
         first = max(round(start * self.rate) - round(self.start * self.rate), 0)
-        # The lead is as close to a whole number of output samples as source samples allow.
+        # Read extra samples first, as close to a whole number of output samples as source samples allow.
         skip = min(-(-RESAMPLER_MARGIN * sample_rate // self.rate), first * sample_rate // self.rate)
         lead = round(skip * self.rate / sample_rate)
         length = -(-wanted * self.rate // sample_rate) + RESAMPLER_MARGIN
@@ -272,7 +272,7 @@ class AudioTrack:
         if source.dtype.kind == "f" and not np.isfinite(source).all():
             raise MediaError.of(self.path, "its sound has values that are not finite")
         if sample_rate == self.rate:
-            # Each sample is converted by itself, so windows need neither a margin nor a graph of their own.
+            # Here each sample is converted separately, so convert the whole track once instead of each window.
             self.mono = self._resampled(self.samples, sample_rate) if self.mono is None else self.mono
             window = self.mono[first : first + wanted]
         else:
@@ -285,7 +285,7 @@ class AudioTrack:
         with parsing(self.path, MediaError):
             frame = AudioFrame.from_ndarray(samples.reshape(1, -1), format=self.sample_format, layout=self.layout)
             frame.sample_rate = self.rate
-            # Like PyAV's resampler, which starts a thread per core.
+            # A graph of PyAV's resampler would start a thread per core.
             graph = Graph()
             graph.threads = 1
             source = graph.add(
@@ -305,7 +305,7 @@ class AudioTrack:
 
 @dataclass(slots=True)
 class DecodedMedia:
-    """A decoded file: frames [H, W, 3] with their times, and sound. Without tracks: only the headers."""
+    """A decoded file: frames [H, W, 3] with their times, and sound; or only the headers."""
 
     info: MediaInfo
     video: list[tuple[float, Pixels]] | None = None
@@ -313,13 +313,13 @@ class DecodedMedia:
 
     @property
     def nbytes(self) -> int:
-        # With `mono`, which may not be made yet.
+        # Count `mono` even before it is made.
         audio = 0 if self.audio is None else self.audio.samples.nbytes + 2 * len(self.audio.samples)
         return audio + sum(pixels.nbytes for _, pixels in self.video or ())
 
 
 class MediaFile:
-    """One media file. Times are seconds on the file's clock; a rotation in the header is not applied."""
+    """One media file. Times are seconds on the file's clock. A rotation in the header is not applied."""
 
     def __init__(self, path: Path, cache: FileCache | None = None) -> None:
         self.path = path
@@ -340,10 +340,10 @@ class MediaFile:
         self.video_fps = self.info.video_fps
 
     def read_video(self, start: float, duration: float, fps: float, last: float = math.inf) -> tuple[Tensor, float]:
-        """Decode a clip at a given frame rate by repeating or dropping frames, never blending.
+        """Decode a clip at a given frame rate by repeating or dropping frames, never by blending.
 
-        Returns frames [T, H, W, 3] uint8 and the time of the first. T is the duration times `fps`, or less at the end
-        of the file or at second `last`.
+        Returns frames [T, H, W, 3] uint8 and the first one's time. T is the duration times `fps`, or less if the file
+        or second `last` comes first.
 
         Source: docs/papers/avid_cma.md [2.1].
         """
@@ -355,7 +355,7 @@ class MediaFile:
         if not len(indices):
             raise MediaError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
         step = 1.0 / self.video_fps
-        # Frames change half a frame before the grid time, because stamps may be rounded.
+        # A frame changes half a frame before its grid time, because time stamps may be rounded.
         boundaries = (origin + (indices + np.float64(0.5)) * step).tolist()
         if (timed := self._decoded.video) is not None:
             first = next((place for place, (time, _) in enumerate(timed) if time >= boundaries[0] - step), len(timed))
@@ -370,7 +370,7 @@ class MediaFile:
         return _stacked(frames, self.path), actual_start
 
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
-        """Decode a window of sound as resampled mono: [N] float32, 16-bit values over 32767; shorter at the file's end.
+        """Decode a window of sound as resampled mono, float32 [N]: 16-bit values / 32767; shorter at the file's end.
 
         Source: docs/papers/avid_cma.md [2.3], step 1.
         """
@@ -379,7 +379,7 @@ class MediaFile:
         return self.decode_audio(start, duration).read(start, duration, sample_rate)
 
     def decode_audio(self, start: float, duration: float) -> AudioTrack:
-        """Decode a window of sound and a small margin at the file's rate, to cut many windows from it."""
+        """Decode a window of sound at the file's rate, plus a small margin, to cut many windows from it."""
         if self.audio_limits is None:
             raise MediaError.of(self.path, "has no audio stream")
         if self._decoded.audio is not None:
@@ -388,7 +388,7 @@ class MediaFile:
         return self._read_track(start - margin, start + duration + margin)
 
     def close(self) -> None:
-        # A stream of a closed container points to freed memory.
+        # Drop the streams: once the container is closed, they point to freed memory.
         self._streams: dict[str, Any] = {}
         self._container = None
         self._opened.close()
@@ -400,7 +400,7 @@ class MediaFile:
         self.close()
 
     def _decode(self, max_bytes: int) -> DecodedMedia:
-        """The whole file, or only its headers if the rest is larger than `max_bytes`."""
+        """Decode the whole file, or only its headers if the rest is larger than `max_bytes`."""
         self.info = self._read_info()
         media = DecodedMedia(self.info)
         if self.info.decoded_bytes > max_bytes:
@@ -419,10 +419,10 @@ class MediaFile:
 
     def _open(self) -> InputContainer:
         self.close()
-        # FFmpeg takes a name for an address, such as `http:`, so give it an opened file.
+        # Pass an open file: FFmpeg takes a name such as `http:` for an address.
         file = self._opened.enter_context(open_regular(self.path))
         limits = {"protocol_whitelist": "none", "format_whitelist": CONTAINERS}
-        # Tags in old files may be invalid text; we do not read them.
+        # Tags in old files may be invalid text, but they are not read.
         try:
             container = self._container = av.open(file, mode="r", options=limits, metadata_errors="ignore")
         except av.ArgumentError as error:
@@ -435,7 +435,7 @@ class MediaFile:
                 context: Any = stream.codec_context
                 if context is None:
                     raise MediaError.of(self.path, "the codec of a stream is not known")
-                # Loader processes already use every core.
+                # Loader processes already use all cores.
                 context.thread_count = 1
                 self._streams[kind] = stream
         return container
@@ -460,7 +460,7 @@ class MediaFile:
         for start, end in limits.values():
             if not end - start < LONGEST_SECONDS:
                 raise MediaError.of(self.path, f"claims to last {end - start:.0f} s; its header is damaged")
-        # After a seek, FFmpeg gives packets of an Ogg file's last page wrong stamps.
+        # FFmpeg gives the packets of an Ogg file's last page wrong time stamps after a seek.
         seekable = container.format.name != "ogg"
         return MediaInfo(limits.get("video"), limits.get("audio"), fps, size, rate, seekable)
 
@@ -472,7 +472,7 @@ class MediaFile:
             return start, start + float(stream.duration * base)
         start = float(stream.start_time * base) if stream.start_time is not None else 0.0
         if container.duration:
-            # Matroska and others store the duration of the whole file; most writers put that of a stream in a tag.
+            # Matroska and others store the whole file's duration. Most writers store a stream's duration in a tag.
             end = ((container.start_time or 0) + container.duration) / av.time_base
             told = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
             own = 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3]) if told else end
@@ -481,7 +481,7 @@ class MediaFile:
 
     @cached_property
     def _ends(self) -> dict[int, float]:
-        """Last second of each stream, from every packet: for a recording that was never finished, without a header."""
+        """Read all packets to find each stream's last second, for recordings that broke off and lack a header."""
         assert self._container is not None
         self._fresh = False
         ends: dict[int, float] = {}
@@ -494,10 +494,10 @@ class MediaFile:
     # Decoding
 
     def _frames(self, kind: Literal["video", "audio"], seek_to: float | None) -> Iterator[tuple[float, Any]]:
-        """Times and frames of one stream, from the last key frame before `seek_to` (None: from the beginning)."""
+        """Yield times and frames of a stream from the last key frame before `seek_to`; None starts at the beginning."""
         container = self._container
         if container is None or (seek_to is None and not self._fresh):
-            # Not every container can seek to its beginning, so reopen it.
+            # Reopen it, because not every container can seek to its beginning.
             container = self._open()
         self._fresh = False
         stream = self._streams[kind]
@@ -505,7 +505,7 @@ class MediaFile:
             other.discard = Discard.default if other is stream else Discard.all
         limits = self.info.video_limits if kind == "video" else self.info.audio_limits
         assert limits is not None
-        # A frame without a stamp follows the previous one; after a seek the first one could be anywhere.
+        # A frame without a time stamp follows the previous one. After a seek, the first frame's time is unknown.
         following = limits[0] if seek_to is None else np.inf
         if seek_to is not None:
             container.seek(int(seek_to / stream.time_base), stream=stream)
@@ -515,19 +515,19 @@ class MediaFile:
             yield time, frame
 
     def _frames_before(self, boundary: float, step: float) -> Iterable[tuple[float, VideoFrame]]:
-        """Times and frames, from one before `boundary` if the file has one."""
+        """Yield times and frames, starting with one before `boundary` if there is one."""
         assert self.info.video_limits is not None
         first = boundary - 0.5 * step
         if first - self.info.video_limits[0] > step:
             frames = self._frames("video", first)
             found = next(frames, None)
-            # A seek may go too far, or to a part that cannot be decoded (the last group of pictures in MPEG).
+            # A seek may go too far, or to a part that can't be decoded (such as MPEG's last group of pictures).
             if found is not None and found[0] < boundary:
                 return chain([found], frames)
         return self._frames("video", None)
 
     def _pixels(self, frame: VideoFrame) -> Pixels:
-        # By default, PyAV starts a thread per core in every loader process.
+        # PyAV's default would start a thread per core in every loader process.
         pixels: Any = self._reformatter.reformat(frame, format="rgb24", threads=1).to_ndarray()
         return pixels
 
@@ -545,7 +545,7 @@ class MediaFile:
         return track
 
     def _collect_audio(self, start: float, end: float, seek_to: float | None) -> AudioTrack | None:
-        """The sound of a window, extended to whole frames; None if a seek went too far."""
+        """Decode the sound of a window, extended to whole frames; None if the seek went too far."""
         assert self.info.audio_limits is not None
         parts: list[npt.NDArray[Any]] = []
         anchor, collected, rate = 0.0, 0, 0
@@ -565,7 +565,7 @@ class MediaFile:
             gap = round((time - anchor) * rate) - collected
             if gap > AUDIO_GAP_SECONDS * rate:
                 if time >= min(end, self.info.audio_limits[1] + 1.0):
-                    break  # A stamp beyond the stream: ignore the rest.
+                    break  # A time stamp past the stream's end: ignore the rest.
                 parts.append(np.zeros((gap, samples.shape[1]), samples.dtype))
                 collected += gap
             elif -gap > AUDIO_GAP_SECONDS * rate:
@@ -582,7 +582,7 @@ class MediaFile:
 
 
 def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
-    """Samples [N, channels] of a frame; `to_ndarray` crashes for 7.1, where PyAV lists a ninth plane."""
+    """Return a frame's samples [N, channels]. `to_ndarray` crashes for 7.1, where PyAV lists a ninth plane."""
     channels, count = frame.layout.nb_channels, frame.samples
     dtype = _SAMPLE_TYPES[frame.format.packed.name]
     if not frame.format.is_planar:
@@ -594,7 +594,7 @@ def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
 
 
 class FrameFolder:
-    """A clip as numbered pictures without sound, read like a `MediaFile`; a missing number repeats the previous one."""
+    """A clip stored as numbered pictures, read like a `MediaFile`. A missing number repeats the picture before it."""
 
     audio_limits = None
     #: TVQA's frames per second.
@@ -605,7 +605,7 @@ class FrameFolder:
         self._cache = cache
         with parsing(self.path, MediaError):
             names = sorted(os.listdir(self.path))
-        # Some systems create hidden files when they copy pictures.
+        # Skip hidden files, which some systems create when they copy pictures.
         matches = [_NUMBERED.fullmatch(name) for name in names if not name.startswith(".")]
         found = {int(match[1]): match[0] for match in matches if match}
         if not found:

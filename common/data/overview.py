@@ -1,4 +1,4 @@
-"""Overview of a paper's data sets, released weights, vocabularies and lists; downloads nothing, as most have terms."""
+"""Overview of a paper's data sets, weights, vocabularies and lists. Downloads nothing, because most have terms."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def report_files(statuses: Sequence[FileStatus], console: Console | None = None)
 
 def print_entry(console: Console, title: str, state: Text, lines: Sequence[str]) -> None:
     console.print(Text.assemble((title, "bold"), ": ", state))
-    # Text, not markup, because paths may contain square brackets.
+    # Print as text, not markup, because paths may contain square brackets.
     console.print(Text(printable("\n".join(f"  {line}" for line in lines))))
 
 
@@ -87,7 +87,7 @@ class ReleasedFile:
 
 @dataclass(frozen=True)
 class FileStatus:
-    """Status of a released file; `missing` lists what a folder lacks."""
+    """Status of a released file; `missing` lists the files that its folder lacks."""
 
     file: ReleasedFile
     path: Path
@@ -102,7 +102,7 @@ def released_files() -> tuple[ReleasedFile, ...]:
 
 
 def look_at(path: str, data: Path, recipes: tuple[str, ...] = ()) -> FileStatus:
-    """Look for a file (relative to `data`) that recipes name."""
+    """Check whether a file that recipes name (relative to `data`) exists."""
     described = (replace(file, path=path) for file in released_files() if fnmatch.fnmatchcase(path, file.path))
     file = next(described, ReleasedFile(path, Path(path).name))
     place = data / path

@@ -1,7 +1,7 @@
-"""Region features of new pictures from a torchvision detector with local weights.
+"""Extract region features of new pictures with a torchvision detector and local weights.
 
-Regions are chosen as in MMF's script for M3P's features: proposals are scored by every class but the background,
-duplicates of each class are dropped, and those with the highest remaining score are kept, in its order.
+Regions are chosen like in MMF's script for M3P's features. Every class but the background scores the proposals, and
+each class drops its duplicates. The proposals with the highest remaining score are kept, in the script's order.
 
 Source: docs/papers/m3p.md [4]; `tools/scripts/features/extract_features_vmb.py` of MMF.
 """
@@ -37,14 +37,14 @@ from common.files import stamp_of, write_atomically
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth"
-# Overlap (IoU) of duplicate proposals of a class.
+# Proposals of a class that overlap more (IoU) are duplicates.
 _OVERLAP = 0.5
-# Ignore lower scores: of a thousand proposals of a hundred classes only few are higher.
+# Ignore lower scores: of a thousand proposals with a hundred classes, only a few score higher.
 _LEAST_SCORE = 1e-3
 
 
 def load_detector(weights: Path) -> GeneralizedRCNN:
-    """torchvision's Faster R-CNN with weights from a file, which also set the number of classes.
+    """Load torchvision's Faster R-CNN from a file, whose weights also set the number of classes.
 
     The file is a state dict as torchvision distributes it, or a checkpoint with one under `model` or `state_dict`.
     """
@@ -69,9 +69,9 @@ def load_detector(weights: Path) -> GeneralizedRCNN:
 
 
 class RegionExtractor:
-    """Finds the regions of pictures; features are the output of the detector's box head (torchvision: 1024 wide).
+    """Finds the regions of pictures. Features come from the detector's box head (1024 wide in torchvision).
 
-    `origin` identifies the detector, e.g. by a digest; a rerun only reuses results of the same one.
+    `origin` identifies the detector, for example by a digest; a rerun only reuses results of the same detector.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class RegionExtractor:
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[Tensor]) -> list[Regions]:
-        """The regions of pictures, RGB in [0, 1], each [3, H, W]."""
+        """Return the regions of pictures, each [3, H, W] RGB in [0, 1]."""
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         batch, _ = self.detector.transform([image.to(self.device) for image in images])
         maps = self.detector.backbone(batch.tensors)
@@ -107,7 +107,7 @@ class RegionExtractor:
         self, boxes: Tensor, features: Tensor, scores: Tensor, shown: tuple[int, int], size: tuple[int, int]
     ) -> Regions:
         if not len(boxes):
-            # Without proposals, the whole picture is one region with zero features.
+            # If there are no proposals, the whole picture is one region with zero features.
             head = np.zeros((1, features.shape[-1]), dtype=np.float32)
             whole = np.array([[0, 0, size[1], size[0]]], dtype=np.float32)
             shares = np.eye(1, scores.shape[1], dtype=np.float32)
@@ -117,7 +117,7 @@ class RegionExtractor:
         kept = batched_nms(boxes[rows], own[rows, classes], classes, _OVERLAP)
         best = torch.zeros(len(boxes), device=boxes.device)
         best.scatter_reduce_(0, rows[kept], own[rows[kept], classes[kept]], "amax")
-        # Duplicates come last, in case there are too few others.
+        # Rank duplicates last instead of dropping them, in case there are too few others.
         order = torch.argsort(best + 1e-6 * own.amax(1), descending=True, stable=True)[: self.regions]
         scale = torch.tensor([size[1] / shown[1], size[0] / shown[0]] * 2, device=boxes.device)
         found = clip_boxes_to_image(boxes[order] * scale, size)
@@ -160,7 +160,7 @@ def extract_regions(
         files.append(part)
     if not files:
         raise StageError(f"{folder}: none of its {len(pictures)} images, such as {pictures[keys[0]]}, can be read")
-    # One part at a time, because it is held in memory.
+    # Hold only one part in memory at a time.
     write_regions(output, ((key, own[key]) for own in map(RegionFeatures, files) for key in own.keys))
     shutil.rmtree(parts)
     features = RegionFeatures(output)

@@ -1,8 +1,8 @@
-"""Region features of pictures: the boxes that a detector found, with a vector and a class for each.
+"""Region features of pictures: the boxes that a detector found, each with a vector and a class.
 
-A file holds the columns `image_id` [N], `height_width` [N, 2] (or `wh`, in the same order), `num_boxes` [N], `bbox`
-[N, M, 4] as left, top, right, bottom in pixels, `features` [N, M, F], and `objects` [N, M] or `distribution` [N, M, C].
-It is HDF5 (`.h5`), read picture by picture, or NumPy's `.npz`, held in memory.
+A file holds the columns `image_id` [N], `height_width` [N, 2] (or `wh`, in the same order), `num_boxes` [N], `bbox` [N,
+M, 4] as left, top, right, bottom in pixels, `features` [N, M, F], and `objects` [N, M] or `distribution` [N, M, C].
+HDF5 files (`.h5`) are read picture by picture, NumPy files (`.npz`) are held in memory.
 
 Source: docs/papers/m3p.md [4]. This module imports neither torch nor a decoder.
 """
@@ -24,7 +24,7 @@ from common.data.sequences import Texts
 from common.errors import optional_package
 from common.files import open_regular, parsing, write_whole
 
-#: Keys of region features: the picture's file name without suffix, or its digits.
+#: What identifies a picture: its file name without suffix, or the number in its name.
 KeyKind = Literal["stem", "number"]
 
 REGION_SUFFIXES = (".h5", ".hdf5", ".npz")
@@ -34,7 +34,7 @@ _IMAGE_SUFFIXES = re.compile(r"(\.(jpe?g|png|webp|bmp|gif|tiff?))+$", re.IGNOREC
 
 
 def _encoded(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")  # on every machine, whatever its locale
+    return name.encode("utf-8", "surrogateescape")  # the same on every machine, whatever its locale
 
 
 def _decoded(name: bytes) -> str:
@@ -46,7 +46,7 @@ class RegionError(ValueError):
 
 
 def picture_key(name: str) -> str:
-    """File name of a picture without image suffixes ("cat" for `cat.jpg.jpg`); idempotent."""
+    """Remove all image suffixes from a picture's file name ("cat" for `cat.jpg.jpg`); idempotent."""
     return _IMAGE_SUFFIXES.sub("", name)
 
 
@@ -71,13 +71,13 @@ class Regions:
         return len(self.features)
 
     def first(self, count: int, distribution: bool = False) -> Regions:
-        """The first `count` regions, optionally with their `distribution`."""
+        """Return the first `count` regions, optionally with their `distribution`."""
         shares = self.distribution[:count] if distribution and self.distribution is not None else None
         return Regions(self.features[:count], self.boxes[:count], self.labels[:count], self.height, self.width, shares)
 
     @property
     def box_vectors(self) -> npt.NDArray[np.float32]:
-        """Relative left, top, right, bottom and area of the boxes, scaled to unit length: float32 [R, 5].
+        """Return relative left, top, right, bottom and area of the boxes, scaled to unit length: float32 [R, 5].
 
         An empty box at the origin stays zero. Source: docs/papers/m3p.md [3], "Image embedding".
         """
@@ -90,9 +90,9 @@ class Regions:
 
 
 class RegionFeatures:
-    """Region features of a set's pictures, read lazily; the first file that has a picture counts.
+    """Reads the region features of pictures lazily. If several files have a picture, the first one counts.
 
-    For a file `google_000123.jpg`, the key is "google_000123" (`stem`) or "123" (`number`).
+    The key of `google_000123.jpg` is "google_000123" (`stem`) or "123" (`number`).
     """
 
     def __init__(self, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], key: KeyKind = "stem") -> None:
@@ -105,7 +105,7 @@ class RegionFeatures:
             listed = ", ".join(f"{file.path} {file.feature_size}" for file in self._files)
             raise RegionError(f"region feature files must have the same width, found: {listed or 'no file'}")
         self.feature_size = sizes.pop()
-        # Sorted columns, because a dictionary of three million pictures takes half a gigabyte per process.
+        # Use sorted columns, because a dictionary of three million pictures takes half a gigabyte per process.
         self._sorted, self._places = np.unique(np.concatenate(names), return_index=True)
         self._starts = np.cumsum([0, *map(len, names)])
 
@@ -114,7 +114,7 @@ class RegionFeatures:
 
     @property
     def keys(self) -> Texts:
-        """The pictures, in the order of the files."""
+        """The pictures' keys, in the order of the files."""
         return Texts(_decoded(self._sorted[row]) for row in np.argsort(self._places))
 
     def missing(self, keys: Iterable[str]) -> list[str]:
@@ -156,7 +156,7 @@ def _encoded_keys(file: _RegionFile, key: KeyKind) -> npt.NDArray[np.bytes_]:
 
 
 class _RegionFile:
-    """The columns of one untrusted file; any problem becomes a RegionError."""
+    """Columns of one untrusted file; any problem becomes a RegionError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -166,7 +166,7 @@ class _RegionFile:
             for name in {*_COLUMNS[:5], "objects" if "distribution" not in columns else "distribution"} - set(columns):
                 raise ValueError(f"no column {name}")
             shapes = {name: tuple(column.shape) for name, column in columns.items()}
-            number, most, self.feature_size = (*shapes["features"], 0, 0, 0)[:3]  # compared below
+            number, most, self.feature_size = (*shapes["features"], 0, 0, 0)[:3]  # checked below
             rows = (number, most)
             expected = {
                 "image_id": (number,), "height_width": (number, 2), "num_boxes": (number,), "bbox": (*rows, 4),
@@ -182,7 +182,7 @@ class _RegionFile:
             self.names = [_decoded(name) if isinstance(name, bytes) else str(name) for name in names]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process cannot use an open file.
+        # Another process can't use an open file.
         return {**self.__dict__, "_columns": {}, "_owner": -1}
 
     def read(self, row: int, key: str) -> Regions:
@@ -223,7 +223,7 @@ class _RegionFile:
 
 
 def plain_column(file: Any, name: str) -> Any:
-    """A column of an untrusted HDF5 file, which may not lead to other files."""
+    """Return a column of an untrusted HDF5 file. Refuse columns that refer to other files."""
     import h5py
 
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -257,7 +257,7 @@ def _check(regions: Regions, where: str) -> None:
 
 
 def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Regions]]) -> None:
-    """Write regions by name into an `.h5` or `.npz` file atomically; `.npz` keeps all in memory."""
+    """Write regions by name into an `.h5` or `.npz` file atomically; `.npz` holds all of them in memory."""
     path = Path(path)
     if path.suffix.lower() not in REGION_SUFFIXES:
         raise ValueError(f"{path}: the name must end with {', '.join(REGION_SUFFIXES)}")

@@ -1,4 +1,4 @@
-"""Random pictures with all classes of COCO, Pascal VOC and ImageNet, and BERT with random weights, for rehearsals."""
+"""Data for rehearsals: random pictures with all classes of COCO, VOC and ImageNet, and BERT with random weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOC_CLASSES = (
 
 
 def picture(number: int) -> np.ndarray:
-    """Patches of random colors, uint8 [HEIGHT, WIDTH, 3]."""
+    """Draw patches of random colors, uint8 [HEIGHT, WIDTH, 3]."""
     rng = np.random.default_rng(number)
     patches = rng.integers(0, 256, (HEIGHT // 12, WIDTH // 12, 3), dtype=np.uint8)
     return np.repeat(np.repeat(patches, 12, axis=0), 12, axis=1)
@@ -35,7 +35,7 @@ def _written(path: Path, number: int) -> Path:
 
 
 def _instances(number: int, classes: int) -> tuple[Instance, ...]:
-    """One object that fills most of the picture, and a small one."""
+    """Return two objects: one fills most of the picture, the other is small."""
     found = []
     for place, (left, top, right, bottom) in enumerate(((6.0, 4.0, 80.0, 60.0), (10.0, 8.0, 30.0, 28.0))):
         outline = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
@@ -45,7 +45,7 @@ def _instances(number: int, classes: int) -> tuple[Instance, ...]:
 
 
 def captions_of(number: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Captions of a picture; the first two name what it shows."""
+    """Return the captions of a picture; the first two name what it shows."""
     shown = [names[(number + 7 * place) % len(names)] for place in range(2)]
     texts = (
         "a {} beside a {} .", "one {} and one {}, near to the left .", "something on a table .", "things in a room .",
@@ -55,7 +55,7 @@ def captions_of(number: int, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def words_of_captions(names: Sequence[str]) -> set[str]:
-    """Every word of the captions of any picture."""
+    """Return the caption vocabulary."""
     texts = (text for number in range(len(names)) for text in captions_of(number, names))
     return {word.strip(",") for text in texts for word in text.split()}
 
@@ -63,7 +63,7 @@ def words_of_captions(names: Sequence[str]) -> set[str]:
 def annotated(
     folder: Path, numbers: Sequence[int], name_of: Callable[[int], str], names: Sequence[str]
 ) -> list[Annotated]:
-    """Write pictures and return their annotations; `names` are those of all categories."""
+    """Write pictures and return their annotations; `names` are the category names."""
     return [
         Annotated(
             number, _written(folder / name_of(number), number).name, WIDTH, HEIGHT,
@@ -74,7 +74,7 @@ def annotated(
 
 
 def write_random_coco(root: Path, year: str, train: int, val: int, names: Sequence[str]) -> None:
-    """COCO of one year: pictures, captions and instances of both splits."""
+    """Write COCO of one year: pictures, captions and instances of both splits."""
     vocabulary = Vocabulary("Random pictures", tuple((name, "thing") for name in names), ("none",))
     for split, first, count in (("train", 1, train), ("val", 5001, val)):
         prefix = f"COCO_{split}2014_" if year == "2014" else ""
@@ -84,7 +84,7 @@ def write_random_coco(root: Path, year: str, train: int, val: int, names: Sequen
 
 
 def write_random_karpathy(root: Path, train: int, restval: int, val: int, test: int, names: Sequence[str]) -> None:
-    """COCO 2014 with Karpathy's splits."""
+    """Write COCO 2014 with Karpathy's splits."""
     parts, first = {}, 10001
     for split, count in (("train", train), ("restval", restval), ("val", val), ("test", test)):
         numbers = range(first, first + count)
@@ -94,7 +94,7 @@ def write_random_karpathy(root: Path, train: int, restval: int, val: int, test: 
 
 
 def write_random_voc(root: Path, year: str, trainval: int, test: int) -> None:
-    """Pascal VOC of one year with its 20 classes."""
+    """Write Pascal VOC of one year with its 20 classes."""
     folder = root / "VOCdevkit" / f"VOC{year}"
     prefix = "" if year == "2007" else f"{year}_"
     images = annotated(
@@ -108,7 +108,7 @@ def write_random_voc(root: Path, year: str, trainval: int, test: int) -> None:
 
 
 def write_random_imagenet(root: Path, train: int, val: int) -> None:
-    """ImageNet with the folders of all classes; the first ones have one picture each."""
+    """Write ImageNet with the folders of all classes; only the first classes have a picture."""
     for split, count in (("train", train), ("val", val)):
         for label in range(1000):
             path = imagenet_path(root, split, label, label + 1)
@@ -125,7 +125,7 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write_random_bert(folder: Path, words: Iterable[str], layers: int = 12) -> None:
-    """Write bert-base-uncased with `words` and single letters in a vocabulary padded to its published size."""
+    """Write bert-base-uncased with random weights and a vocabulary of `words` and letters, padded to full size."""
     import torch
     from transformers import BertConfig, BertForPreTraining
 

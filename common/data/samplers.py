@@ -1,7 +1,7 @@
-"""Order of the samples: seeded by the epoch, split over ranks, and resumable at any step.
+"""The order of samples: seeded by the epoch, split over ranks, and resumable at any step.
 
-Lightning replays the order of epoch 0 in the first resumed epoch, because the default sampler loses its generator's
-state. Here the order of epoch e is a pure function of (seed, e), so a resumed run only needs its position.
+Lightning's default sampler loses its generator's state, so the first epoch after a resume repeats the order of epoch 0.
+Here the order of an epoch is a pure function of (seed, epoch), so a resumed run only needs its position.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields `(epoch, item)` keys in an order that depends only on (seed, epoch).
 
-    Rank r of W takes items r, r + W, ... of the epoch's order, so a global batch (`batch_size`) is the same set for
+    Rank r of W takes items r, r + W, ... in the epoch's order. So a global batch (`batch_size`) has the same items for
     every W. Items after the last whole batch are dropped, as docs/papers/avid_cma.md [9] says.
     """
 
@@ -55,13 +55,13 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def begin_at(self, position: Callable[[], tuple[int, int]]) -> None:
-        """Let the next iteration start at the (epoch, global batch) that `position` returns when it begins."""
+        """Start the next iteration at the (epoch, global batch) that `position` returns once it begins."""
         self._position = position
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         first_batch = 0
         if self._position is not None:
-            # Lightning calls set_epoch only after the first batch.
+            # Get the epoch here, because Lightning calls set_epoch only after the first batch.
             self.epoch, first_batch = self._position()
             self._position = None
         generator = torch.Generator().manual_seed((self.seed << 20) + self.epoch)
@@ -75,5 +75,5 @@ class EpochSampler(Sampler[tuple[int, int]]):
             yield epoch, item
 
     def __len__(self) -> int:
-        """Samples of this rank in a whole epoch, even if the next iteration starts in the middle."""
+        """Count this rank's samples in a whole epoch, even if the next iteration starts in the middle."""
         return self.batches_per_epoch * self.batch_size // self.world_size

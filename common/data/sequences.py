@@ -1,7 +1,7 @@
 """Lazy sequences over columns (one byte string or array) or files, and a cache of columns.
 
-Millions of Python objects would take a gigabyte per loader process: reading changes reference counts, so forked
-processes copy them.
+Millions of Python objects would take a gigabyte per loader process: reading an object changes its reference count, so a
+forked process copies its memory.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Columns = dict[str, npt.NDArray[Any]]
 
 
 class MadeOnDemand(Sequence[Item]):
-    """A lazy sequence; equals any sequence of the same items. A slice is a list."""
+    """A lazy sequence, equal to any sequence of the same items. A slice of it is a list."""
 
     @abstractmethod
     def _item(self, position: int) -> Item:
-        """Make the item at a position from 0 to length - 1."""
+        """Make the item at a position between 0 and length - 1."""
 
     @overload
     def __getitem__(self, index: int) -> Item: ...
@@ -55,7 +55,7 @@ class MadeOnDemand(Sequence[Item]):
 
 
 class Texts(MadeOnDemand[str]):
-    """Texts in one byte string; `errors` handles characters that UTF-8 lacks (`surrogateescape` for file names)."""
+    """Texts in one byte string; `errors` handles what UTF-8 can't encode (`surrogateescape` for file names)."""
 
     def __init__(self, texts: Iterable[str], errors: str = "surrogatepass") -> None:
         parts = [text.encode("utf-8", errors) for text in texts]
@@ -71,7 +71,7 @@ class Texts(MadeOnDemand[str]):
 
 
 class Rows(MadeOnDemand[tuple[Item, ...]]):
-    """Tuples of different lengths in one column (`Texts` or int64), which begin at `starts`."""
+    """Tuples of different lengths, stored in one column (`Texts` or int64); `starts` are their first positions."""
 
     def __init__(self, rows: Iterable[Sequence[Item]], column: Callable[[Iterator[Item]], Any]) -> None:
         lengths: list[int] = []
@@ -120,14 +120,14 @@ class Packed(MadeOnDemand[Item]):
 
 
 def cached_columns(name: str, make: Callable[[], tuple[Columns, Iterable[Path]]]) -> Columns:
-    """Columns from a file, while the files and folders they were read from have the same mtime and ctime.
+    """Return cached columns if the files and folders they were read from still have the same mtime and ctime.
 
-    Adding or removing a file changes its folder's; unpacking an archive may reset the mtime alone. Otherwise, `make`
-    returns the columns and what it read; without any, they are not stored. Neither are they if a path changed in the
-    two seconds before (changes could go unnoticed) or the cache is not writable.
+    A folder's times change when a file is added or removed. Both times are needed because unpacking an archive may
+    reset the mtime. Otherwise call `make`, which returns the columns and the paths it read. The columns are not cached
+    if there are no paths, or if a path changed within the last two seconds, since another change could go unnoticed.
     """
     path = cache_folder() / "indices" / f"{name}.npz"
-    with contextlib.suppress(Exception):  # Reading the sources again repairs any damaged cache.
+    with contextlib.suppress(Exception):  # If the cache is damaged, read the sources again.
         with np.load(path) as archive:
             columns = dict(archive)
         watched = json.loads(columns.pop("watched").tobytes())

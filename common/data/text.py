@@ -26,32 +26,32 @@ SIDES: dict[str, str] = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 SIDES |= {right: left for left, right in SIDES.items()}
 SIDE_WORD = re.compile(rf"\b({'|'.join(SIDES)})\b")
 
-# Tokenize with threads from this many texts.
+# Tokenize this many texts or more with threads.
 MANY_TEXTS = 2000
-# Keep the pieces of this many words.
+# Cache the pieces of this many words.
 KNOWN_WORDS = 2**16
 
-# Words with digits and underscores, clitics such as "'s", and single punctuation marks.
+# Matches words (with digits and underscores), clitics such as "'s", and single punctuation marks.
 WORD = re.compile(r"\w+|(?<=\w)'\w+|[^\w\s]")
 
 
 def normalize_caption(text: str) -> str:
-    """Lower case, compatibility decomposition, no combining marks or lone surrogates, single spaces; idempotent.
+    """Lower-case and decompose (NFKD) a text; drop combining marks, lone surrogates and extra spaces. Idempotent.
 
     Source: docs/papers/mct.md [8], after VirTex.
     """
     if text.isascii():
         return " ".join(text.lower().split())
     text = unicodedata.normalize("NFKD", text.encode("utf-8", "ignore").decode().lower())
-    # Some characters only reveal capitals when decomposed, and some lower-case letters decompose again.
+    # Repeat it: some characters only reveal capitals when decomposed, and some lower-case letters decompose again.
     text = unicodedata.normalize("NFKD", text.lower())
     return " ".join("".join(sign for sign in text if not unicodedata.combining(sign)).split())
 
 
 def swap_left_right(text: str) -> str:
-    """Exchange the whole words "left" and "right", for a mirrored image, keeping the case; its own inverse.
+    """Swap the words "left" and "right" for a mirrored image, keeping the case. Swapping twice changes nothing.
 
-    Source: docs/papers/mct.md [8]; the authors of VirTex replace inside words, too.
+    Source: docs/papers/mct.md [8]; VirTex also replaces inside words.
     """
     return SIDE_WORD.sub(lambda match: SIDES[match[0]], text)
 
@@ -60,7 +60,7 @@ def swap_left_right(text: str) -> str:
 
 
 def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0, least: int = 1) -> Tensor:
-    """Token ids of a batch, padded at the end: int64 [B, L], L at least `least`."""
+    """Pad the token ids of a batch at the end: int64 [B, L], with L at least `least`."""
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     padded = np.full((len(rows), lengths.max(initial=least)), pad_id)
     filled = np.arange(padded.shape[1]) < lengths[:, None]
@@ -73,23 +73,23 @@ class VocabularyError(ValueError):
 
 
 class CaptionTokenizer(ABC):
-    """Converts captions to token ids, at most `max_tokens` with boundary tokens, and back; call `prepare` first.
+    """Converts captions to token ids and back; call `prepare` first. `max_tokens` includes boundary tokens.
 
-    Without a file, the vocabulary is learned from the training captions, which takes a second and is deterministic.
+    Without a file, the vocabulary is learned from the training captions. This is deterministic and takes a second.
     """
 
-    #: Name of the constructor's argument for the file, and of the file inside a folder.
+    #: Name of the constructor's argument for the file.
     field: ClassVar[str] = "vocabulary"
     file_name: ClassVar[str]
     pad_id: int = 0
     start_id: int
     end_id: int
-    vocabulary_size: int = 0  # before it is read
+    vocabulary_size: int = 0  # set by `read`
 
     def __init__(self, file: str | None, max_tokens: PositiveInt) -> None:
         self.file = file
         self.max_tokens = max_tokens
-        #: The vocabulary file, for `read`.
+        #: Content of the vocabulary file.
         self.content = b""
         self._vocabulary: Any = None
 
@@ -102,21 +102,21 @@ class CaptionTokenizer(ABC):
         self.content = content
 
     def state(self) -> dict[str, Tensor]:
-        """A learned vocabulary, for the checkpoint: the captions may change later."""
+        """Return a learned vocabulary for the checkpoint, because the captions may change later."""
         return {"vocabulary": torch.tensor(list(self.content), dtype=torch.uint8)} if self.file is None else {}
 
     def restore(self, state: Mapping[str, Any]) -> bool:
-        """Read the vocabulary of `state`, if it has one."""
+        """Read the vocabulary in `state`, if there is one, and return whether there is."""
         if "vocabulary" in state:
             self.read(bytes(state["vocabulary"].tolist()))
         return "vocabulary" in state
 
     def prepare(self, captions: Iterable[str] = ()) -> None:
-        """Read the vocabulary, or learn it from training captions."""
+        """Read the vocabulary file, or learn a vocabulary from training captions."""
         if self.file is None:
             texts = [self.normal_form(caption) for caption in captions]
             if not any(texts):
-                raise VocabularyError(f"{self.field}: there are no captions to learn one from")
+                raise VocabularyError(f"{self.field}: there are no captions to learn a vocabulary from")
             self.read(self._learn(texts))
         elif not self.content:
             path = Path(self.file)
@@ -130,28 +130,28 @@ class CaptionTokenizer(ABC):
                 self.read(read_bytes(path))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids between boundary tokens, at most `max_tokens`; the closing token is never cut."""
+        """Return token ids between boundary tokens, at most `max_tokens`; the closing token is never cut."""
         return [self.start_id, *self._numbers(self.normal_form(text))[: self.max_tokens - 2], self.end_id]
 
     def excess(self, text: str) -> int:
-        """Tokens of a text that `encode` cuts off."""
+        """Count the tokens of a text that `encode` cuts off."""
         return max(0, 2 + len(self._numbers(self.normal_form(text))) - self.max_tokens)
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of token ids, without boundary and padding tokens."""
+        """Return the text of token ids, without boundary and padding tokens."""
         hidden = {self.pad_id, self.start_id, self.end_id}
         return self._text([int(token) for token in tokens if int(token) not in hidden])
 
     @abstractmethod
     def _numbers(self, text: str) -> list[int]:
-        """Token ids of a text in normal form, without boundary tokens."""
+        """Return the token ids of a normalized text, without boundary tokens."""
 
     def _text(self, tokens: list[int]) -> str:
         return self._vocabulary.decode(tokens)
 
     @abstractmethod
     def _learn(self, texts: Sequence[str]) -> bytes:
-        """Content of the vocabulary file for normalized captions."""
+        """Learn a vocabulary from normalized captions and return its file's content."""
 
     @abstractmethod
     def _read(self, content: bytes) -> None:
@@ -159,7 +159,7 @@ class CaptionTokenizer(ABC):
 
 
 class WordPieceTokenizer(CaptionTokenizer):
-    """BERT's uncased tokenizer: words split into the longest known pieces, between `[CLS]` and `[SEP]`.
+    """BERT's uncased tokenizer: splits words into the longest pieces of its vocabulary, between `[CLS]` and `[SEP]`.
 
     `vocabulary` is a `vocab.txt`, or the folder of a released BERT; None learns at most `vocabulary_size` pieces.
 
@@ -184,7 +184,7 @@ class WordPieceTokenizer(CaptionTokenizer):
         words = text.split(" ")
         if len(self._known) > KNOWN_WORDS:
             self._known.clear()
-        # No piece spans a blank, and finding a word takes a tenth of splitting it.
+        # No piece spans a space, so cache words: a look-up takes a tenth of the time of splitting.
         self._known |= {word: self._vocabulary.encode(word).ids for word in words if word not in self._known}
         return [piece for word in words for piece in self._known[word]]
 
@@ -200,7 +200,7 @@ class WordPieceTokenizer(CaptionTokenizer):
             for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(run)):
                 first.update(word)
                 later.update(word[1:])
-        # The trainer numbers letters in a random order and breaks ties by number; listing them makes it deterministic.
+        # List the letters, because the trainer numbers them in random order and breaks ties by number.
         letters = [*self.special, *sorted(first), *(f"##{letter}" for letter in sorted(later))]
         if len(letters) > self.largest_size:
             raise VocabularyError(
@@ -208,7 +208,7 @@ class WordPieceTokenizer(CaptionTokenizer):
                 f"need {len(letters)}"
             )
         trainer = WordPieceTrainer(vocab_size=self.largest_size, special_tokens=letters, show_progress=False)
-        # With threads, the library warns at every later fork of a worker.
+        # Without this, the library warns at every later fork of a worker.
         with environment(TOKENIZERS_PARALLELISM="false"):
             tokenizer.train_from_iterator(texts, trainer)
         numbers = tokenizer.get_vocab()
@@ -225,11 +225,11 @@ class WordPieceTokenizer(CaptionTokenizer):
 
 
 class SentencePieceTokenizer(CaptionTokenizer):
-    """VirTex's tokenizer: SentencePiece BPE, between `[SOS]` and `[EOS]`; the unknown piece is 0 and also pads.
+    """VirTex's tokenizer: SentencePiece BPE between `[SOS]` and `[EOS]`; piece 0 is the unknown piece and the padding.
 
-    `model` needs the pieces `[SOS]` and `[EOS]`; None learns at most `vocabulary_size` pieces.
+    `model` must have the pieces `[SOS]` and `[EOS]`; None learns up to `vocabulary_size` pieces.
 
-    Source: docs/papers/mct.md [11]. VirTex cuts the closing token off long captions; we keep it.
+    Source: docs/papers/mct.md [11]. Unlike VirTex, long captions keep the closing token.
     """
 
     field = "model"
@@ -251,7 +251,7 @@ class SentencePieceTokenizer(CaptionTokenizer):
             vocab_size=self.largest_size,
             bos_id=-1,
             eos_id=-1,
-            # VirTex has [MASK] for its other tasks; we keep it so that ids match released vocabularies.
+            # VirTex uses [MASK] in other tasks; keep it so that ids match released vocabularies.
             control_symbols=["[SOS]", "[EOS]", "[MASK]"],
         )
 
@@ -270,8 +270,8 @@ class SentencePieceTokenizer(CaptionTokenizer):
 class XLMRTokenizer(CaptionTokenizer):
     """XLM-R's multilingual tokenizer: SentencePiece's pieces between `<s>` and `</s>`.
 
-    Ids are SentencePiece's plus one, to make room for padding: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the first piece
-    4, `<mask>` last. Captions keep case and accents and lose trailing blanks. `model` is a released
+    Ids are SentencePiece's plus one, which makes room for padding: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the first
+    piece 4, `<mask>` last. Captions keep case and accents but lose trailing spaces. `model` is a released
     `sentencepiece.bpe.model` or its folder; None learns a unigram model of at most `vocabulary_size` pieces.
 
     Source: docs/papers/m3p.md [2].
@@ -302,9 +302,9 @@ class XLMRTokenizer(CaptionTokenizer):
         return text.encode("utf-8", "ignore").decode().rstrip()
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of texts, without boundary tokens or a length limit; no piece spans a space."""
+        """Return the token ids of texts, without boundary tokens or a length limit; no piece spans a space."""
         normal = [self.normal_form(text) for text in texts]
-        # A list always starts threads, which takes longer than tokenizing a few words.
+        # Passing a list always starts threads, which takes longer than tokenizing a few words.
         if len(texts) >= MANY_TEXTS:
             rows = self._vocabulary.encode(normal)
         else:
@@ -353,8 +353,8 @@ def learn_pieces(texts: Sequence[str], **options: Any) -> bytes:
 class WordVocabulary(CaptionTokenizer):
     """VSE++'s tokenizer: whole words and punctuation marks, between `<start>` and `<end>`.
 
-    `vocabulary` has one word per line, special ones first; None learns those that occur at least `min_count`
-    times, the most frequent ones first. VSE++ has no `max_tokens`, and no caption of COCO reaches this one.
+    `vocabulary` has one word per line, special tokens first; None learns the words that occur at least `min_count`
+    times, the most frequent first. VSE++ has no `max_tokens`, and no COCO caption reaches ours.
 
     Source: docs/papers/mct.md [9]. VSE++ uses NLTK, which splits contractions elsewhere ("do" and "n't").
     """
@@ -397,7 +397,7 @@ class WordVocabulary(CaptionTokenizer):
 
 
 def _uncased(numbers: dict[str, int]) -> Tokenizer:
-    """An uncased BERT tokenizer with these pieces, without boundary tokens."""
+    """Build an uncased BERT tokenizer with these pieces and without boundary tokens."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import WordPiece
 
@@ -409,7 +409,7 @@ def _uncased(numbers: dict[str, int]) -> Tokenizer:
 
 
 def text_numbers(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Hash texts by their tokens, int64 [B], from int64 [B, L] and lengths [B]; independent of the padding."""
+    """Hash texts by their tokens: int64 [B] from int64 [B, L] and lengths [B]; independent of the padding."""
     place = torch.arange(tokens.shape[1], device=tokens.device)
     numbers = torch.where(place < lengths.to(tokens.device)[:, None], tokens.long() + 1, 0)
     return (numbers * torch.full_like(place, 6364136223846793005).cumprod(0)).sum(1)

@@ -1,7 +1,7 @@
 """Features of captions from a frozen text encoder, computed once and stored.
 
-An encoder of width `feature_dim` (E) has a method `hidden_states` from (tokens int64 [n, T], length int64 [n]) to
-float32 [n, T, E], including the boundary tokens and padded positions.
+An encoder of width `feature_dim` (E) has a method `hidden_states(tokens int64 [n, T], length int64 [n])` that returns
+float32 [n, T, E], including boundary tokens and padded positions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from common.files import open_regular, parsing, write_whole
 SentencePool = Literal["official", "masked_mean"]
 
 STORE_VERSION = 2
-# How many captions are tokenized again to check the tokenizer of a store.
+# Tokenize this many captions again to check the tokenizer of a store.
 COMPARED_CAPTIONS = 256
 BERT_POSITIONS = 512
 _BERT_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
@@ -40,15 +40,15 @@ class FeaturesError(ValueError):
 
 
 def valid_mask(length: Tensor, tokens: int) -> Tensor:
-    """Which of T positions hold a token, bool [n, T], from lengths [n]."""
+    """Mark which of T positions hold a token: bool [n, T] from lengths [n]."""
     return torch.arange(tokens, device=length.device) < length[:, None]
 
 
 def pool_sentence(words: Tensor, length: Tensor, pool: SentencePool) -> Tensor:
     """Pool word vectors [n, T, E], including padded positions, to sentence vectors [n, E].
 
-    `official` divides the sum over all T positions by the length, padding included; `masked_mean` averages the valid
-    tokens.
+    `masked_mean` averages the valid tokens. `official` also sums the padded positions, and divides by the number of
+    valid tokens.
     """
     if pool == "masked_mean":
         words = words * valid_mask(length, words.shape[1])[..., None]
@@ -56,17 +56,17 @@ def pool_sentence(words: Tensor, length: Tensor, pool: SentencePool) -> Tensor:
 
 
 def encode_texts(texts: Sequence[str], tokenizer: CaptionTokenizer) -> tuple[Tensor, Tensor]:
-    """Tokens int64 [n, T], padded to the tokenizer's maximum T, and lengths int64 [n]."""
+    """Return token ids int64 [n, T], padded to the tokenizer's maximum T, and lengths int64 [n]."""
     rows = [tokenizer.encode(text) for text in texts]
     tokens = pad_tokens(rows, tokenizer.pad_id, tokenizer.max_tokens)
     return tokens, torch.tensor([len(row) for row in rows])
 
 
 class FeatureStore:
-    """Features of a split's captions in HDF5: float16 words of the valid tokens, and sentences of both poolings.
+    """Caption features of a split in an HDF5 file: float16 words (valid tokens only) and sentences of both poolings.
 
-    Arrays are memory-mapped, so processes share them. `about` has `made_of` (digest of captions and tokenizer), `bert`
-    (digest of BERT), and the `described` of `make_store`.
+    Arrays are memory-mapped, so processes share them. `about` holds `made_of` (digest of captions and tokenizer),
+    `bert` (digest of BERT), and the `described` of `make_store`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,9 +84,9 @@ class FeatureStore:
                 raise ValueError(f"its columns have inconsistent shapes: starts {self.starts.shape}, {columns}")
             lengths = np.diff(self.starts, prepend=0, append=rows)
             if not (0 < self.max_tokens <= BERT_POSITIONS and 0 <= lengths.min() <= lengths.max() <= self.max_tokens):
-                raise ValueError(f"its captions do not have 0 to {self.max_tokens} tokens, at most {BERT_POSITIONS}")
+                raise ValueError(f"its captions must have 0 to {self.max_tokens} tokens, at most {BERT_POSITIONS}")
             if lengths[0] or lengths[-1]:
-                raise ValueError(f"its captions are not those of its {rows} words")
+                raise ValueError(f"its captions do not cover its {rows} words")
             if any(column.dtype != np.float16 or column.id.get_offset() is None for column in columns.values()):
                 raise ValueError("its features must be float16, without chunks")
             self._arrays = {
@@ -98,11 +98,11 @@ class FeatureStore:
         return len(self.starts) - 1
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process maps the file itself instead of unpickling a copy.
+        # Let another process map the file itself instead of unpickling a copy.
         return FeatureStore, (self.path,)
 
     def read(self, captions: npt.NDArray[np.int64], pool: SentencePool) -> tuple[Tensor, Tensor, Tensor]:
-        """Words float32 [n, T, E], zero-padded; sentences float32 [n, E]; lengths int64 [n]."""
+        """Return words float32 [n, T, E], zero-padded; sentences float32 [n, E]; lengths int64 [n]."""
         starts = self.starts[captions]
         lengths = self.starts[captions + 1] - starts
         words = np.zeros((len(captions), self.max_tokens, self.width), dtype=np.float32)
@@ -115,7 +115,7 @@ class FeatureStore:
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """A folder with one store per data set, split and T, checked against the weights in `bert` if that exists."""
+    """A folder with one store per data set, split and T. Stores are checked against the weights `bert`, if given."""
 
     folder: str
     bert: str
@@ -124,7 +124,7 @@ class StoredFeatures:
         return Path(self.folder).expanduser() / f"{dataset}-{split}-{max_tokens}.h5"
 
     def open(self, dataset: str, split: str, captions: Rows[str], tokenizer: CaptionTokenizer) -> FeatureStore:
-        """The store of a split, checked against captions (in order), tokenizer and BERT."""
+        """Open the store of a split, and check it against captions (in order), tokenizer and BERT."""
         store = FeatureStore(self.path(dataset, split, tokenizer.max_tokens))
         if store.about.get("made_of") != digest_of(captions, tokenizer):
             raise FeaturesError(f"{store.path} was made from other captions or by another tokenizer: delete it")
@@ -138,7 +138,7 @@ class StoredFeatures:
 
 
 def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
-    """SHA-256 over what a store depends on besides BERT: all captions, and the tokens of some."""
+    """Return the SHA-256 of what a store depends on besides BERT: all captions, and the tokens of some."""
     count = int(captions.starts[-1])
     state = hashlib.sha256(f"{STORE_VERSION} {tokenizer.vocabulary_size} {tokenizer.max_tokens}".encode())
     for number in range(count):
@@ -150,7 +150,7 @@ def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
 
 @functools.lru_cache(maxsize=4)
 def bert_digest(folder: Path) -> str:
-    """SHA-256 over the configuration and weights of a BERT."""
+    """Return the SHA-256 of a BERT's configuration and weights."""
     state = hashlib.sha256()
     found = [folder / name for name in _BERT_FILES if (folder / name).is_file()]
     if len(found) < 2:
@@ -174,7 +174,7 @@ def make_store(
     advance: Callable[[int], None] = lambda count: None,
     described: Mapping[str, Any] | None = None,
 ) -> FeatureStore:
-    """Compute the features of all captions and write them atomically; `described` adds to the store's `about`."""
+    """Compute the features of all captions and write them atomically; `described` is added to the store's `about`."""
     h5py = optional_package("h5py", "features")
 
     count = int(captions.starts[-1])

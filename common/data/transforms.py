@@ -1,4 +1,4 @@
-"""Convert decoded frames and samples to encoder inputs; settings of clips, and statistics of sound."""
+"""Convert decoded frames and samples to inputs of an encoder; settings of clips, and statistics of sound."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from common.types import Fraction, NonNegativeFloat, PositiveFloat, PositiveInt
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_TRIES = 10
-#: Pixels and samples that fit into a core's cache with their temporary values.
+#: So many pixels and samples fit, with their temporary values, into a core's cache.
 CACHED_PIXELS, CACHED_SAMPLES = 2**15, 2**16
-#: Decibels below a clip's maximum that are kept.
+#: Clip the spectrogram this many decibels below its maximum.
 DYNAMIC_RANGE = 100.0
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
@@ -38,10 +38,10 @@ Pixels = npt.NDArray[np.float32]
 def random_area(
     width: int, height: int, min_area: float, max_aspect: float, draws: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """Left, top, width and height of a random resized crop: ten tries, then the largest allowed center crop.
+    """Choose left, top, width and height of a random resized crop: ten tries, then the largest allowed center crop.
 
-    Area is uniform in [`min_area`, 1], the log of the aspect between those of 1 / `max_aspect` and `max_aspect`;
-    `draws` are uniform in [0, 1): area and aspect of each try, then x and y.
+    The area is uniform in [`min_area`, 1], and the aspect log-uniform in [1 / `max_aspect`, `max_aspect`]. `draws` are
+    uniform in [0, 1): area and aspect of each try, then x and y.
     """
     bound = math.log(max_aspect)
     for attempt in range(CROP_TRIES):
@@ -59,12 +59,12 @@ def random_area(
 
 @dataclass(frozen=True)
 class VideoTransform:
-    """Frames of one clip to a normalized tensor; random parameters are shared by the whole clip.
+    """Converts the frames of a clip to a normalized tensor; all its frames share the random parameters.
 
     Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, color jitter. Evaluation:
-    resize and center crop. Both: divide by 255, normalize, and loop short clips. Resizing is within one gray level of
-    Pillow's bilinear filter. `torchvision.transforms.v2` draws from one global generator, resizes like Pillow only with
-    AVX2, weights gray differently (0.2989 for 0.299) and is seven times slower for the hue.
+    resize and center crop. Both divide by 255, normalize, and repeat short clips. Resizing is within one gray level of
+    Pillow's bilinear filter. `torchvision.transforms.v2` is not used: it draws from one global generator, resizes like
+    Pillow only with AVX2, weights gray differently (0.2989 for 0.299) and shifts the hue seven times slower.
 
     Args:
         frames: minimum length of the result; 0 leaves it to the data set.
@@ -98,21 +98,21 @@ class VideoTransform:
             raise ValueError(f"resize ({self.resize}) must not be smaller than crop ({self.crop})")
 
     def adapted(self, training: bool, frames: int) -> VideoTransform:
-        """A copy for training or evaluation, with at least that many frames."""
+        """Return a copy for training or evaluation, with at least `frames` frames."""
         return dataclasses.replace(self, training=training, frames=max(self.frames, frames))
 
     def __call__(self, frames: Tensor, rng: np.random.Generator | None = None) -> Tensor:
         return self.together([frames], [self.draw(rng)])[0]
 
     def draw(self, rng: np.random.Generator | None) -> list[float]:
-        """The random numbers of one clip; all at once, so every parameter always uses the same one."""
+        """Draw all random numbers of a clip at once, so that each parameter always uses the same one."""
         if not self.training:
             return []
         assert rng is not None
         return rng.random(2 * CROP_TRIES + 11).tolist()
 
     def together(self, clips: Sequence[Tensor], drawn: Sequence[Sequence[float]]) -> list[Tensor]:
-        """Transform several clips, each with its draws; faster than one by one if they are small."""
+        """Transform several clips, each with its draws. For small clips this is faster than separate calls."""
         cropped = [self._cropped(frames, draws) for frames, draws in zip(clips, drawn)]
         alike: dict[tuple[int, ...], list[int]] = {}
         for number, (pixels, draws) in enumerate(zip(cropped, drawn)):
@@ -134,7 +134,7 @@ class VideoTransform:
             top, left = (round((side - self.crop) / 2) for side in pixels.shape[-2:])
             pixels = pixels[..., top : top + self.crop, left : left + self.crop]
         elif self.mode == "msc":
-            # Recorded runs draw y before x.
+            # Swap x and y, because recorded runs draw y first.
             tries, place = draws[: 2 * CROP_TRIES], draws[2 * CROP_TRIES : 2 * CROP_TRIES + 2]
             left, top, width, height = random_area(
                 pixels.shape[-1], pixels.shape[-2], self.min_area, 4.0 / 3.0, [*tries, *place[::-1]]
@@ -153,16 +153,16 @@ class VideoTransform:
         return (pixels if length >= self.frames else pixels[torch.arange(self.frames) % length]).transpose(0, 1)
 
     def _colored(self, video: Tensor, order: Sequence[int], draws: npt.NDArray[np.float64]) -> Tensor:
-        """Jitter colors in a common order and normalize, [n, 3, T, H, W], with `draws` [n, 4]."""
+        """Jitter the colors of [n, 3, T, H, W], all in the same order of operations, with `draws` [n, 4]; normalize."""
         result = torch.empty(video.shape)
-        # Colors are memory-bound, so take blocks that fit into a core's cache.
+        # Color operations are memory-bound, so process blocks that fit into a core's cache.
         frames = max(CACHED_PIXELS // self.crop**2, 1)
         clips = max(frames // video.shape[2], 1)
         for first in range(0, len(video), clips):
             some = slice(first, first + clips)
             for colors, pixels in zip(result[some].split(frames, 2), video[some].split(frames, 2)):
                 colors.copy_(pixels).div_(255.0)
-                # NumPy has a lower cost per call, which dominates for small frames.
+                # For small frames the cost per call dominates, and NumPy's is lower.
                 self._jitter(colors.numpy(), order, draws[some])
                 self._standardized(colors)
         return result
@@ -177,7 +177,7 @@ class VideoTransform:
         return _bilinear(pixels, (int(side * height / width), side))
 
     def normalized(self, video: Tensor) -> Tensor:
-        """Normalize bytes [..., 3, T, H, W] on their device, for calls without `normalize`."""
+        """Normalize bytes [..., 3, T, H, W] on their device, if `normalize` is off."""
         return self._standardized(video.to(torch.float32, memory_format=torch.contiguous_format).div_(255.0))
 
     def _standardized(self, colors: Tensor) -> Tensor:
@@ -192,7 +192,7 @@ class VideoTransform:
                 continue
             low = max(1.0 - strength, 0.0)
             factor = (low + own * (1.0 + strength - low)).astype(np.float32)
-            # All three blend with another picture: black, its mean gray, its gray version.
+            # Brightness blends with black, contrast with the mean gray, saturation with the gray version.
             if operation == 0:
                 colors *= factor
             else:
@@ -212,18 +212,18 @@ def _column(values: tuple[float, ...]) -> Tensor:
 def _bilinear(pixels: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(pixels.shape[-2:]) == size:
         return pixels
-    # On bytes, this filter is within one gray level of Pillow's; on floats it would not be.
+    # This filter is within one gray level of Pillow's on bytes, but not on floats.
     return F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
 
 
 def luma(colors: Pixels) -> Pixels:
-    """Gray version, [..., 3, T, H, W] -> [..., 1, T, H, W]."""
+    """Convert to gray, [..., 3, T, H, W] -> [..., 1, T, H, W]."""
     *clips, _, frames, height, width = colors.shape
     return np.matmul(LUMA, colors.reshape(*clips, 3, -1)).reshape(*clips, 1, frames, height, width)
 
 
 def shift_hue(colors: Pixels, shift: npt.ArrayLike) -> None:
-    """Rotate the hue of RGB in [0, 1], [..., 3, T, H, W], by a fraction of the color circle, in place."""
+    """Rotate the hue of RGB in [0, 1] by a fraction of the color circle, in place; [..., 3, T, H, W]."""
     planes = red, green, blue = np.moveaxis(colors, -4, 0)
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)
@@ -242,7 +242,7 @@ def shift_hue(colors: Pixels, shift: npt.ArrayLike) -> None:
     turns *= np.float32(6.0)
     hue -= turns
     value -= chroma
-    # Each channel is a trapezoid over the circle: 1 within a sixth of its color, 0 beyond two sixths.
+    # Each channel is a trapezoid over the circle: 1 up to a sixth from its color, 0 beyond two sixths.
     for plane, center in zip(planes, (3.0, 2.0, 4.0)):
         np.subtract(hue, np.float32(center), out=plane)
         np.abs(plane, out=plane)
@@ -257,14 +257,14 @@ def shift_hue(colors: Pixels, shift: npt.ArrayLike) -> None:
 
 @dataclass(frozen=True)
 class AudioTransform:
-    """Samples of one clip to a log spectrogram with linear (not mel) frequency bins.
+    """Converts the samples of a clip to a log spectrogram with linear (not mel) frequency bins.
 
-    Mean over channels, cut or zero-pad at the end, random volume (training), power spectrum with a periodic Hann window
-    and reflect padding, average of neighboring bins (bin 0 stays alone), decibels, normalization per bin.
+    Steps: mean over channels, cut or zero-pad at the end, random volume (training), power spectrum with a periodic Hann
+    window and reflect padding, averages of two neighboring bins (except bin 0), decibels, normalization per bin.
 
     Args:
         window: length of a clip in seconds.
-        fft: length of the Fourier transform in samples. (The official configs name half of it `n_fft`.)
+        fft: length of the Fourier transform in samples. (The official configs call half of it `n_fft`.)
         volume: training scales the samples by a factor in [1 - volume, 1 + volume].
         mean, std: statistics in decibels, one per bin (see :func:`write_audio_statistics`); empty gives decibels.
 
@@ -290,11 +290,11 @@ class AudioTransform:
                 f"fft ({self.fft}) of 4, and {self.window} s longer than half of fft"
             )
         if len(self.mean) not in (0, self.num_bins):
-            raise ValueError(f"statistics of {len(self.mean)} bins for the {self.num_bins} of fft {self.fft}")
+            raise ValueError(f"got statistics of {len(self.mean)} bins, but fft {self.fft} has {self.num_bins}")
 
     @property
     def num_bins(self) -> int:
-        """Bins of the spectrum averaged in pairs; bin 0 stays alone."""
+        """Number of bins after averaging pairs; bin 0 has no partner."""
         return self.fft // 4 + 1
 
     @property
@@ -312,14 +312,14 @@ class AudioTransform:
         return self.together([samples], [self.draw(rng)])[0]
 
     def draw(self, rng: np.random.Generator | None) -> float:
-        """The random number of one clip's volume; 0.5 without a change."""
+        """Draw the random number of a clip's volume; 0.5 leaves it unchanged."""
         if not self.training or self.volume == 0.0:
             return 0.5
         assert rng is not None
         return rng.random()
 
     def together(self, sounds: Sequence[Tensor], drawn: Sequence[float]) -> list[Tensor]:
-        """Transform several clips, each with its draw; faster than one by one if they are small."""
+        """Transform several clips, each with its draw. For small clips this is faster than separate calls."""
         samples = torch.stack([self.prepare(sound) for sound in sounds])
         if self.training and self.volume > 0.0:
             draws = torch.tensor(drawn, dtype=torch.float64)
@@ -342,9 +342,9 @@ class AudioTransform:
         return to_length(samples, self.num_samples)
 
     def decibels(self, samples: Tensor) -> Tensor:
-        """Log spectrogram before normalization, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
+        """Compute the unnormalized log spectrogram, [num_samples] -> [1, frames, bins] or [B, ...] -> [B, 1, ...]."""
         hop = self.sample_rate // self.frames_per_second
-        # In float64, because the floor is 100 dB below the maximum, beyond float32.
+        # Use float64: the floor is 100 dB below the maximum, which float32 can't resolve.
         spectrum = torch.stft(samples.double(), self.fft, hop, window=_hann(self.fft), return_complex=True)
         power = spectrum.abs().square()[..., : self.num_frames].float()
         groups = (power[..., 1::2, :] + power[..., 2::2, :]) / 2.0
@@ -365,7 +365,7 @@ def _hann(size: int) -> Tensor:
 
 
 def write_audio_statistics(spectrograms: Iterable[Tensor], path: Path) -> None:
-    """Write `mean` and `std` of every bin of spectrograms [..., time, bins] in decibels, [bins] float32, as .npz.
+    """Write each bin's `mean` and `std` (float32 [bins]) of spectrograms [..., time, bins] in decibels as .npz.
 
     Source: docs/papers/avid_cma.md [2.3], "Statistics".
     """
@@ -416,8 +416,8 @@ class VideoInput:
 class AudioInput:
     """Settings of an audio clip (docs/papers/avid_cma.md [2.3]).
 
-    `fft` is in samples, 1024 in the paper (its configs say 512, half of it). `statistics` per frequency bin come from
-    an .npz file, the encoder's pre-training checkpoint, or (None) training clips.
+    `fft` is in samples, 1024 in the paper (its configs give half of it, 512). `statistics` of the frequency bins come
+    from an .npz file or the encoder's pre-training checkpoint; None computes them from training clips.
     """
 
     sample_rate: PositiveInt = 24000
@@ -428,14 +428,14 @@ class AudioInput:
     statistics: str | None = None
 
     def transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
-        """The transform with `statistics` (mean and deviation [F]), or in plain decibels without."""
+        """Return the transform. It normalizes with `statistics` (mean and deviation [F]), or returns decibels."""
         options = asdict(self) | {name: values.tolist() for name, values in (statistics or {}).items()}
         del options["statistics"]
         return AudioTransform(window=options.pop("duration"), **options, training=training)
 
 
 def read_statistics(path: Path) -> dict[str, np.ndarray]:
-    """Read per-bin audio statistics from an .npz file or one of our pre-training checkpoints."""
+    """Read the statistics of frequency bins from an .npz file or one of our pre-training checkpoints."""
     if path.suffix == ".npz":
         with parsing(path, StageError), open_regular(path) as file, np.load(file) as content:
             found = {name: content[name] for name in ("mean", "std") if name in content}

@@ -97,7 +97,7 @@ def test_annotations_of_a_subset(tmp_path: Path) -> None:
     assert found.tags.tolist() == whole.tags[[3, 0, 3]].tolist()
     assert [len(boxes["labels"]) for boxes in found.boxes()] == [3, 0, 3]
     assert not coco.annotations("train", coco.listing("train").subset([])).captions
-    with pytest.raises(ValueError, match=r"captions_train2017\.json has no image 'val2017.*not one of this data set"):
+    with pytest.raises(ValueError, match=r"captions_train2017\.json has no image 'val2017.*of another data set"):
         coco.annotations("train", coco.listing("val"))
 
 
