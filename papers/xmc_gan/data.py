@@ -1,4 +1,4 @@
-"""Data of XMC-GAN ([2] and [7]): images with captions, as tokens or BERT features; the miniature uses COCO's layout."""
+"""Data of XMC-GAN ([2] and [7]): images with captions, as tokens or BERT features. The miniature uses COCO's layout."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ Items = Literal["images", "captions"]
 Role = Literal["train", "test", "reference"]
 
 
-#: The row of an item's image in the annotations, and the item's captions: `count` from number `first` on.
+#: For each item: the row of its image in the annotations, the number of its first caption, and its number of captions.
 ITEM = np.dtype([("image", "<i8"), ("first", "<i8"), ("count", "<i8")])
 Table = npt.NDArray[np.void]
 
 
 def item_table(captions: Rows[str], items: Items, captions_per_image: int) -> Table:
-    """The items of a split, one per image or per caption, with the first `captions_per_image` captions of an image."""
+    """List a split's items: one per image, with its first `captions_per_image` captions, or one per such caption."""
     count = np.minimum(np.diff(captions.starts), captions_per_image)
     table = np.zeros(len(captions), ITEM)
     table["image"], table["first"], table["count"] = np.arange(len(captions)), captions.starts[:-1], count
@@ -61,7 +61,7 @@ def item_table(captions: Rows[str], items: Items, captions_per_image: int) -> Ta
 class TextToImageItems(ImageItems):
     """An image and the number of one of its captions: `image` float32 [3, S, S] in [0, 1], `caption` int64.
 
-    The caption is uniform at every visit, drawn from (seed, epoch, item).
+    Each visit draws the caption uniformly from (seed, epoch, item).
 
     Source: [2.5].
     """
@@ -78,7 +78,7 @@ class TextToImageItems(ImageItems):
 
 @dataclass(frozen=True)
 class Collate:
-    """Batches samples with the features of their captions, or with their tokens without a `store`."""
+    """Makes batches of images with features of their captions, or with tokens if there is no `store`."""
 
     captions: Rows[str]
     tokenizer: CaptionTokenizer
@@ -96,30 +96,30 @@ class Collate:
 
 
 class TextToImageData(ShardedDataModule):
-    """Images with captions to train and measure XMC-GAN.
+    """Images with captions, to train and measure XMC-GAN.
 
     Args:
-        tokenizer: its `max_tokens` is T. If it has no vocabulary, one is made from the training captions.
-        text_features: store of BERT features; None delivers tokens for a text encoder in the model.
-        sentence_pool: pooled sentence of the store, see `common.data.text_features.pool_sentence`.
-        image_size: S, side of the square that images are resized to, ignoring their aspect ratio.
-        flip: probability of a horizontal flip; "left" and "right" in captions stay.
+        tokenizer: its `max_tokens` is T. Without a vocabulary, it learns one from the training captions.
+        text_features: store of BERT features; None makes batches of tokens, for a text encoder in the model.
+        sentence_pool: how to pool a stored sentence, see `common.data.text_features.pool_sentence`.
+        image_size: S, side of the square to which images are resized, ignoring their aspect ratio.
+        flip: probability of a horizontal flip; "left" and "right" in captions are not swapped.
         official_quirks: like the official code, also flip images in evaluation, and repeat them if there are fewer than
             `reference_samples`.
-        minibatches: per training batch; each discriminator step takes one.
-        items: an epoch shows each image once, or each caption (Localized Narratives).
-        test_samples: draws of (image, caption) to generate from; None for each item once.
-        reference_samples: real images for the comparison; None for all. The draws start after them in the same fixed
-            order and wrap around, because Localized Narratives have fewer than 30,000.
-        batch_size: images of one minibatch, over all devices.
+        minibatches: minibatches per training batch; each discriminator step uses one.
+        items: an epoch shows each image once (`images`), or each caption once (`captions`, Localized Narratives).
+        test_samples: number of (image, caption) pairs to generate from; None for each item once.
+        reference_samples: number of real images to compare with; None for all. In a fixed shuffled order, the reference
+            is first and the test samples follow; they wrap around, as Localized Narratives have fewer than 30,000.
+        batch_size: images in a minibatch, over all devices.
         test_batch_size: images per test step, per device.
         dataset, world, kwargs: see ShardedDataModule; test data don't depend on `seed`.
 
     Batches:
-        `image` float32 [n, 3, S, S] in [0, 1]; `index` int64 [n], the item; `skipped` int64 [n], above 0 if another
-        item replaces a broken file; `caption` int64 [n], its number; `length` int64 [n], its tokens; and either
-        `tokens` int64 [n, T] or `words` float32 [n, T, E] and `sentence` float32 [n, E]. In training, n is
-        `minibatches` times this device's share of a minibatch.
+        `image` float32 [n, 3, S, S] in [0, 1]. All int64 [n]: `index`, the item; `skipped`, above 0 if another item
+        replaces a broken file; `caption`, its number; `length`, its tokens. Either `tokens` int64 [n, T], or `words`
+        float32 [n, T, E] and `sentence` float32 [n, E]. In training, n is `minibatches` times this device's share of a
+        minibatch.
 
     Source: [2], [6.1], [7] and [9.1].
     """
@@ -170,7 +170,7 @@ class TextToImageData(ShardedDataModule):
             self.annotations[split] = self.dataset.annotations(split, listing)
             require_captions(listing, self.annotations[split])
         self.tokenizer.prepare(text for texts in self.annotations[self.split].captions for text in texts)
-        # Opens the stores of both splits now, so a missing one doesn't fail after days of training.
+        # Open the stores of both splits now, so that a missing store fails before days of training.
         self.collate = {
             split: Collate(read.captions, self.tokenizer, self._store(split), self.sentence_pool)
             for split, read in self.annotations.items()
@@ -183,7 +183,7 @@ class TextToImageData(ShardedDataModule):
             return self.text_features.open(self.dataset.name, split, self.annotations[split].captions, self.tokenizer)
         except FeaturesError as error:
             raise FeaturesError(
-                f"data.text_features: {error}. Make it once with `assemble data xmc_gan --text-features`, "
+                f"data.text_features: {error}. Compute it once with `assemble data xmc_gan --text-features`, "
                 "or set data.text_features to null and give the model a text_encoder"
             ) from None
 
@@ -191,7 +191,7 @@ class TextToImageData(ShardedDataModule):
         return self.split if role == "train" else self.test_split
 
     def items_of(self, role: Role) -> tuple[Listing, Table]:
-        """The image of every item of a role, and its row in the table; known after setup."""
+        """Return the listing and the table of a role's items; only after `setup`."""
         listing, captions = self.listings[self.split_of(role)], self.annotations[self.split_of(role)].captions
         table = item_table(captions, self.items, self.captions_per_image)
         if role == "train" and self.items == "images":
@@ -217,24 +217,24 @@ class TextToImageData(ShardedDataModule):
         return self.evaluation_loader(images, self.test_batch_size, collate_fn=self.collate[self.test_split])
 
     def reference_loader(self) -> DataLoader[Any]:
-        """Real images, `image` and `index`, over all ranks."""
+        """Load the real images to compare with, `image` and `index`, over all ranks."""
         options = {**self.item_options, "seed": 1}
         images = ImageItems(self.items_of("reference")[0], self.transform, training=False, **options)
         return self.evaluation_loader(images, self.test_batch_size, "reference")
 
     @property
     def caption_count(self) -> int:
-        """Number of captions of the test split, an upper bound of `caption` in test batches."""
+        """Number of captions in the test split; `caption` in test batches is below it."""
         return len(self.annotations[self.test_split].captions.column)
 
     def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
-        """Test batches without `image` for some captions, over all ranks; `index` is the position in `numbers`."""
+        """Load test batches without `image` for some captions, over all ranks; `index` is the position in `numbers`."""
         columns: dict[str, Any] = {"index": torch.arange(len(numbers)), "caption": torch.as_tensor(numbers)}
         collate = self.collate[self.test_split]
         return self.evaluation_loader(StackDataset(**columns), self.test_batch_size, "captions", collate_fn=collate)
 
     def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
-        """One iteration of made-up minibatches with captions of maximum length, `size` per device; see `Example`."""
+        """Make random minibatches for one iteration, `size` per device, with captions of full length; see `Example`."""
         count, length = self.minibatches * size, self.tokenizer.max_tokens
         batch = {
             "image": draw.uniform(count, 3, self.image_size, self.image_size),
@@ -248,7 +248,7 @@ class TextToImageData(ShardedDataModule):
             batch |= {"words": draw.normal(count, length, width), "sentence": draw.normal(count, width)}
         narratives = getattr(self.dataset, "published_narratives", {}) if self.items == "captions" else {}
         items = narratives.get(self.split, self.dataset.published_count(self.split))
-        # Without captions, the vocabulary consists of the ids above.
+        # The vocabulary has only the ids above, because there are no captions.
         facts = {"vocabulary_size": EXAMPLE_WORDS[1]}
         return Example(batch, batches_of_epoch(items, self.batch_size * self.minibatches), facts)
 
@@ -263,9 +263,9 @@ class TextToImageData(ShardedDataModule):
         return [column[int(number)] for number in captions]
 
     def attributes(self, role: Role) -> Tensor:
-        """Attributes int64 [N, A] of left thing, right thing and ground, by `index`; for two-sided worlds."""
+        """Return attributes int64 [N, A] of left and right thing and ground, by `index`; only for two-sided worlds."""
         if not isinstance(self.world, TwoSidesWorld) or not hasattr(self, "annotations"):
-            raise StageError("no pictures with attributes: only the data.world two_objects or emoji_scenes draws them")
+            raise StageError("pictures have no attributes: set data.world to two_objects or emoji_scenes")
         every = self.world.attributes_of(self.annotations[self.split_of(role)])
         return torch.from_numpy(every[self.items_of(role)[1]["image"]])
 

@@ -1,8 +1,8 @@
-"""Layers of XMC-GAN: conditional batch normalization, spectral normalization, and resolution changes.
+"""Layers of XMC-GAN: conditional batch normalization, spectral normalization, and convolutions that change resolution.
 
-Convolutions are rearranged for speed, with the same results as [3] and [4]: 1x1 convolutions commute with a change of
-resolution and run on the smaller maps; a 3x3 convolution with a change of resolution becomes one 4x4 convolution with
-stride 2.
+Convolutions are rearranged for speed; the results equal [3] and [4]. 1x1 convolutions commute with a change of
+resolution, so they run on the smaller maps. A 3x3 convolution with a change of resolution becomes a 4x4 convolution
+with stride 2.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from common.training.batch_norm import statistics_over
 
 
 class BiasedBatchNorm(nn.Module):
-    """Batch normalization without weights, whose running variance is the biased one, as in the official code.
+    """Batch normalization without weights. Its running variance is biased, as in the official code.
 
-    Each `group` of images is normalized by itself, on any number of devices; None is the whole batch. The running
-    statistics are those of the first group, on rank 0, and fixed unless `updating`.
+    Each `group` of images, which may span devices, is normalized by itself; None is the whole batch. Running statistics
+    come from the first group, on rank 0, and don't change unless `updating`.
 
     Shapes:
         [B, C, H, W] -> [B, C, H, W]
@@ -57,11 +57,11 @@ class BiasedBatchNorm(nn.Module):
     def _alone(self, x: Tensor) -> Tensor:
         if not self.updating:
             return F.batch_norm(x, None, None, training=True, eps=self.epsilon)
-        # Copies, because the backward pass doesn't allow changes of its inputs.
+        # Update copies, because the backward pass doesn't allow changes of its inputs.
         mean, variance = self.running_mean.clone(), self.running_variance.clone()
         y = F.batch_norm(x, mean, variance, training=True, momentum=self.momentum, eps=self.epsilon)
         count = x.numel() // x.shape[1]
-        # PyTorch added the unbiased variance, which is count / (count - 1) times the biased one.
+        # PyTorch used the unbiased variance, which is count / (count - 1) times the biased variance.
         kept = self.running_variance * (1.0 - self.momentum)
         self.running_variance.copy_(kept + (variance - kept) * ((count - 1) / count))
         self.running_mean.copy_(mean)
@@ -79,9 +79,9 @@ class BiasedBatchNorm(nn.Module):
 
 @contextmanager
 def keeping_statistics(network: nn.Module) -> Iterator[None]:
-    """Normalize batches as in training but keep the running statistics unchanged.
+    """Normalize batches as in training, but keep the running statistics unchanged.
 
-    Source: [6.1]: images of discriminator-only steps don't count.
+    Source: [6.1]: statistics ignore the images of steps that only train the discriminator.
     """
     norms = [module for module in network.modules() if isinstance(module, BiasedBatchNorm)]
     for norm in norms:
@@ -96,8 +96,8 @@ def keeping_statistics(network: nn.Module) -> Iterator[None]:
 class ConditionalBatchNorm(nn.Module):
     """Batch normalization with scale and shift from a condition: BN(x) * (1 + gamma(c)) + beta(c).
 
-    With `spatial`, every place has its own scale and shift from a map of conditions. The map may be smaller than x by a
-    whole factor; each place then uses the nearest place of the map, as if the map were enlarged first.
+    With `spatial`, the condition is a map, so each place has a different scale and shift. The map may be smaller than x
+    by an integer factor; each place then uses the nearest place of the map.
 
     Shapes:
         x [B, C, H, W], condition [B, K], or [B, K, h, w] if `spatial` -> [B, C, H, W]
@@ -125,8 +125,8 @@ class ConditionalBatchNorm(nn.Module):
 
 
 def enlarge(x: Tensor, factor: int) -> Tensor:
-    """Repeat every place of a map [B, C, H, W] in both directions, in its own type: [B, C, factor H, factor W]."""
-    with torch.autocast(x.device.type, enabled=False):  # on CUDA, it would convert to float32
+    """Repeat every place of a map [B, C, H, W] in both directions, keeping the type: [B, C, factor H, factor W]."""
+    with torch.autocast(x.device.type, enabled=False):  # on CUDA, autocast would convert to float32
         return F.interpolate(x, scale_factor=float(factor), mode="nearest")
 
 
@@ -134,7 +134,7 @@ def enlarge(x: Tensor, factor: int) -> Tensor:
 
 
 class DoublingConv(nn.Conv2d):
-    """Nearest enlargement by 2 followed by a 3x3 convolution, as one transposed convolution with 4/9 of the products.
+    """Enlarges by 2 (nearest) and applies a 3x3 convolution, as one transposed convolution with 4/9 of the products.
 
     Shapes:
         [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
@@ -149,14 +149,14 @@ class DoublingConv(nn.Conv2d):
 
 
 def means_of_shifts(weight: Tensor) -> Tensor:
-    """The mean of a 3x3 kernel shifted by 0 or 1 in both directions, [..., 4, 4]."""
+    """Average the four copies of a 3x3 kernel that are shifted by 0 or 1 in each direction: [..., 4, 4]."""
     return F.avg_pool2d(F.pad(weight, (1, 1, 1, 1)), 2, stride=1)
 
 
 def spectral_weight(layer: SpectralLinear | SpectralConv) -> Tensor:
-    """A layer's weight [out, ...] divided by an estimate of its largest singular value, with one power iteration.
+    """Divide a layer's weight [out, ...] by its largest singular value, estimated with one power iteration.
 
-    Evaluation also iterates, but discards the result. PyTorch's version doesn't, and uses another epsilon.
+    Evaluation also iterates, but discards the result. PyTorch doesn't iterate in evaluation and uses another epsilon.
 
     Source: [4.1].
     """
@@ -189,7 +189,7 @@ class SpectralLinear(nn.Linear):
 class SpectralConv(nn.Conv2d):
     """Convolution with spectral normalization.
 
-    With `halve`, it's a 3x3 convolution followed by 2x2 mean pooling, as one convolution with 4/9 of the products.
+    With `halve`, a 3x3 convolution and 2x2 mean pooling run as one convolution with 4/9 of the products.
     """
 
     u: Tensor
@@ -207,7 +207,7 @@ class SpectralConv(nn.Conv2d):
 
 
 def initialize(network: nn.Module) -> None:
-    """Glorot's normal weights and zero biases for every layer, except those that compute scale and shift."""
+    """Set Glorot-normal weights and zero biases in every layer, except those that compute scale and shift."""
     for name, layer in network.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear) and not name.endswith("modulation"):
             nn.init.xavier_normal_(layer.weight)

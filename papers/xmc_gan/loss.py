@@ -1,7 +1,7 @@
 """The losses of XMC-GAN: hinge, and the weighted contrastive losses S, W and I.
 
-A contrastive loss compares the pairs of a batch in a matrix of similarities with the true pairs on the diagonal; every
-row and column is a classification. The networks train with `XMCGANLoss`; the functions below it are its parts, computed
+A contrastive loss compares the pairs of a batch in a matrix of similarities with the true pairs on the diagonal. Every
+row and column is a classification. `XMCGANLoss` trains the networks; the functions below it are its parts and compute
 in float32.
 """
 
@@ -24,11 +24,11 @@ Gammas = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class Contrast(NamedTuple):
-    """A contrastive loss and its accuracy.
+    """A contrastive loss with its accuracy and entropy.
 
     Attributes:
-        loss: sum of the cross entropies of rows and columns, in nats; 2 ln B at chance.
-        accuracy: fraction of the pairs that are the largest of their row or column, mean of both, in [0, 1].
+        loss: sum of the cross-entropies of rows and columns, in nats; 2 ln B at chance.
+        accuracy: share of pairs that are the largest in their row or column, mean of both, in [0, 1].
         entropy: of the distributions over a row or column, mean of both, in nats.
     """
 
@@ -37,19 +37,19 @@ class Contrast(NamedTuple):
     entropy: Tensor
 
 
-#: Functions that compute the contrastive terms of a network, by their names.
+#: Functions that compute a network's contrastive terms, by the terms' names.
 Terms = Mapping[str, Callable[[], Contrast]]
 
 
 class Loss(NamedTuple):
-    """The loss of one network: `total` with gradient, and `logs` of the total and every term, detached."""
+    """The loss of one network: `total` with gradient, and detached `logs` of the total and every term."""
 
     total: Tensor
     logs: dict[str, Tensor]
 
 
 class XMCGANLoss:
-    """Losses of discriminator and generator: hinge plus weighted contrastive terms; a weight of 0 disables one.
+    """Losses of discriminator and generator: hinge plus weighted contrastive terms. A weight of 0 disables its term.
 
     | weight | loss | compares | term of the discriminator | terms of the generator |
     |---|---|---|---|---|
@@ -59,10 +59,10 @@ class XMCGANLoss:
     | `weight_image_net` | I | generated and real images, features of a frozen network | | `image_net` |
 
     Args:
-        temperature: of all contrastive losses but W.
-        word_gammas: see `word_similarity`; the last is the inverse temperature of W.
-        negatives_group: images that share negatives, on any number of devices; null for the whole batch.
-        captions_at_once: all; recipes record it.
+        temperature: of the contrastive losses S and I.
+        word_gammas: see `word_similarity`; the third is the inverse temperature of W.
+        negatives_group: number of images that share negatives and may span devices; null for the whole batch.
+        captions_at_once: null compares all captions at once; recipes state it for the record.
 
     Source: [5.7].
     """
@@ -91,7 +91,7 @@ class XMCGANLoss:
         self.negatives_group = negatives_group
 
     def discriminator(self, output: DiscriminatorOutput, captions: Captions) -> Loss:
-        """Loss of the discriminator from outputs of all real, then all generated images; only contrasts real ones."""
+        """Compute the discriminator's loss from outputs of all real, then all generated images; contrasts only real."""
         n = len(captions.length)
         terms: Terms = {
             "real_sentence": lambda: self.pairs(output.pooled[:n], output.sentence),
@@ -100,9 +100,9 @@ class XMCGANLoss:
         return self.total("discriminator", hinge_discriminator(output.logit[:n], output.logit[n:]), terms)
 
     def generator(self, output: DiscriminatorOutput, captions: Captions, features: Sequence[Tensor] = ()) -> Loss:
-        """Loss of the generator from outputs of all real, then all generated images.
+        """Compute the generator's loss from outputs of all real, then all generated images.
 
-        `features` [B, F] are of the real and the generated images by the frozen network, if its weight is not 0.
+        `features` [B, F] are the frozen network's features of the real and the generated images, if it has a weight.
         """
         n = len(captions.length)
         terms: Terms = {
@@ -118,7 +118,7 @@ class XMCGANLoss:
         return mean([pair_loss(*group, self.temperature) for group in groups])
 
     def words(self, regions: Tensor, captions: Captions) -> Contrast:
-        # Captions are smaller than images, so each rank compares its own images with the captions of all ranks.
+        # Captions are smaller than images, so each rank compares its images with the captions of all ranks.
         words, length = self.whole_groups(captions.words.float()), self.whole_groups(captions.length)
         groups = zip(self.groups(regions), words, length, strict=True)
         similar = [word_similarity(*group, self.word_gammas) for group in groups]
@@ -128,16 +128,16 @@ class XMCGANLoss:
         return mean([contrast(logits) for logits in similar])
 
     def groups(self, x: Tensor) -> list[Tensor]:
-        """This rank's samples [B, ...] by group of negatives; only its part of a group that spans ranks."""
+        """Split this rank's samples [B, ...] by group of negatives; a group that spans ranks has only a local part."""
         return split_groups(x, groups_here("model.loss.negatives_group", len(x), self.negatives_group))
 
     def whole_groups(self, x: Tensor) -> list[Tensor]:
-        """Like `groups`, but a group that spans ranks is gathered from all of them."""
+        """Like `groups`, but gather a group that spans ranks from all of them."""
         ranks = shared_with(len(x), self.negatives_group)
         return self.groups(x) if ranks is None else [gather_with_gradient(x, ranks)]
 
     def total(self, network: str, hinge: Tensor, terms: Terms) -> Loss:
-        """Sum of the hinge loss and the weighted terms; a term with a weight of 0 is not computed."""
+        """Add the weighted terms to the hinge loss; skips terms with a weight of 0."""
         total = hinge
         logs = {f"{network}_hinge": hinge.detach()}
         for name, compute in terms.items():
@@ -153,7 +153,7 @@ def mean(groups: Sequence[Contrast]) -> Contrast:
 
 
 def contrast(logits: Tensor) -> Contrast:
-    """Cross entropies of rows and columns of a matrix with the pairs on its diagonal.
+    """Compute the cross-entropies of the rows and columns of a matrix whose diagonal has the true pairs.
 
     Shapes:
         logits [B, B], similarities divided by a temperature
@@ -176,7 +176,7 @@ def contrast(logits: Tensor) -> Contrast:
 
 
 def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1) -> Contrast:
-    """Contrast of two vectors per sample (image and sentence, or generated and real image) by their cosines.
+    """Contrast the two vectors of each sample (image and sentence, or generated and real image) by cosine.
 
     Shapes:
         left, right [B, D]
@@ -188,13 +188,13 @@ def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1) -> Contrast
 
 
 def word_similarity(regions: Tensor, words: Tensor, length: Tensor, gammas: Gammas = (5.0, 5.0, 50.0)) -> Tensor:
-    """Similarity of every caption to every image through the best matching regions of its words.
+    """Score every caption against every image through the regions that match its words best.
 
     Each word attends to the regions of an image by softmax. The similarity is a soft maximum over words of the cosine
     between a word and its attended regions.
 
-    `gammas` are the sharpness of the attention, of the maximum over words, and of the result. `length` counts valid
-    words, at least one; padding may have any values.
+    `gammas` are the sharpness of the attention, of the maximum over words, and of the result. `length` is the number of
+    valid words, at least one; padding may have any values.
 
     Shapes:
         regions [N, R, C], words [M, T, C], length [M] -> [M, N]

@@ -1,9 +1,9 @@
-"""Miniature stand-ins for downloads: BERT, an ImageNet network, the networks of metrics.
+"""Stand-ins for downloads in the miniature: for BERT, an ImageNet network, and the networks of metrics.
 
-`NGramText` replaces BERT, and `PictureNetwork` the ImageNet network of the loss between generated and real images.
-`MiniatureEvaluation` applies the formulas of the paper's metrics, as `mini_...`, with a network that names the contents
-of a picture, `AttributeClassifier`. Separate stages (`MiniatureClassification`) train the two picture networks, which
-differ in width and task so that the metric isn't the loss.
+`NGramText` replaces BERT. `PictureNetwork` replaces the ImageNet network in the loss between generated and real images.
+`MiniatureEvaluation` applies the formulas of the paper's metrics, as `mini_...`, to the outputs of an
+`AttributeClassifier`, which names the contents of a picture. `MiniatureClassification` trains the two picture networks
+in separate stages; they differ in width and task, so that the metric isn't the loss.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from common.types import NonNegativeFloat, PositiveFloat, PositiveInt
 
 Batch = dict[str, Any]
 ATTRIBUTE_SIZES = TwoObjectsWorld.attribute_sizes()
-#: Tokens before and after a word that change its vector.
+#: Number of tokens before and after a word that change its vector.
 RADIUS = 3
-#: Side of the grid of means of the networks that look at pictures.
+#: Picture networks average their last map over a grid of GRID x GRID cells.
 GRID = 4
 
 
@@ -39,11 +39,11 @@ GRID = 4
 
 
 class NGramText(nn.Module):
-    """Frozen random features of n-grams, which replace BERT in the miniature.
+    """Encodes captions with frozen random features of n-grams, in place of BERT.
 
-    A word vector is the tanh of a sum of random vectors, one per token in a window of `RADIUS` tokens on each side. The
-    window binds color, shape and side to one object, and the tanh keeps part of that in the mean. The random vectors
-    act as BERT's weights, so they are the same in every run.
+    A word vector is the tanh of the sum of random vectors, one per token in a window with `RADIUS` tokens on each side.
+    The window binds color, shape and side to one object; the tanh preserves part of this in the sentence's mean. The
+    random vectors stand for BERT's weights, so they are the same in every run.
 
     Shapes:
         tokens int64 [n, T], length int64 [n] -> words [n, T, E] in (-1, 1), sentence [n, E]
@@ -58,7 +58,7 @@ class NGramText(nn.Module):
         table = torch.randn(2 * RADIUS + 1, vocabulary_size, width, generator=torch.Generator().manual_seed(0))
         table[:RADIUS] *= 0.7
         table[RADIUS + 1 :] *= 0.7
-        table[:, 0] = 0.0  # padding says nothing
+        table[:, 0] = 0.0  # padding contributes nothing
         self.table: Tensor
         self.register_buffer("table", table)
 
@@ -75,14 +75,14 @@ class NGramText(nn.Module):
 
 
 class PretrainedNetwork(nn.Module):
-    """A network of the miniature, loaded from the checkpoint of its stage; None keeps random weights."""
+    """A network of the miniature with the weights of its stage's checkpoint; None means random weights."""
 
     def __init__(self, pretrained: str | None) -> None:
         super().__init__()
         self.pretrained = pretrained
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy [B] of images [B, 3, S, S] in [0, 1] with attributes [B, A] (left, right, ground)."""
+        """Return loss and accuracy [B] of images [B, 3, S, S] in [0, 1]; attributes [B, A]: left, right, ground."""
         raise NotImplementedError
 
     def load_pretrained(self) -> Self:
@@ -93,9 +93,9 @@ class PretrainedNetwork(nn.Module):
 
 
 def convolutions(width: int, feature_dim: int) -> nn.Sequential:
-    """Three convolutions of stride 2, a grid of means, and a layer of ReLU features.
+    """Build three convolutions of stride 2, the means over a grid, and a layer of ReLU features.
 
-    Each convolution doubles the channels, `width` in the first.
+    The first convolution has `width` channels, and each next one twice as many.
 
     Source: [14.4].
     """
@@ -107,7 +107,7 @@ def convolutions(width: int, feature_dim: int) -> nn.Sequential:
 
 
 def combination(attributes: Tensor, sizes: Sequence[int]) -> Tensor:
-    """A number for every combination of attribute values, from attributes [..., A] with the given sizes."""
+    """Number the combinations of attribute values: map attributes [..., A] with the given sizes to one integer each."""
     number = torch.zeros_like(attributes[..., 0])
     for values, size in zip(attributes.unbind(-1), sizes, strict=True):
         number = number * size + values
@@ -115,10 +115,10 @@ def combination(attributes: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 class AttributeClassifier(PretrainedNetwork):
-    """Names the thing in each half of a picture and the ground; measures the miniature.
+    """Names the thing in each half of a picture and the ground, for the miniature's metrics.
 
     Args:
-        sizes: values per attribute: those of the left thing, of the right one, and the ground.
+        sizes: number of values of each attribute: of the left thing, the right thing, and the ground.
         pretrained: checkpoint of the stage `mini_evaluator`.
 
     Source: [14.4]a.
@@ -137,23 +137,23 @@ class AttributeClassifier(PretrainedNetwork):
         self.head = nn.Linear(feature_dim, sum(sizes))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, feature_dim], and log-probabilities of the values of all attributes [B, sum of sizes]."""
+        """Return features [B, feature_dim] and log-probabilities of the values of all attributes [B, sum of sizes]."""
         features = self.features(images)
         parts = self.head(features).float().split(self.sizes, dim=1)
         return features.float(), torch.cat([part.log_softmax(1) for part in parts], dim=1)
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the cross-entropies of every image [B], and whether both objects are correct [B]."""
+        """Return the summed cross-entropies of every image [B], and whether both things are correct [B]."""
         values = self(images)[1]
         loss = -(values * self.one_hot(attributes)).sum(1)
         return loss, (self.named(values) == attributes)[:, :-1].all(1).float()
 
     def named(self, values: Tensor) -> Tensor:
-        """The most probable value of every attribute [B, A]."""
+        """Return the most probable value of every attribute [B, A]."""
         return torch.stack([part.argmax(1) for part in values.split(self.sizes, dim=1)], dim=1)
 
     def one_hot(self, attributes: Tensor) -> Tensor:
-        """One-hot vectors of the values [B, sum of sizes]."""
+        """Encode attributes as one-hot vectors of their values [B, sum of sizes]."""
         pairs = zip(attributes.unbind(1), self.sizes, strict=True)
         return torch.cat([F.one_hot(a, n) for a, n in pairs], dim=1).float()
 
@@ -162,8 +162,8 @@ class PictureNetwork(PretrainedNetwork):
     """Replaces an ImageNet network in the loss between generated and real images; its outputs are the features.
 
     Args:
-        task: what its stage learns: the thing in each half of a picture, like networks for photos of one thing.
-        pretrained: checkpoint of the stage `mini_image_network`; None for random weights.
+        task: `crops` trains it to name the thing in each half of a picture, since ImageNet's photos show one thing.
+        pretrained: checkpoint of the stage `mini_image_network`; None means random weights.
 
     Source: [14.4]b.
     """
@@ -182,11 +182,11 @@ class PictureNetwork(PretrainedNetwork):
         self.head = nn.Linear(feature_dim, math.prod(self.thing_sizes))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Scores [B, F] of images [B, 3, S, S] or of halves of them [B, 3, S, S / 2]."""
+        """Score images [B, 3, S, S] or halves of images [B, 3, S, S / 2]: [B, F]."""
         return self.head(self.features(images))
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss of every image [B], and whether both of its things are correct [B]."""
+        """Return the loss of every image [B], and whether both of its things are correct [B]."""
         things = combination(attributes[:, :-1].unflatten(1, (2, -1)), self.thing_sizes)
         scores = self(torch.stack(images.chunk(2, dim=3), dim=1).flatten(0, 1)).float()
         loss = F.cross_entropy(scores, things.flatten(), reduction="none").view(-1, 2).sum(1)
@@ -194,9 +194,9 @@ class PictureNetwork(PretrainedNetwork):
 
 
 class MiniatureClassification(pl.LightningModule):
-    """Trains a network of the miniature on real pictures and their true attributes; Adam with cosine decay to zero.
+    """Trains a network of the miniature on real pictures and their true attributes, by Adam with cosine decay to zero.
 
-    `noise` is the largest standard deviation of noise added to pictures, so that blurred ones get sensible scores.
+    `noise` is the largest standard deviation of the noise added to pictures, so that blurred ones get sensible scores.
 
     Source: [14.4].
     """
@@ -246,21 +246,21 @@ MINI_METRICS = ("mini_fd", "mini_r_precision", "mini_soa_i", "mini_soa_c", "mini
 
 
 class MiniatureEvaluation(ImageEvaluation):
-    """The paper's metrics in the miniature, by a network that names the contents of a picture.
+    """The paper's metrics in the miniature, computed by a network that names the contents of a picture.
 
     | name | meaning |
     |---|---|
     | `mini_fd` | Frechet distance of the network's features to those of other real pictures |
-    | `mini_fd_floor` | the same for as many real pictures of the captions: a perfect generator |
-    | `mini_r_precision` | captions whose attributes out-score 99 different ones, in percent; chance is 1 |
-    | `mini_r_precision_shuffled` | control with shuffled captions, at chance |
-    | `mini_soa_i`, `mini_soa_c` | things named correctly in their half (shape, color or drawing); mean over things |
+    | `mini_fd_floor` | same for the captions' real pictures instead of generated ones, like a perfect generator |
+    | `mini_r_precision` | captions whose attributes score above 99 others, in percent; chance is 1 |
+    | `mini_r_precision_shuffled` | control with shuffled captions; should be at chance |
+    | `mini_soa_i`, `mini_soa_c` | things named correctly in their half (shape, color or drawing); c: mean over things |
     | `mini_soa_i_shuffled` | control with shuffled captions; chance is 8.3 |
     | `mini_background` | pictures with the correct ground |
     | `captions` | number of captions |
 
-    The network isn't part of the module's state. If it has no checkpoint, nothing is measured and a message says so.
-    `candidates` counts the texts to compare an image with, including its own.
+    The network isn't part of the module's state. Without a checkpoint, it measures nothing and prints a message.
+    `candidates` is the number of texts to compare an image with, including the true one.
 
     Source: [14.5].
     """

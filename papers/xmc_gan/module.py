@@ -1,7 +1,7 @@
-"""XMC-GAN as a LightningModule: the paper's algorithm, readable top to bottom.
+"""XMC-GAN as a LightningModule: the paper's algorithm, readable from top to bottom.
 
-One iteration has one or more minibatches. All but the last only train the discriminator; on the last, one pass through
-generator and discriminator gives both losses, and both networks step at once.
+An iteration has one or more minibatches. All but the last train only the discriminator. On the last, one pass through
+generator and discriminator computes both losses, and both networks take a step.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ Batch = dict[str, Any]
 
 
 class XMCGANModule(pl.LightningModule):
-    """Text-to-image generation with contrastive losses ([1] to [6]).
+    """Trains and tests text-to-image generation with contrastive losses ([1] to [6]).
 
     Args:
-        discriminator: loses its region head if no loss reads it.
+        discriminator: its region head is removed if no loss uses it.
         text_encoder: frozen; maps tokens and lengths to word and sentence vectors. Null if the data contain vectors.
         image_network: frozen network of the loss between generated and real images; null if `loss.weight_image_net` is
             0.
         evaluation: metrics of generated images in the test; null for none.
-        average_momentum: fraction of the averaged generator that a step keeps.
-        evaluated: generator to test: `average`, or `trained`, the weights of the last step.
+        average_momentum: weight of the old average in an update of the averaged generator.
+        evaluated: generator to test: `average`, or `trained` for the weights of the last step.
         choice: selects the checkpoint to test in a stage without training; null keeps the weights.
     """
 
@@ -67,9 +67,7 @@ class XMCGANModule(pl.LightningModule):
         self.save_hyperparameters(ignore=parts, logger=False)
         self.automatic_optimization = False
         if loss.weights["image_net"] > 0 and image_network is None:
-            raise ValueError(
-                "model.image_network is null, but model.loss.weight_image_net is not 0: it compares its features"
-            )
+            raise ValueError("model.image_network is null, but model.loss.weight_image_net is not 0: set one of them")
         if loss.weights["real_word"] == 0:
             discriminator.regions = None
         self.generators = MomentumPair(generator)
@@ -80,7 +78,7 @@ class XMCGANModule(pl.LightningModule):
         self.image_network = image_network if loss.weights["image_net"] > 0 else None
         self.evaluation = evaluation
         self.choice = choice
-        self.selected_by = "last" if choice is None else "best on test"  # as published numbers of the field are [9.1]
+        self.selected_by = "last" if choice is None else "best on test"  # like published numbers of the field [9.1]
 
     # -- networks ------------------------------------------------------------------------------------------------------
 
@@ -90,7 +88,7 @@ class XMCGANModule(pl.LightningModule):
 
     @property
     def average(self) -> Generator:
-        """The moving average of the generator, with the statistics of the trained one; used for inference."""
+        """The moving average of the generator, with the trained generator's statistics; used for inference."""
         return self.generators.key  # type: ignore[return-value]
 
     @property
@@ -115,7 +113,7 @@ class XMCGANModule(pl.LightningModule):
         return total
 
     def discriminator_step(self, batch: Batch, z: Tensor) -> Tensor:
-        """Train only the discriminator; its images don't change the generator's statistics."""
+        """Train only the discriminator, without changing the generator's running statistics."""
         captions, real = self.captions(batch), batch["image"]
         with torch.no_grad(), keeping_statistics(self.generator):
             fake = self.generator(z, *captions)
@@ -127,7 +125,7 @@ class XMCGANModule(pl.LightningModule):
         return loss.detach()
 
     def joint_step(self, batch: Batch, z: Tensor) -> Tensor:
-        """Train both networks: one graph, both gradients at the weights before the step."""
+        """Train both networks from one graph; both gradients are taken at the weights before the step."""
         captions, real = self.captions(batch), batch["image"]
         fake = self.generator(z, *captions)
         output = self.discriminator(torch.cat([real, fake]), captions.sentence)
@@ -136,7 +134,7 @@ class XMCGANModule(pl.LightningModule):
         of_generator = self.loss.generator(output, captions, features)
         self.set_gradients(of_discriminator.total, self.discriminator, retain_graph=True)
         self.set_gradients(of_generator.total, self.generator)
-        # Lightning counts the steps of its wrapper: one per iteration, that of the generator.
+        # Lightning counts steps of wrapped optimizers, so only the generator's is wrapped: one step per iteration.
         generator_optimizer, _ = self.optimizers()  # type: ignore[attr-defined]
         _, discriminator_optimizer = self.optimizers(use_pl_optimizer=False)  # type: ignore[misc]
         discriminator_optimizer.step()
@@ -146,10 +144,10 @@ class XMCGANModule(pl.LightningModule):
         return (of_discriminator.total + of_generator.total).detach()
 
     def set_gradients(self, loss: Tensor, network: nn.Module, retain_graph: bool = False) -> None:
-        """Set the gradients of only this network, averaged over processes."""
+        """Set the gradients of this network only, averaged over processes."""
         parameters = list(network.parameters())
         network.zero_grad()
-        # The backward pass of losses stays in float32. DDP averages no gradients of manual optimization.
+        # Run the backward pass of the losses in float32. Average here, because DDP doesn't with manual optimization.
         with torch.autocast(self.device.type, enabled=False), self.averages.of(parameters, type(network).__name__):
             loss.backward(inputs=parameters, retain_graph=retain_graph)
 
@@ -192,11 +190,11 @@ class XMCGANModule(pl.LightningModule):
         sizes = data.image_size, self.generator.image_size, self.discriminator.image_size
         if len(set(sizes)) > 1:
             raise ValueError(
-                f"data.image_size, generator and discriminator have images of {sizes} pixels, which must be the same: "
-                "a list of n channels means 4 * 2^(n - 1)"
+                f"data.image_size, generator and discriminator have images of {sizes} pixels: set the same size; "
+                "a list of n channels means 4 * 2^(n - 1) pixels"
             )
         if (self.text_encoder is None) == (data.text_features is None):
-            raise ValueError("set either model.text_encoder or data.text_features, and the other one to null")
+            raise ValueError("set either model.text_encoder or data.text_features, and the other to null")
         check_vocabulary(self, self.text_encoder)
 
     def _check_training(self) -> None:
@@ -207,14 +205,14 @@ class XMCGANModule(pl.LightningModule):
             require_groups(field, size, self.data.batch_size, self.trainer.world_size)
         if str(self.trainer.precision).startswith("16"):
             raise ValueError(
-                "trainer.precision 16 needs scaled losses, which one graph for two does not have: bf16-mixed"
+                "trainer.precision 16 needs scaled losses, which XMC-GAN's joint step does not have: use bf16-mixed"
             )
         refuse_half_weights(self, "the small steps of the averaged generator to nothing")
 
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def images_of(self, batch: Batch, seed: int) -> Tensor:
-        """Images of a batch's captions by the measured generator; the noise depends on the seed and the samples."""
+        """Generate images of a batch's captions with the measured generator; the noise depends on seed and sample."""
         z = noise_of(batch["index"], self.generator.z_dim, seed).to(self.device)
         return self.measured(z, *self.captions(batch))
 
@@ -232,7 +230,7 @@ class XMCGANModule(pl.LightningModule):
         self.match_real_images(batch)
 
     def match_real_images(self, batch: Batch) -> None:
-        """Held-out matching accuracy in groups as large as in training or test, within each process."""
+        """Measure the held-out matching accuracy in groups as large as in training or test, within each process."""
         captions = self.captions(batch)
         output = self.discriminator(batch["image"], captions.sentence)
         size = min(self.loss.negatives_group or self.data.batch_size, self.data.test_batch_size)

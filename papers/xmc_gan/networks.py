@@ -1,6 +1,6 @@
-"""The networks of XMC-GAN: generator with attentional self-modulation, and discriminator that encodes images.
+"""The networks of XMC-GAN: a generator with attentional self-modulation, and a discriminator that encodes images.
 
-Images are channels-first, [B, 3, S, S] with values in [0, 1].
+Images are channels-first, [B, 3, S, S], with values in [0, 1].
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from papers.xmc_gan.layers import (
     initialize,
 )
 
-#: Side of a generator's first map and a discriminator's last.
+#: Side of the generator's first map and of the discriminator's last map.
 SMALLEST = 4
 
 
 def map_sides(channels: Sequence[int], cond_size: int) -> list[int]:
-    """Sides of a network's maps, one entry per resolution from 4 pixels to the image; one of them is `cond_size`."""
+    """Return the sides of a network's maps, from 4 pixels up to the image; `cond_size` must be one of them."""
     sides = [SMALLEST * 2**level for level in range(len(channels))]
     if cond_size not in sides:
-        raise ValueError(f"cond_size is {cond_size}, the maps of these channels have sides {sides}")
+        raise ValueError(f"cond_size is {cond_size}, but with these channels it must be one of {sides}")
     return sides
 
 
@@ -45,7 +45,7 @@ class Captions(NamedTuple):
 
 
 def normalize(x: Tensor) -> Tensor:
-    """x divided by its length along the last dimension; zero vectors stay zero, with a finite gradient.
+    """Divide x by its length along the last dimension; zero vectors stay zero, with a finite gradient.
 
     Source: [3.4].
     """
@@ -53,7 +53,7 @@ def normalize(x: Tensor) -> Tensor:
 
 
 def noise_of(index: Tensor, size: int, seed: int) -> Tensor:
-    """Noise [B, size] of samples [B], a function of seed and sample only, independent of process and batch."""
+    """Draw noise [B, size] for samples [B]. It depends only on the seed and the sample, not on process and batch."""
     rows = [np.random.default_rng((seed, number)).standard_normal(size, dtype=np.float32) for number in index.tolist()]
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, size)
 
@@ -62,7 +62,7 @@ def noise_of(index: Tensor, size: int, seed: int) -> Tensor:
 
 
 class GeneratorBlock(nn.Module):
-    """Residual block that doubles the resolution; its condition is a map if `spatial`, otherwise a vector.
+    """Residual block that doubles the resolution. Its condition is a map if `spatial`, else a vector.
 
     Shapes:
         x [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
@@ -85,18 +85,18 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Image from noise, a sentence vector and word vectors.
+    """Generates an image from noise, a sentence vector and word vectors.
 
-    Blocks below `cond_size` are conditioned on one vector of noise and sentence. At `cond_size` every place attends to
-    the words; later blocks are also conditioned on each place's attended words.
+    A vector of noise and sentence conditions the blocks below `cond_size`. At `cond_size`, every place attends to the
+    words; the result also conditions the later blocks, place by place.
 
     Args:
-        width: channels are multiples of it (ch).
+        width: ch; every number of channels is a multiple of it.
         channels: multiples at 4x4 pixels and after every block; each block doubles the side.
         cond_size: side of the map that attends to the words.
         z_dim: width of the noise, and of the projected sentence.
-        embedding_dim: width of word and sentence vectors (E).
-        batch_norm_group: images normalized together, on any number of devices; null for the whole batch.
+        embedding_dim: E, the width of word and sentence vectors.
+        batch_norm_group: number of images normalized together, which may span devices; null for the whole batch.
 
     Source: [3].
     """
@@ -134,13 +134,13 @@ class Generator(nn.Module):
         initialize(self)
 
     def forward(self, z: Tensor, words: Tensor, sentence: Tensor, length: Tensor) -> Tensor:
-        """Images of captions, values in [0, 1], from standard normal `z`; `length` is the number of valid words.
+        """Generate images with values in [0, 1] from captions and standard normal `z`; `length` counts valid words.
 
         Shapes:
             z [B, z_dim], words [B, T, E], sentence [B, E], length [B] -> [B, 3, S, S]
         """
         vector = torch.cat([self.sentence(sentence), z], dim=1)
-        # Places before channels, so that weights of the official code fit.
+        # Put places before channels, so that the official code's weights fit.
         x = self.start(z).unflatten(1, (SMALLEST, SMALLEST, -1)).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x, vector)
@@ -149,18 +149,18 @@ class Generator(nn.Module):
         words = words.transpose(1, 2).unflatten(2, shape)
         condition = torch.cat([words, vector[:, :, None, None].expand(-1, -1, *shape)], dim=1)
         if x.is_contiguous(memory_format=torch.channels_last):
-            # The result of `cat` has channels first, which would change the layout of the scaled maps at every block.
+            # `cat` returns channels first, which would change the layout of the scaled maps at every block.
             condition = condition.contiguous(memory_format=torch.channels_last)
         for block in self.spatial_blocks:
             x = block(x, condition)
-        # In float32, because half precision has too few shades.
+        # Compute pixels in float32, because half precision has too few shades.
         return (torch.tanh(self.image(F.relu(self.norm(x, condition))).float()) + 1.0) / 2.0
 
 
 def attend(query: Tensor, words: Tensor, length: Tensor, gamma: float) -> Tensor:
-    """Mix normalized words for every region, weighted by a softmax of cosines times `gamma`, in float32.
+    """Mix the normalized words for every region, weighted by a softmax of cosines times `gamma`, in float32.
 
-    `length` counts valid words, at least one.
+    `length` is the number of valid words, at least one.
 
     Shapes:
         query [B, R, E], words [B, T, E], length [B] -> [B, R, E]
@@ -178,9 +178,9 @@ def attend(query: Tensor, words: Tensor, length: Tensor, gamma: float) -> Tensor
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block that halves the resolution or keeps it; the `first` has no ReLU on its input, an image.
+    """Residual block that halves the resolution or keeps it. The `first` block has no ReLU on its input, an image.
 
-    A block that keeps resolution and channels has an identity shortcut.
+    A block that keeps both resolution and channels has an identity shortcut.
 
     Shapes:
         [B, inputs, H, W] -> [B, outputs, H / 2, W / 2], or [B, outputs, H, W]
@@ -202,13 +202,13 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorOutput(NamedTuple):
-    """Discriminator outputs for N images and the B sentences that they repeat.
+    """Discriminator outputs for N images and B sentences, which repeat for every B images.
 
     Attributes:
         logit: whether each image is real and matches its sentence [N].
         pooled: features of the images [N, P].
-        sentence: the sentences in the space of `pooled` [B, P].
-        regions: features of places, in row-major order, in the space of words [N, R, E]; None without a region head.
+        sentence: sentences in the space of `pooled` [B, P].
+        regions: features of places in row-major order, in the space of words [N, R, E]; None without a region head.
     """
 
     logit: Tensor
@@ -221,10 +221,10 @@ class Discriminator(nn.Module):
     """Scores images given sentences, and encodes images and regions for the contrastive losses.
 
     Args:
-        width: channels are multiples of it (ch).
-        channels: multiples after every block; all but the last halve the resolution.
+        width: ch; every number of channels is a multiple of it.
+        channels: multiples after every block; all blocks but the last halve the resolution.
         cond_size: side of the map whose places are compared with words.
-        embedding_dim: width of word and sentence vectors (E).
+        embedding_dim: E, the width of word and sentence vectors.
 
     Source: [4].
     """
@@ -251,7 +251,7 @@ class Discriminator(nn.Module):
         initialize(self)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Features of images [N, 3, S, S]: pooled [N, P] and per place [N, R, E]."""
+        """Encode images [N, 3, S, S]: pooled features [N, P] and features of places [N, R, E]."""
         x, regions = images, None
         for level, block in enumerate(self.blocks):
             x = block(x)
@@ -260,7 +260,7 @@ class Discriminator(nn.Module):
         return F.relu(x).sum((2, 3)), regions
 
     def forward(self, images: Tensor, sentence: Tensor) -> DiscriminatorOutput:
-        """Score images in [0, 1] given sentences; one image per sentence, then the next set (real, then generated).
+        """Score images in [0, 1] given sentences. Images are sets of B, first real, then generated.
 
         Shapes:
             images [k * B, 3, S, S], sentence [B, E]
@@ -280,7 +280,7 @@ class ImageNetFeatures(nn.Module):
 
     Args:
         network: `resnet50` (the official code) or `vgg19` (the paper's ablation).
-        features: the 1000 logits; recipes record it.
+        features: `logits`, all 1000 of them; recipes state it for the record.
         size: side to which images are resized.
 
     Shapes:

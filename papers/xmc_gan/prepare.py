@@ -1,4 +1,4 @@
-"""`assemble data xmc_gan --text-features`: the stores of BERT features that the recipes read."""
+"""`assemble data xmc_gan --text-features`: computes the stores of BERT features that recipes read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from common.errors import StageError
 from common.types import class_at
 from papers.xmc_gan.text import BertText
 
-#: Captions at a time.
+#: Captions per batch.
 BATCH_SIZE = 256
 COMMAND = "assemble data xmc_gan --text-features"
 NO_DATA = "the data set is missing"
@@ -31,7 +31,7 @@ NO_DATA = "the data set is missing"
 
 @dataclass(frozen=True, eq=False)
 class WantedStore:
-    """A store of text features that a recipe reads; `tokenizer` cuts the captions."""
+    """A store of text features that a recipe reads, of captions tokenized by `tokenizer`."""
 
     dataset: Any
     split: str
@@ -50,7 +50,7 @@ class WantedStore:
         return self.dataset.annotations(self.split).captions
 
     def state(self) -> str:
-        """Whether the store is "present", "missing", or what is wrong."""
+        """Return "present", "missing", or what is wrong with the store."""
         try:
             captions = self.captions()
             if not self.path.is_file():
@@ -81,7 +81,7 @@ Sections = Iterable[Mapping[str, Any]]
 
 
 def wanted_stores(sections: Sections) -> list[WantedStore]:
-    """Return every store that data modules read, once each."""
+    """List the stores that the data modules read, each once."""
     stores: dict[Path, WantedStore] = {}
     for section in sections:
         arguments = section.get("init_args") or {}
@@ -109,11 +109,11 @@ def report(sections: Sections) -> None:
             console, f"{store.title}, T {store.tokenizer.max_tokens}", Text(state, style), [f"Path: {store.path}"]
         )
     if set(states.values()) != {"present"}:
-        console.print(Text(f"`{COMMAND}` computes what it can, once: about 14 GB for COCO 2014, minutes on a GPU."))
+        console.print(Text(f"`{COMMAND}` computes missing stores: about 14 GB for COCO 2014, minutes on a GPU."))
 
 
 def text_features(sections: Sections) -> list[Path]:
-    """Make missing or outdated stores of all available data sets."""
+    """Compute the missing or outdated stores of all available data sets."""
     console = Console(stderr=True)
     made, states = [], {store: store.state() for store in wanted_stores(sections)}
     for store, state in states.items():

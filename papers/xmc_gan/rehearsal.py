@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones and released networks with random weights, to rehearse with."""
+"""Writes tiny data sets in the layouts of the real ones, and random weights in those of the released networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAIN, TEST = 8, 4
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads to `$DATA`."""
+    """Write all data sets that recipes read from `$DATA`."""
     write_random_coco(root / "coco", "2014", train=TRAIN, val=TEST, names=CLASSES)
     _write_narratives(LocalizedNarrativesCOCO(root / "coco"), ("train", "val"), coco_name)
     _write_narratives(
@@ -29,14 +29,14 @@ def write_datasets(root: Path) -> None:
 
 
 def write_weights(root: Path) -> None:
-    """Write BERT, the frozen image networks, and those of the metrics to `$DATA`."""
+    """Write BERT, the frozen image networks, and the networks of the metrics to `$DATA`."""
     write_random_bert(root / "bert-base-uncased", words_of_captions(CLASSES))
     _write_networks(root / "weights")
     _write_clip(root / "weights" / "clip-vit-base-patch32")
 
 
 def _write_narratives(dataset: LocalizedNarratives, splits: Sequence[str], name_of: Callable[[int], str]) -> None:
-    """Pictures and one narrative for each."""
+    """Write pictures, and one narrative for each."""
     for first, split in zip((20001, 30001), splits):
         images = annotated(dataset.root / dataset.folders[split], range(first, first + TRAIN), name_of, CLASSES)
         zeros = "0" if dataset.id_digits else ""
@@ -45,7 +45,7 @@ def _write_narratives(dataset: LocalizedNarratives, splits: Sequence[str], name_
 
 
 def _write_networks(folder: Path) -> None:
-    """torchvision's networks under the names of their files, with random weights."""
+    """Write torchvision's networks with random weights under the names of the released files."""
     import torch
     from torchvision import models
     from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
@@ -53,7 +53,7 @@ def _write_networks(folder: Path) -> None:
     folder.mkdir()
     torch.manual_seed(0)
     detector = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=91)
-    # All proposals are the whole picture and merge into one; a random thousand would take seconds each.
+    # Make all proposals the whole picture, so that they merge into one; a thousand would take seconds per picture.
     proposal: Any = detector.rpn.head.bbox_pred
     torch.nn.init.zeros_(proposal.weight)
     proposal.bias.data = torch.tensor([0.0, 0.0, 10.0, 10.0]).repeat(len(proposal.bias) // 4)
@@ -67,7 +67,7 @@ def _write_networks(folder: Path) -> None:
 
 
 def _write_clip(folder: Path) -> None:
-    """A narrow CLIP with a tokenizer of letters; nothing in the recipes depends on its width."""
+    """Write a narrow CLIP with a tokenizer of letters; recipes don't depend on its width."""
     from transformers import CLIPConfig, CLIPModel
 
     letters = "abcdefghijklmnopqrstuvwxyz.,"

@@ -1,7 +1,7 @@
-"""The text encoder of XMC-GAN, frozen BERT.
+"""XMC-GAN's text encoder, frozen BERT.
 
-It maps (tokens int64 [n, T], length int64 [n]) to (words [n, T, E], sentence [n, E]) in float32; words are zero from
-`length` on. Boundary tokens count as words ([2.2]).
+It maps (tokens int64 [n, T], length int64 [n]) to (words [n, T, E], sentence [n, E]) in float32. Words from `length` on
+are zero. Boundary tokens count as words ([2.2]).
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from common.encoders.text import BertEncoder
 
 
 class BertText(nn.Module):
-    """Frozen BERT in evaluation mode: last hidden states as words, and their pooled sentence.
+    """Frozen BERT in evaluation mode: its last hidden states are the words, and their pool is the sentence.
 
     Args:
-        pretrained: folder of released weights, or a name in the local cache of transformers. Nothing is downloaded;
-            missing files raise an error at the first use. None starts from random weights, to be loaded from a
-            checkpoint.
-        sentence_pool: see `pool_sentence`; the official pooling needs the T of the data set, because padding counts.
+        pretrained: folder of released weights, or a name in transformers' local cache. Nothing is downloaded; missing
+            files raise an error at the first use. None means random weights, to load from a checkpoint.
+        sentence_pool: see `pool_sentence`; the official pooling needs the data set's T, because padding counts.
         sizes: arguments of `BertEncoder`; None reads the configuration next to the weights.
 
     Shapes:
@@ -46,13 +45,13 @@ class BertText(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> BertText:
-        """Stay in evaluation mode: the features must equal those of the store."""
+        """Stay in evaluation mode, because the features must equal those of the store."""
         return super().train(False)
 
     @torch.no_grad()
     def hidden_states(self, tokens: Tensor, length: Tensor) -> Tensor:
-        """Last hidden states [n, T, E], including padding."""
-        # In full precision even if the rest trains in half: the features must equal those of the store.
+        """Return the last hidden states [n, T, E], including padding."""
+        # Use full precision even in mixed-precision training, because the features must equal those of the store.
         with torch.autocast(tokens.device.type, enabled=False):
             return self.encoder.forward_tokens(tokens, valid_mask(length, tokens.shape[1])).float()
 
@@ -63,7 +62,7 @@ class BertText(nn.Module):
 
 
 def bert_sizes(folder: Path) -> dict[str, int]:
-    """Sizes from the configuration next to the weights; empty if it is missing or damaged."""
+    """Read the sizes from the configuration next to the weights; empty if it is missing or damaged."""
     try:
         stated = json.loads((folder / "config.json").read_bytes())
         return {
@@ -75,5 +74,5 @@ def bert_sizes(folder: Path) -> dict[str, int]:
             "max_tokens": stated["max_position_embeddings"],
         }
     except (OSError, ValueError, KeyError, TypeError):
-        # The encoder reads the files next and reports the error.
+        # The encoder reads the same files next and reports the error.
         return {}

@@ -1,4 +1,4 @@
-"""Use a trained XMC-GAN: generate images for captions, embed images and captions."""
+"""Generates images for captions, and embeds images and captions, with a trained XMC-GAN."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ from papers.xmc_gan.miniature import NGramText
 from papers.xmc_gan.networks import Captions, Discriminator, Generator, noise_of
 from papers.xmc_gan.text import BertText, bert_sizes
 
-#: Maximum number of words that a message lists of a small vocabulary.
+#: Most words of a small vocabulary that a message lists.
 LISTED_WORDS = 60
 
 
 class XMCGAN(TrainedModel):
     """The averaged generator, the discriminator, and the text encoder of both.
 
-    Images and captions are embedded in the space of the loss between images and sentences. `learned_words` are those of
-    the training captions, if the vocabulary was made from them.
+    Images and captions are embedded in the space of the loss between images and sentences. `learned_words` are the
+    words of the training captions if the vocabulary comes from them, else None.
     """
 
     paper = "xmc_gan"
@@ -54,7 +54,7 @@ class XMCGAN(TrainedModel):
         Generator, Discriminator, BertText, NGramText, WordPieceTokenizer, SentencePieceTokenizer, WordVocabulary,
     )  # fmt: skip
     example = "xmc_gan/mini/seed0/xmc_gan"
-    otherwise = "makes no images: give the checkpoint of a stage that does, such as xmc_gan"
+    otherwise = "generates no images: give the checkpoint of a stage that does, such as xmc_gan"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
 
     tokenizer: CaptionTokenizer
@@ -75,7 +75,7 @@ class XMCGAN(TrainedModel):
     def gather(cls, stage: FinishedStage) -> Trained:
         data, config, learned = stage.data(), stage.config["model"]["init_args"], None
         if data.tokenizer.file is None:
-            # The vocabulary comes from the training captions, which the miniature's world writes.
+            # The vocabulary comes from the training captions, which the miniature's world generates.
             data.prepare_data()
             data.setup("predict")
             data.tokenizer.restore(stage.data_state)
@@ -85,7 +85,7 @@ class XMCGAN(TrainedModel):
             )
         else:
             data.tokenizer.prepare()
-        # The generator that the test measured.
+        # Use the generator that the test measured.
         generator = "generators.query" if config.get("evaluated") == "trained" else "generators.key"
         weights = renamed(stage.state, generator=generator, discriminator="discriminator")
         encoder = config["text_encoder"]
@@ -116,10 +116,10 @@ class XMCGAN(TrainedModel):
     # -- captions ------------------------------------------------------------------------------------------------------
 
     def notes(self, caption: str) -> list[str]:
-        """Warnings about a caption: unknown words, and text that is cut off."""
+        """Return warnings about unknown words and about text that is cut."""
         tokenizer, learned, notes = self.tokenizer, self.learned_words, []
         pieces = WORD.findall(normalize_caption(caption))
-        # Punctuation is tokenized like words, but a caption without it means the same.
+        # Ignore punctuation: it is tokenized like words, but doesn't change the meaning of a caption.
         words = dict.fromkeys(piece for piece in pieces if any(letter.isalnum() for letter in piece))
         if not words:
             raise StageError("the caption is empty: describe the image in quotes")
@@ -140,7 +140,7 @@ class XMCGAN(TrainedModel):
         return notes
 
     def vectors(self, captions: Sequence[str]) -> Captions:
-        """Word vectors [B, T, E], sentence vectors [B, E] and lengths [B] of captions."""
+        """Return word vectors [B, T, E], sentence vectors [B, E] and lengths [B] of captions."""
         tokens, length = (value.to(self.device) for value in encode_texts(captions, self.tokenizer))
         words, sentence = self.text_encoder(tokens, length)
         return Captions(words, sentence, length)
@@ -149,8 +149,8 @@ class XMCGAN(TrainedModel):
 
     @torch.no_grad()
     def generate(self, captions: str | Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
-        """Images [captions, number, 3, S, S] in [0, 1] on the CPU; the n-th image of every caption shares its noise."""
-        captions = [captions] if isinstance(captions, str) else list(captions)  # a text is no list of letters
+        """Generate images [captions, number, 3, S, S] in [0, 1] on the CPU; n-th images share noise."""
+        captions = [captions] if isinstance(captions, str) else list(captions)  # a single text, not its letters
         noise = noise_of(torch.arange(number), self.generator.z_dim, seed).to(self.device)
         vectors, rows = self.vectors(captions), []
         for row in range(len(captions)):
@@ -161,19 +161,19 @@ class XMCGAN(TrainedModel):
     # -- embeddings ----------------------------------------------------------------------------------------------------
 
     def read_image(self, file: str | Path) -> Tensor:
-        """An image as the discriminator reads it, float32 [3, S, S] in [0, 1]."""
+        """Read an image as the discriminator needs it, float32 [3, S, S] in [0, 1]."""
         return self._pixels(read_image(Path(file)))[0]
 
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
-        """The discriminator's features of images as unit vectors [B, P]."""
+        """Return the discriminator's features of images as unit vectors [B, P]."""
         pictures = torch.stack(self.read_all("image", images)).to(self.device)
-        pictures = pictures.reshape(-1, *pictures.shape[-3:])  # of `generate` they come by caption
+        pictures = pictures.reshape(-1, *pictures.shape[-3:])  # `generate` returns them by caption
         return F.normalize(self.discriminator.features(pictures)[0].float(), dim=1)
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
-        """Captions in the space of the discriminator's features as unit vectors [B, P]."""
+        """Map captions into the space of the discriminator's features, as unit vectors [B, P]."""
         vectors = self.vectors(self.read_all("text", texts))
         return F.normalize(self.discriminator.sentence(vectors.sentence).float(), dim=1)
 

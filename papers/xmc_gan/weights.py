@@ -1,4 +1,4 @@
-"""Export weights of XMC-GAN, with our names or the official code's; its authors published none."""
+"""Exports XMC-GAN's weights with our names or those of the official code, whose authors published no weights."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _block(ours: str, theirs: str, norm: str, layer: str) -> tuple[tuple[str, tu
     )
 
 
-#: Our module names -> those of the official code; two if our layer combines two of theirs. In <> a count from one.
+#: Maps our module names to the official ones, two if our layer combines two. Numbers in <> count from one.
 _GENERATOR = (
     (r"sentence", ("Dense_0",)),
     (r"start", ("Dense_1",)),
@@ -60,7 +60,7 @@ _LEAVES = {
 
 
 def official_names(name: str, discriminator: bool) -> list[str]:
-    """Names of the official arrays that form one of our tensors when joined along the first dimension."""
+    """Return the names of the official arrays that, joined along the first dimension, form one of our tensors."""
     module, _, leaf = name.rpartition(".")
     for pattern, targets in _DISCRIMINATOR if discriminator else _GENERATOR:
         match = re.fullmatch(pattern, module)
@@ -71,10 +71,10 @@ def official_names(name: str, discriminator: bool) -> list[str]:
 
 
 def to_official(state: Mapping[str, Tensor], discriminator: bool) -> Arrays:
-    """The official code's arrays of a generator or discriminator.
+    """Convert the weights of a generator or discriminator to arrays of the official code.
 
-    Arrays are named `params/...`, `batch_stats/...` and `spectral_norm_stats/...` with slashes between the levels.
-    Kernels are (height, width, in, out) or (in, out); a spectral vector is (1, out).
+    Names are `params/...`, `batch_stats/...` and `spectral_norm_stats/...` with slashes between the levels. Kernels are
+    (height, width, in, out) or (in, out); a spectral vector is (1, out).
 
     Source: layout rules of the golden vectors; [13].
     """
@@ -89,20 +89,20 @@ def to_official(state: Mapping[str, Tensor], discriminator: bool) -> Arrays:
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generator") -> Path:
-    """Write one network of a stage's checkpoint for other code; the output is written atomically.
+    """Write one network of a stage's checkpoint for other code, atomically.
 
-    Layout `generator` is the averaged generator with the names of `networks.Generator`, `official` the same as a `.npz`
-    with the official names, and `discriminator` an image and region encoder.
+    Layout `generator` writes the averaged generator with the names of `networks.Generator`, and `official` writes it as
+    a `.npz` with the official names. `discriminator` writes the encoder of images and regions.
     """
     state = named_tensors(read_checkpoint(checkpoint).get("state_dict"))
     weights = below(state, "discriminator." if layout == "discriminator" else "generators.key.")
     if not weights:
-        raise CheckpointError(f"--checkpoint: {checkpoint} holds no {layout}: is it of a stage that trains XMC-GAN?")
+        raise CheckpointError(f"--checkpoint: {checkpoint} holds no {layout}; give one of a stage that trains XMC-GAN")
     if layout == "official":
         return write_whole(output, lambda path: _save_arrays(path, to_official(weights, discriminator=False)))
     return write_torch(output, weights)
 
 
 def _save_arrays(path: Path, arrays: Arrays) -> None:
-    with path.open("wb") as file:  # by its name, NumPy would add an ending
+    with path.open("wb") as file:  # given a name, NumPy would append `.npz`
         np.savez(file, **arrays)  # type: ignore[arg-type]
