@@ -1,1 +1,1 @@
-"""Real data sets, one module each, read in the layout in which they are distributed."""
+"""Real data sets, one module each. A module reads the layout in which its set is distributed."""

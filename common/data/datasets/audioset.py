@@ -36,7 +36,7 @@ _LIST_OF = {
     "balanced_train": "balanced_train_segments.csv",
     "evaluation": "eval_segments.csv",
 }
-# Folders of a split; otherwise, clips of all splits are looked for.
+# Folders of a split. If there are none, `videos` or the root holds the clips of all splits.
 _FOLDERS_OF = {
     "unbalanced_train": ("unbalanced_train_segments", "unbalanced_train"),
     "balanced_train": ("balanced_train_segments", "balanced_train"),
@@ -49,19 +49,19 @@ _TIMES = re.compile(r"(?:_\d+(?:\.\d+)?){0,2}")
 
 
 class AudioSet(MediaDataset):
-    """AudioSet: ten-second clips of YouTube videos, labeled with 527 kinds of sound, of which the first counts.
+    """AudioSet: ten-second clips of YouTube videos, labeled with 527 kinds of sound. A clip's first label is used.
 
-    Clips are named `<YTID>`, `<YTID>_<start>` or `<YTID>_<start>_<end>` in seconds or milliseconds, also with a leading
-    `Y`, at any depth. A video takes precedence over a sound file. Without `class_labels_indices.csv`, classes are the
-    sorted identifiers in the lists.
+    Clips may be in subfolders. They are named `<YTID>`, `<YTID>_<start>` or `<YTID>_<start>_<end>` (seconds or
+    milliseconds), optionally with a leading `Y`. A video takes precedence over a sound file. Without
+    `class_labels_indices.csv`, the sorted identifiers in the lists are the classes.
 
     Args:
-        clip_list: text file with one YTID (or file name, ``<YTID>_<start>_<end>.mp4``) per line that restricts
-            training, as in the 100,000-clip ablations. None = all.
-        in_list_order: list clips in the order of `clip_list`, not by name, to match the rows of released memory banks;
-            requires that no clip is missing.
-        trimmed: False = files are whole videos, and ``start`` and ``end`` of each clip say which part counts.
-        common_seconds: leave out clips with at most this much of picture and sound together; None = keep all.
+        clip_list: restrict training to the clips in this text file, one YTID or ``<YTID>_<start>_<end>.mp4`` per line,
+            as in the 100,000-clip ablations. None = all.
+        in_list_order: list clips in the order of `clip_list` instead of by name, to match the rows of released memory
+            banks; no clip may be missing.
+        trimmed: False = files are whole videos, from which each clip's ``start`` and ``end`` cut a part.
+        common_seconds: leave out clips whose picture and sound overlap for no longer than this; None = keep all.
     """
 
     name = "audioset"
@@ -75,7 +75,7 @@ class AudioSet(MediaDataset):
     }
     optional_splits = frozenset({"balanced_train", "evaluation"})
     num_classes = 527
-    # The lists name 2,041,789, 22,160 and 20,371 clips, not all still available.
+    # The lists name 2,041,789, 22,160 and 20,371 clips, but not all are still available.
     published_counts: ClassVar[Mapping[str, int]] = {
         "unbalanced_train": 1_784_108,
         "balanced_train": 22_160,
@@ -107,10 +107,10 @@ class AudioSet(MediaDataset):
         self.trimmed = trimmed
         self.in_list_order = in_list_order
         if in_list_order and clip_list is None:
-            raise ValueError("data.dataset.in_list_order needs data.dataset.clip_list, whose order it is")
+            raise ValueError("data.dataset.in_list_order needs data.dataset.clip_list: set both or neither")
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
-        """A `clip_list` only has a published count if it has 100,000 clips."""
+        """Return the published number of clips; for training with a `clip_list`, only the 100,000-clip list has one."""
         if self.clip_list is None or split == "evaluation":
             return super().published_count(split, fold)
         return _PUBLISHED_LISTS.get(self.clip_list.name)
@@ -128,7 +128,7 @@ class AudioSet(MediaDataset):
             watched += [class_list.parent, class_list]
             identifiers, classes = _class_names(class_list)
         else:
-            # From all lists, so that every split has the same labels.
+            # Read all lists, so that every split has the same labels.
             found = (first_of(self.root, self._list_names(name)) for part, name in _LIST_OF.items() if part != split)
             others = [path for path in found if path is not None]
             watched += others
@@ -164,7 +164,7 @@ class AudioSet(MediaDataset):
         return [folder + name for folder in _LIST_FOLDERS]
 
     def _wanted(self, watched: list[Path]) -> dict[str, int] | None:
-        """The clips of `clip_list` and their positions."""
+        """Return the clips of `clip_list` and their positions."""
         if self.clip_list is None:
             return None
         if not self.clip_list.is_file():
@@ -179,10 +179,10 @@ class AudioSet(MediaDataset):
 
 
 def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]:
-    """Rows of a list of segments: YTID, start and end in seconds, label identifiers."""
+    """Yield the rows of a list of segments: YTID, start and end in seconds, label identifiers."""
 
     def parse(row: list[str]) -> tuple[str, float, float, tuple[str, ...]]:
-        # Lists without quotes have labels in several columns.
+        # A list without quotes has its labels in several columns.
         labels = ",".join(row[3:]).split(",")
         return row[0].strip(), float(row[1]), float(row[2]), tuple(filter(None, map(str.strip, labels)))
 
@@ -194,7 +194,7 @@ def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]
 
 
 def _class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Identifiers and display names of the classes, in the order of their official index."""
+    """Return identifiers and display names of the classes, in the order of their official index."""
     rows = read_csv(path, lambda row: (int(row["index"]), row["mid"], row["display_name"]), skipinitialspace=True)
     if not (known := sorted(rows)):
         raise DatasetError(f"{path}: lists no classes; download it again")
@@ -203,7 +203,7 @@ def _class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _video_of(stem: str, listed: set[str]) -> str | None:
-    """The listed video that a file belongs to; identifiers may contain underscores and start with Y."""
+    """Find the listed video that a file belongs to; identifiers may contain underscores and start with Y."""
     for begin in (0, 1) if stem.startswith("Y") else (0,):
         video = stem[begin : begin + _ID_LENGTH]
         if video in listed and _TIMES.fullmatch(stem, begin + _ID_LENGTH):

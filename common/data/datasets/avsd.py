@@ -14,20 +14,20 @@ from common.data.datasets.tvqa import Subtitles, read_subtitles, read_words
 from common.data.listing import DatasetError
 from common.files import parsing
 
-#: Placeholder of a withheld answer.
+#: The release's placeholder for a withheld answer.
 UNDISCLOSED = "__UNDISCLOSED__"
 
 _FOLDERS = ("", "data/")
 _FILES = {split: f"{split}_set4DSTC7-AVSD.json" for split in ("train", "valid", "test")}
 _ANSWERS = ("test_set4DSTC7-AVSD_singref.json", "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json")
 _REFERENCES = ("test_set4DSTC7-AVSD_multiref.json",)
-# The test split uses the withheld part of Charades.
+# The test split uses Charades' withheld test videos.
 _VIDEO_FOLDERS = ("Charades_v1_480", "Charades_v1", "Charades_vu17_test_480", "Charades_vu17_test", "videos")
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer; None if withheld."""
+    """A question and its answer; None if the answer is withheld."""
 
     question: str
     answer: str | None
@@ -35,7 +35,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialog:
-    """A dialogue about a video; `references` are answers to the last question, empty without their file.
+    """A dialogue about a video; `references` are answers to the last question, empty without the file of references.
 
     `video` is the release's `image_id`. The questioner knows `caption` before the dialogue and writes `summary` after
     it.
@@ -51,10 +51,10 @@ class Dialog:
 class AVSD(MediaDataset):
     """AVSD (DSTC7): dialogues of ten questions and answers about 11,000 videos of Charades, which have sound.
 
-    A listing has one row per dialogue with a video, including silent ones. The test split withholds the last answer of
-    each dialogue; two optional files of the challenges have the original answers and six references each.
-    `subtitles.jsonl`, in TVQA's format, may hold the speech; the release has no such file. The folder `videos` (None:
-    the root) has the videos of Charades.
+    A listing has one row per dialogue whose video exists, including silent videos. The test split withholds the last
+    answer of each dialogue. Two optional files of the challenges contain the original answers and six references each.
+    The optional `subtitles.jsonl`, in TVQA's format, holds the speech; it is not in the release. `videos` is the folder
+    of Charades' videos (None: the root).
 
     Source: docs/papers/vx2text.md [10].
     """
@@ -83,12 +83,12 @@ class AVSD(MediaDataset):
         self.videos = None if videos is None else Path(videos).expanduser()
 
     def dialogs(self, split: str) -> list[Dialog]:
-        """The dialogues of a split, in the order of its listing."""
+        """Return the dialogues of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
         return in_order(self._found(split, []))
 
     def subtitles(self) -> Subtitles | None:
-        """Speech in the videos; None without the file, which the release does not have."""
+        """Return the speech in the videos; None without its file, which the release does not have."""
         path = self.root / "subtitles.jsonl"
         return read_subtitles(path) if path.is_file() else None
 
@@ -112,7 +112,7 @@ class AVSD(MediaDataset):
         return first_of(self.root, [folder + name for name in names for folder in _FOLDERS])
 
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Dialog]]:
-        """Video, if there is one, and dialogue."""
+        """Return each dialogue and its video; None if the video does not exist."""
         path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the dialogues are missing")
         videos = self._videos(watched)
         watched += [path.parent, path]
@@ -126,7 +126,7 @@ class AVSD(MediaDataset):
         return [(videos.get(dialog.video), dialog) for dialog in dialogs]
 
     def _videos(self, watched: list[Path]) -> dict[str, str]:
-        """Video name -> file name relative to the root."""
+        """Map names of videos to file names relative to the root."""
         home = self.root if self.videos is None else self.videos
         folders = [home / name for name in _VIDEO_FOLDERS if (home / name).is_dir()]
         if not folders and self.videos is not None and home.is_dir():

@@ -23,9 +23,9 @@ VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mkv", ".webm", ".mov", ".m4v", ".f
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".mp3", ".m4a"})
 Record = TypeVar("Record")
-# Smaller listings are faster to walk than to cache.
+# Cache listings from this size on; a smaller folder is faster to read again.
 INDEX_FROM = 20_000
-# How many missing clips a listing names.
+# A listing names at most this many missing clips.
 NAMED_MISSING = 20
 
 
@@ -35,9 +35,9 @@ class Scan:
 
     Args:
         watched: folders and list files that invalidate the index when they change.
-        missing_names: items that the official lists name but the folder lacks.
-        rows: names, numbers as in `NUMBERS`, and files with the sound, in any order; see :meth:`add`.
-        in_order: keep the order; otherwise a listing is sorted by name.
+        missing_names: items in the official lists that are not in the folder.
+        rows: names, numbers as in `NUMBERS`, and sound files, in any order; see :meth:`add`.
+        in_order: keep the order of rows instead of sorting them by name.
     """
 
     classes: tuple[str, ...]
@@ -52,7 +52,7 @@ class Scan:
         self, name: str | None, listed: str = "", *, label: int = -1, sound_label: int = -1, fold: int = 0,
         start: float = math.nan, end: float = math.nan, sound: str = "",
     ) -> None:  # fmt: skip
-        """Add a file by its name relative to the root; without one, `listed` is missing."""
+        """Add a file by its name relative to the root. If `name` is None, count `listed` as missing."""
         if name is None:
             self.missing_names.append(listed)
         else:
@@ -60,7 +60,7 @@ class Scan:
 
 
 class MediaDataset(ABC):
-    """A data set as a folder of media files with labels. The constructor reads nothing."""
+    """A data set: a folder of media files with labels. The constructor reads nothing."""
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -79,7 +79,7 @@ class MediaDataset(ABC):
     size: ClassVar[str]
     license: ClassVar[str]
     source: ClassVar[str]
-    #: Leave out clips with at most this much of picture and sound together; None keeps all.
+    #: Leave out clips whose picture and sound overlap for no longer than this; None keeps all.
     common_seconds: float | None = None
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
@@ -87,16 +87,16 @@ class MediaDataset(ABC):
 
     # ------------------------------------------------------------------------------------------------ listing
     def listing(self, split: str, fold: int | None = None) -> Listing:
-        """The clips or images of a split (or alias) and fold (from 1), sorted by file name on every machine."""
+        """Return the clips or images of a split (or alias) and fold (from 1), sorted by file name on every machine."""
         listing = self._all(split, fold)
         if self.common_seconds is None:
             return listing
-        from common.data.durations import long_enough  # imports a decoder, which planning does not need
+        from common.data.durations import long_enough  # imports a decoder, which planning doesn't need
 
         return long_enough(listing, self.common_seconds)
 
     def _all(self, split: str, fold: int | None) -> Listing:
-        """All clips of a split, with or without sound, from the index if that is fresh."""
+        """Return all clips of a split, with or without sound; use the cached index if it is fresh."""
         split, fold = self._checked(split, fold)
 
         def fresh() -> tuple[Columns, list[Path]]:
@@ -106,7 +106,7 @@ class MediaDataset(ABC):
         return Listing.of_columns(cached_columns(self.index_name(split, fold), fresh))
 
     def index_name(self, split: str, fold: int | None = None) -> str:
-        """Name of a split's listing in the cache."""
+        """Return the name of a split's listing in the cache."""
         key = f"{os.path.abspath(self.root)}\0{sorted(self._options().items())}"
         digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         return f"{self.name}-{digest}-{split if fold is None else f'{split}-fold{fold}'}"
@@ -117,18 +117,18 @@ class MediaDataset(ABC):
 
     @property
     def full_title(self) -> str:
-        """The title, including what the arguments select."""
+        """Return the title, including what the arguments select."""
         return self.title
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
-        """Published number of items of a split; None = unknown."""
+        """Return the published number of items of a split; None = unknown."""
         return self.published_counts.get(_part(split, fold), self.published_counts.get(split))
 
     def published_classes(self) -> int | None:
         return self.num_classes
 
     def parts(self) -> list[tuple[str, int | None]]:
-        """Every (split, fold) that can be listed, or the split that holds all."""
+        """Return each (split, fold) that can be listed, or only the split "all" if there is one."""
         if "all" in self.splits:
             return [("all", None)]
         if not self.fold_needed:
@@ -165,10 +165,10 @@ class MediaDataset(ABC):
 
     @abstractmethod
     def _scan(self, split: str, fold: int | None) -> Scan:
-        """Read the folder; root, split and fold are already checked."""
+        """Read the folder. The caller has checked root, split and fold."""
 
     def _options(self) -> dict[str, object]:
-        """Arguments besides the root that change the listing; part of the index's name."""
+        """Return the arguments, besides the root, that change the listing; part of the index's name."""
         return {}
 
     def _checked(self, split: str, fold: int | None) -> tuple[str, int | None]:
@@ -186,7 +186,7 @@ class MediaDataset(ABC):
         return split, fold
 
     def _one_of(self, *names: str, reason: str = "") -> Path:
-        """The first file or folder of these names, relative to the root, that exists."""
+        """Return the first of these files or folders (relative to the root) that exists."""
         found = first_of(self.root, names)
         if found is None:
             raise self._lacks(self.root / names[0], reason)
@@ -204,7 +204,7 @@ class MediaDataset(ABC):
         )
 
     def status(self) -> DatasetStatus:
-        """What is present and what is missing; lists every split, from its index if that is fresh."""
+        """Describe what is present and what is missing in every split; use cached indices if they are fresh."""
         counts: dict[str, int] = {}
         notes: list[str] = []
         layouts: list[str] = []
@@ -216,7 +216,7 @@ class MediaDataset(ABC):
                 if self.common_seconds is not None:
                     from common.data.durations import is_known, long_enough
 
-                    if is_known(listing):  # an overview opens no files
+                    if is_known(listing):  # an overview must not open files
                         listing = long_enough(listing, self.common_seconds)
                     else:
                         notes.append(f"{part}: clips without sound are still counted; the first run leaves them out")
@@ -259,7 +259,7 @@ class DatasetStatus:
 
     @property
     def present(self) -> bool:
-        """Whether every required split was found."""
+        """Whether all required splits are present."""
         return not self.problems and bool(self.counts)
 
 
@@ -269,12 +269,12 @@ def _part(split: str, fold: int | None) -> str:
 
 # ---------------------------------------------------------------------------------------------------- reading folders
 def first_of(root: Path, names: Iterable[str]) -> Path | None:
-    """The first file or folder that exists; "." means the root."""
+    """Return the first file or folder that exists; "." means the root."""
     return next((path for name in names if (path := root / name).exists()), None)
 
 
 def entries(folder: Path) -> tuple[list[str], list[str]]:
-    """Sorted names of the subfolders and files of a folder, without hidden ones."""
+    """Return the sorted names of a folder's subfolders and files, without hidden ones."""
     folders: list[str] = []
     files: list[str] = []
     with os.scandir(folder) as found:
@@ -285,7 +285,7 @@ def entries(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> Iterator[tuple[str, str]]:
-    """All files below a folder as (name relative to it, stem), depth first, sorted.
+    """Yield all files below a folder as (name relative to the folder, stem), depth first, sorted.
 
     `suffixes` are lower case; None = all files. Visited folders are added to `watched`.
     """
@@ -295,7 +295,7 @@ def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> 
         prefix = pending.pop()
         current = folder / prefix if prefix else folder
         identity = current.stat()
-        # Avoid loops of links.
+        # Links may form a loop.
         if (identity.st_dev, identity.st_ino) in seen:
             continue
         seen.add((identity.st_dev, identity.st_ino))
@@ -309,21 +309,21 @@ def walk(folder: Path, suffixes: frozenset[str] | None, watched: list[Path]) -> 
 
 
 def read_lines(path: Path) -> list[str]:
-    """Non-blank lines of a text list, without byte-order mark and carriage returns."""
+    """Read the non-blank lines of a text list, without byte-order mark and carriage returns."""
     with named(path):
         text = read_text(path, None, encoding="utf-8-sig", errors="surrogateescape")
-    # Not splitlines(), because file names may contain its other line separators.
+    # splitlines() would also split at characters that file names may contain.
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
 
 
 def in_order(found: Iterable[tuple[str | None, Record]]) -> list[Record]:
-    """The records that have a file, in the order of a listing: by file, then as given."""
+    """Return the records that have a file, ordered like a listing: by file name, then as given."""
     having = [(name, record) for name, record in found if name is not None]
     return [record for _, record in sorted(having, key=lambda row: row[0])]
 
 
 def prefix_of(folder: Path, root: Path) -> str:
-    """Prefix that makes a name inside a folder relative to the root."""
+    """Return the prefix that makes names in a folder relative to the root."""
     relative = folder.relative_to(root).as_posix()
     return "" if relative == "." else f"{relative}/"
 
@@ -333,28 +333,28 @@ WriteMedia = Callable[[Path], object]
 
 
 def write_lines(path: Path, lines: Iterable[str], newline: str = "\n") -> None:
-    """Write a text file and create its folders."""
+    """Write a text file, and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}{newline}" for line in lines), encoding="utf-8", newline="")
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file without spaces and create its folders."""
+    """Write a JSON file without spaces, and create its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
 
 def placeholder(path: Path) -> None:
-    """Write a dummy file in place of a media file, enough for a listing."""
+    """Write a dummy media file, which is enough for a listing."""
     path.write_bytes(b"placeholder")
 
 
 def put(path: Path, write: WriteMedia) -> None:
-    """Let `write` make a file, and create its folders."""
+    """Let `write` make a file, after creating its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path)
 
 
 def video_id(number: int, prefix: str = "v") -> str:
-    """An ID of eleven characters, as on YouTube."""
+    """Return an ID of eleven characters, like YouTube's."""
     return f"{prefix}{number:0{11 - len(prefix)}d}"

@@ -28,11 +28,11 @@ _REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5)"
 
 
 class LanguageCaptioned(MediaDataset):
-    """Base of sets with captions by language and region features; `regions` is by default a folder in the root."""
+    """Base of data sets with captions in several languages and region features; by default these are in `regions/`."""
 
     streams = ("image",)
     languages: ClassVar[tuple[str, ...]]
-    #: Whether its splits differ from those of `coco`, the data set whose images it shows.
+    #: Whether its splits differ from those of `coco`, the data set that provides its images.
     own_splits: ClassVar[bool] = False
     #: The authors' region feature files of each split, relative to the root.
     official_regions: ClassVar[Mapping[str, tuple[str, ...]]] = {}
@@ -43,7 +43,7 @@ class LanguageCaptioned(MediaDataset):
         self.regions_root = None if regions is None else Path(regions).expanduser()
 
     def captions(self, split: str, language: str | None = None) -> LanguageCaptions:
-        """The captions of a split in one language; None = the first language."""
+        """Return the captions of a split in one language; None = the first language."""
         split, _ = self._checked(split, None)
         return self._captions(split, self._checked_language(language))
 
@@ -52,10 +52,10 @@ class LanguageCaptioned(MediaDataset):
 
     @abstractmethod
     def image_path(self, key: str, split: str) -> Path:
-        """The file of a picture, which may not exist: a model with region features does not need it."""
+        """Return the file of a picture. It may not exist: a model with region features does not need it."""
 
     def regions(self, split: str) -> RegionFeatures:
-        """The region features of a split's pictures; may contain others."""
+        """Return the region features of a split's pictures; they may include other pictures."""
         paths = self.region_paths(split)
         if not paths:
             folder = self.regions_folder
@@ -72,12 +72,12 @@ class LanguageCaptioned(MediaDataset):
         return self.regions_root or self.root / "regions"
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
-        """Files with the region features of a split; empty if there are none."""
+        """Return the region feature files of a split; empty if there are none."""
         folder = self.regions_folder
         places = [(folder, pattern.format(split=split)) for pattern in _REGION_PATTERNS]
         official = self.official_regions.get(split, ())
         places += [(parent, pattern) for parent in (folder, self.root) for pattern in official]
-        places.append((folder, "*"))  # otherwise, features of all splits in files of any name
+        places.append((folder, "*"))  # last, files of any name, for all splits
         for parent, pattern in places:
             seen = (path for path in parent.glob(pattern) if not path.name.startswith("."))
             found = [path for path in seen if path.suffix.lower() in REGION_SUFFIXES]
@@ -95,7 +95,7 @@ class LanguageCaptioned(MediaDataset):
         try:
             keys = self.captions(split).keys
         except (DatasetMissing, ValueError):
-            return []  # the status reports it
+            return []  # the status reports this error
         lacking = features.missing(keys)
         if not lacking:
             return []
@@ -109,16 +109,16 @@ class LanguageCaptioned(MediaDataset):
 
 
 class CaptionedDataset(LanguageCaptioned):
-    """A data set of captions with region features; its pictures are optional."""
+    """A data set with captions and region features. Its pictures are optional."""
 
     further_layout = _REGION_LAYOUT
-    #: Folders of a split's pictures `<key>.jpg`, relative to the root; the first that exists is used.
+    #: Folders with a split's pictures `<key>.jpg`, relative to the root; the first that exists is used.
     image_folders: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def image_path(self, key: str, split: str) -> Path:
         folders = [self.root / folder for folder in self.image_folders.get(split, ("images",))]
         names = [folder / f"{key}{suffix}" for folder in folders for suffix in (".jpg", ".png", ".jpeg", ".webp")]
-        if self.region_keys == "number":  # as img2dataset names files: 10,000 per folder
+        if self.region_keys == "number":  # img2dataset's file names: 10,000 per folder
             names += [folder / f"{int(key) // 10_000:05d}" / f"{int(key):09d}.jpg" for folder in folders]
         return next((path for path in names if path.is_file()), names[0])
 
@@ -132,7 +132,7 @@ class CaptionedDataset(LanguageCaptioned):
             return replace(captions, groups=np.array([known[key] for key in captions.keys], dtype=np.int64))
 
     def _all(self, split: str, fold: int | None) -> Listing:
-        # No index: it would not notice a list of captions that a finished download made longer.
+        # Don't cache the listing: it would miss that a caption list grew when its download finished.
         return self._fresh(*self._checked(split, fold))[0]
 
     def _scan(self, split: str, fold: int | None) -> Scan:
@@ -184,26 +184,26 @@ _region_features = read_once(16)(RegionFeatures)
 
 
 def _natural(path: Path) -> tuple[str | int, ...]:
-    """Sorts `train_10` after `train_9`."""
+    """Sort key that puts `train_10` after `train_9`."""
     return tuple(int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name))
 
 
 # ---------------------------------------------------------------------------------------------------- text files
 def read_text(path: Path) -> str:
-    """A UTF-8 text file, optionally gzipped."""
+    """Read a UTF-8 text file, optionally gzipped."""
     with parsing(path, DatasetError):
         content = read_bytes(path, None)
         return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
 
 
 def read_text_lines(path: Path) -> list[str]:
-    """The lines of a text file, stripped, including blank ones; see :func:`read_text`."""
+    """Read the stripped lines of a text file, including blank ones; see :func:`read_text`."""
     lines = [line.strip() for line in read_text(path).replace("\r\n", "\n").split("\n")]
     return lines[:-1] if lines and not lines[-1] else lines
 
 
 def one_language(path: Path, language: str, rows: Iterable[tuple[str, Iterable[str]]]) -> LanguageCaptions:
-    """Captions by image key, without blank captions and images that have no other."""
+    """Collect captions by image key. Leave out blank captions, and images that only have blank ones."""
     found = [(key, tuple(single_spaced(text) for text in texts if text.strip())) for key, texts in rows]
     kept = {key: texts for key, texts in found if texts}
     if not kept:
@@ -214,10 +214,10 @@ def one_language(path: Path, language: str, rows: Iterable[tuple[str, Iterable[s
 
 
 def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
-    """Rows of a tab-separated table of captions: number from 0, and caption.
+    """Yield the row number, from 0, and the caption of each row in a tab-separated table of captions.
 
-    With a heading, the captions are the column `caption`, quoted as in CSV. Without one, they are the first column,
-    followed by an address, and quotes are literal.
+    A table with a heading has a column `caption`, quoted as in CSV. Without a heading, captions are the first column,
+    an address follows, and quotes are literal.
     """
 
     def captions(lines: Iterator[str]) -> Iterator[str]:
@@ -230,9 +230,9 @@ def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
         csv.field_size_limit(2**24)  # the default is too small
         for row in csv.reader(rows, delimiter="\t", quoting=quoting, strict=True):
             if len(row) < (len(heading) if headed else 2):
-                raise ValueError(f"{len(row)} columns; a caption, a tab and an address are expected")
+                raise ValueError(f"expected a caption, a tab and an address, but the line has {len(row)} columns")
             if "\n" in row[column] and "\t" in row[column]:
-                raise ValueError("a quote is not closed in its line; without the heading, quotes are literal")
+                raise ValueError("a quote is not closed on its line; in a table without heading, quotes are literal")
             yield row[column]
 
     return enumerate(read_rows(path, captions, str))

@@ -40,8 +40,8 @@ CLASSES: tuple[str, ...] = (
 class COCO(MediaDataset):
     """COCO 2017: photographs with five captions each, and the outlines of objects of 80 categories.
 
-    A listing has the images with captions. Tags are the categories of the instances, in file order. Images with the
-    same optional ``group_id`` show the same thing.
+    A listing contains the images that have captions. Tags are the categories of the instances, in file order. Images
+    with the same optional ``group_id`` show the same thing.
 
     Source: docs/papers/mct.md [8].
     """
@@ -64,7 +64,7 @@ class COCO(MediaDataset):
     source = "https://cocodataset.org/#download"
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Captions, tags and boxes of the images of a listing (None = the whole split), in its order."""
+        """Return captions, tags and boxes of a listing's images, in its order; None = the whole split."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._captions(split)
@@ -97,7 +97,7 @@ class COCO(MediaDataset):
 def fill_scan(
     scan: Scan, images: CaptionedImages, files: set[str], prefix: str = "", rows: Iterable[int] | None = None
 ) -> None:
-    """Add the images with captions and a file to a scan; count the others as missing.
+    """Add images with captions to a scan. An image without a file counts as missing.
 
     `files` are names as in the annotations; `prefix` makes them relative to the root.
     """
@@ -128,7 +128,7 @@ class Instances:
     """The M objects of an annotation file as columns, in its order.
 
     Args:
-        labels: positions in `categories`, int64 [M].
+        labels: indices into `categories`, int64 [M].
         boxes: left, top, right, bottom, float32 [M, 4].
     """
 
@@ -139,14 +139,14 @@ class Instances:
     crowd: npt.NDArray[np.bool_]
 
     def tags(self, image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Categories in each image, bool [N, categories]; crowds count."""
+        """Return which categories each image shows, bool [N, categories], including crowds."""
         tags = np.zeros((len(image_ids), len(self.categories)), dtype=np.bool_)
         for row, positions in enumerate(self.by_image(image_ids)):
             tags[row, self.labels[positions]] = True
         return tags
 
     def by_image(self, image_ids: npt.NDArray[np.int64]) -> list[npt.NDArray[np.int64]]:
-        """Positions of the objects of each image, in file order."""
+        """Return the positions of each image's objects, in file order."""
         order = np.argsort(self.image_ids, kind="stable")
         ordered = self.image_ids[order]
         starts, ends = (np.searchsorted(ordered, image_ids, side) for side in ("left", "right"))
@@ -166,7 +166,7 @@ def _instance_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
         objects = document["annotations"]
         strangers = {entry["image_id"] for entry in objects} - {entry["id"] for entry in document["images"]}
         if strangers:
-            raise DatasetError(f"{path}: an object is of image {min(strangers)}, which the file does not list")
+            raise DatasetError(f"{path}: an object belongs to image {min(strangers)}, which the file does not list")
         boxes = np.array([entry["bbox"] for entry in objects]).reshape(len(objects), 4)
         boxes[:, 2:] += boxes[:, :2]
         return {
@@ -179,7 +179,7 @@ def _instance_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:
-    """Boxes of some images from an instance file, without empty ones."""
+    """Read the boxes of some images from an instance file, without empty boxes."""
     instances = read_instances(path)
     solid = np.all(instances.boxes[:, 2:] > instances.boxes[:, :2], axis=1)
     found: list[Boxes] = []
@@ -196,13 +196,13 @@ def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:
 
 
 # ---------------------------------------------------------------------------------------------------- writing
-# Ids of captions and objects, unique over all splits: the picture's id, then two digits.
+# The id of a caption or object is the picture's id and two digits, so it is unique over all splits.
 PER_IMAGE = 100
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One object of a picture: category from 0; box (left, top, right, bottom), area, polygon [points, 2] in pixels."""
+    """An object in a picture: category from 0; in pixels box (left, top, right, bottom), area, polygon [points, 2]."""
 
     category: int
     box: tuple[float, float, float, float]
@@ -213,7 +213,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Annotated:
-    """One picture and its annotations; `number` is unique over all splits, pictures of the same thing share `group`."""
+    """A picture and its annotations. `number` is unique over all splits; pictures of the same thing share `group`."""
 
     number: int
     file_name: str
@@ -227,7 +227,7 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Metadata of a set; `categories` are pairs of name and supercategory."""
+    """Metadata of a data set; `categories` are pairs of name and supercategory."""
 
     description: str
     categories: tuple[tuple[str, str], ...]
@@ -239,7 +239,7 @@ def coco_name(number: int) -> str:
 
 
 def write_coco(root: Path, split: str, images: Sequence[Annotated], vocabulary: Vocabulary) -> None:
-    """Write ``annotations/captions_<split>.json`` and ``instances_<split>.json``; `split` is, e.g., `train2017`."""
+    """Write ``annotations/captions_<split>.json`` and ``instances_<split>.json`` of a split such as `train2017`."""
     for image in images:
         if max(len(image.captions), len(image.instances)) >= PER_IMAGE:
             raise ValueError(f"{image.file_name}: at most {PER_IMAGE - 1} captions and objects per picture")

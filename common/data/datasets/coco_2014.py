@@ -11,7 +11,7 @@ from common.data.datasets.coco import COCO
 class COCO2014(COCO):
     """COCO 2014: photographs with five captions each, and the outlines of objects of 80 categories.
 
-    The validation split is the whole official one: Karpathy's restval (30,504), val (5,000) and test (5,000).
+    The validation split is the whole official split: Karpathy's restval (30,504), val (5,000) and test (5,000).
 
     Source: docs/papers/xmc_gan.md [7] ("COCO-14").
     """

@@ -24,8 +24,8 @@ class COCOCN(OnCOCO):
 
     Keys are COCO file names without suffix. For the arguments see :class:`OnCOCO`; `restval` has no effect.
 
-    Source: docs/papers/m3p.md [8]; layout of `coco-cn-version1805v1.1`: lines of `<image>#<number>`, tab, caption, and
-    a list of images per split.
+    Source: docs/papers/m3p.md [8]; layout of `coco-cn-version1805v1.1`: one file with a line `<image>#<number>`, tab,
+    caption per caption, and a list of images per split.
     """
 
     name = "coco_cn"
@@ -51,7 +51,7 @@ class COCOCN(OnCOCO):
                 for name in (f"coco-cn_{split}.txt", _CAPTIONS)
             )
         )
-        # Groups come from COCO's list; without it, or if it lacks an image, all groups differ.
+        # Groups come from COCO's list. If it doesn't exist or lacks an image, each image is its own group.
         if not self.coco.has_list():
             return captions
         parts = [self.coco.images(part) for part in self.coco.splits]
@@ -68,7 +68,7 @@ def _read(paths: tuple[Path, ...]) -> LanguageCaptions:
         name, tab, text = line.partition("\t")
         key, mark, _ = name.strip().partition("#")
         if not (tab and mark and key):
-            raise DatasetError(f"{written}: <image>#<number>, a tab and a caption are expected, not {line[:80]!r}")
+            raise DatasetError(f"{written}: expected <image>#<number>, a tab and a caption, not {line[:80]!r}")
         if key in wanted:
             wanted[key].append(text)
     return one_language(written, "zh", wanted.items())
@@ -76,7 +76,7 @@ def _read(paths: tuple[Path, ...]) -> LanguageCaptions:
 
 # ---------------------------------------------------------------------------------------------------- writing
 def write_coco_cn(root: Path, parts: Mapping[str, Sequence[tuple[str, Sequence[str]]]]) -> None:
-    """Write COCO-CN; each part is a list of image name without suffix and captions."""
+    """Write COCO-CN. Each part is a list of image names (without suffix) and captions."""
     home = root / "coco-cn-version1805v1.1"
     for part, images in parts.items():
         write_lines(home / f"coco-cn_{part}.txt", (stem for stem, _ in images))

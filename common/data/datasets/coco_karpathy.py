@@ -1,4 +1,4 @@
-"""COCO 2014 in the split of Karpathy and Fei-Fei, for retrieval by captions."""
+"""COCO 2014 in the split of Karpathy and Fei-Fei, for image-text retrieval."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _LIST = "dataset_coco.json"
 
 
 class COCOKarpathy(LanguageCaptioned):
-    """COCO 2014 in Karpathy's split: most of the official validation images are for training here ("restval").
+    """COCO 2014 in Karpathy's split, where most of the official validation images ("restval") are for training.
 
     Args:
         restval: whether `train` includes `restval`: 113,287 images.
         regions: folder of region features; None = `regions` in the root.
 
-    Source: docs/papers/mct.md [9], "Cross-modal search"; of M3P, section 8.
+    Source: docs/papers/mct.md [9], "Cross-modal search"; docs/papers/m3p.md [8].
     """
 
     languages = ("en",)
@@ -75,13 +75,13 @@ class COCOKarpathy(LanguageCaptioned):
         return self.published_counts[split] + more
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Captions of the images of a listing (None = the whole split), in its order; no tags or boxes."""
+        """Return the captions of a listing's images, in its order, without tags and boxes; None = the whole split."""
         listing = self.listing(split) if listing is None else listing
         images, _ = read_splits(self._one_of(_LIST))
         return images.annotations(listing.names)
 
     def _captions(self, split: str, language: str) -> LanguageCaptions:
-        """English captions of a split's images by key, whether or not the files exist."""
+        """Return the English captions of a split's images by key, whether or not the image files exist."""
         images, rows = self._images(split)
         kept = rows[np.diff(images.captions.starts)[rows] > 0]
         if not len(kept):
@@ -91,19 +91,19 @@ class COCOKarpathy(LanguageCaptioned):
         return LanguageCaptions("en", keys, texts, images.groups[kept])
 
     def images(self, split: str) -> tuple[list[str], list[int], list[int]]:
-        """Keys, COCO numbers and groups of a split's images, in list order."""
+        """Return keys, COCO numbers and groups of a split's images, in list order."""
         images, rows = self._images(self._checked(split, None)[0])
         return [_key(images.names[row]) for row in rows], images.image_ids[rows].tolist(), images.groups[rows].tolist()
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
-        """With `restval`, also the files of COCO's other splits, since its images are in val2014."""
+        """Return a split's files. Training with `restval` needs all files, as its images are in val2014."""
         several = self.restval and split == "train" and self.regions_root is None
         return self.all_region_paths() if several else super().region_paths(split)
 
     def all_region_paths(self) -> tuple[Path, ...]:
-        """Files with the region features of all splits."""
+        """Return the region feature files of all splits."""
         paths_of = super().region_paths
-        rest = ["restval"] if any(self.regions_folder.glob("restval[._]*")) else []  # else any file would do
+        rest = ["restval"] if any(self.regions_folder.glob("restval[._]*")) else []  # else `*` would match
         return tuple(dict.fromkeys(path for one in ("train", *rest, "val", "test") for path in paths_of(one)))
 
     def has_list(self) -> bool:
@@ -113,7 +113,7 @@ class COCOKarpathy(LanguageCaptioned):
         return self.root / key.removeprefix("COCO_").partition("_")[0] / f"{key}.jpg"
 
     def status(self) -> DatasetStatus:
-        """Counts images, or captions if there are only region features, which some models read instead."""
+        """Count the images, or the captions if there are only region features, which some models read instead."""
         found, splits = super().status(), ("train", "val", "test")
         if not self.has_list():
             return found
@@ -123,7 +123,7 @@ class COCOKarpathy(LanguageCaptioned):
         notes = [note for split in splits for note in self.region_notes(split)]
         try:
             counts = {split: len(self.captions(split)) for split in splits if self.regions(split)}
-        except (DatasetMissing, ValueError, OSError):  # damaged
+        except (DatasetMissing, ValueError, OSError):  # damaged files
             counts = {}
         if found.counts or not counts:
             return replace(found, notes=(*found.notes, *notes))
@@ -147,19 +147,19 @@ class COCOKarpathy(LanguageCaptioned):
         return scan
 
     def _images(self, split: str) -> tuple[CaptionedImages, npt.NDArray[np.int64]]:
-        """All images, and the rows of a split."""
+        """Return all images, and the rows of a split."""
         images, splits = read_splits(self._one_of(_LIST))
         return images, np.flatnonzero((splits == split) | (self.restval and split == "train" and splits == "restval"))
 
 
 def _key(name: str) -> str:
-    """File name without folder and suffix, the key of an image everywhere."""
+    """Return the file name without folder and suffix, which is the image's key everywhere."""
     return os.path.splitext(name.rpartition("/")[2])[0]
 
 
 @read_once(2)
 def read_splits(path: Path) -> tuple[CaptionedImages, npt.NDArray[np.str_]]:
-    """All images of Karpathy's list, named with their folder, and the split of each; read once per process."""
+    """Read all images of Karpathy's list, named with their folder, and each image's split; read once per process."""
     with parsing(path, DatasetError):
         entries = read_json(path, without=frozenset({"tokens"}))["images"]
         images = [
@@ -173,7 +173,7 @@ def read_splits(path: Path) -> tuple[CaptionedImages, npt.NDArray[np.str_]]:
 
 # ---------------------------------------------------------------------------------------------------- writing
 def write_karpathy(root: Path, parts: Mapping[str, Sequence[Annotated]]) -> None:
-    """Write ``dataset_coco.json`` of Karpathy's split: `train` is in ``train2014``, all other parts in ``val2014``."""
+    """Write ``dataset_coco.json`` of Karpathy's split: ``train2014`` has `train`, ``val2014`` all other parts."""
     images: list[dict[str, Any]] = []
     for split, members in parts.items():
         for image in members:

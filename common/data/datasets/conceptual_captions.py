@@ -17,12 +17,12 @@ _FILES = {
 
 
 class ConceptualCaptions(CaptionedDataset):
-    """Conceptual Captions: one English caption per picture; most pictures must be downloaded one by one.
+    """Conceptual Captions: one English caption per picture. Pictures must be downloaded one by one.
 
-    Keys are row numbers, from 0 without the heading; the digits of `image_id` in the region features must match.
+    Keys are row numbers from 0, without the heading. They must match the digits of the region features' `image_id`.
 
-    Source: docs/papers/m3p.md [4] and [8] (`google.csv`, `train_<k>.h5`, `google_valid_fp16.h5`); the lists as Google
-    distributes them have no heading.
+    Source: docs/papers/m3p.md [4] and [8] (`google.csv`, `train_<k>.h5`, `google_valid_fp16.h5`). The lists that Google
+    distributes have no heading.
     """
 
     name = "conceptual_captions"
@@ -60,7 +60,7 @@ def _read(path: Path) -> LanguageCaptions:
 
 # ---------------------------------------------------------------------------------------------------- writing
 def write_conceptual_captions(root: Path, parts: Mapping[str, Sequence[str]]) -> None:
-    """Write the lists of Conceptual Captions; row n is `training/<n>.jpg` or `validation/<n>.jpg`."""
+    """Write the lists of Conceptual Captions; row n belongs to `training/<n>.jpg` or `validation/<n>.jpg`."""
     for part, captions in parts.items():
         folder = ConceptualCaptions.image_folders[part][0]
         lines = (f"{text}\thttp://example.org/{folder}/{row}.jpg" for row, text in enumerate(captions))

@@ -1,4 +1,4 @@
-"""DCASE acoustic scenes: the set that audio-visual papers call DCASE (2014)."""
+"""DCASE acoustic scenes: the data set of 2014, which audio-visual papers call DCASE."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class DCASE2014(MediaDataset):
     """DCASE scene classification: 100 training and 100 test recordings of 30 s, ten scenes.
 
     The paper does not state the year. We use the IEEE AASP challenge (public part for training, private part for
-    testing), which audio-visual papers call DCASE or DCASE 2014; one training list, one test list and ten classes fit
-    no later year.
+    testing), which audio-visual papers call DCASE or DCASE 2014. No later year has one training list, one test list and
+    ten classes.
 
-    The scene is the file's name without its number. Scenes are numbered in alphabetical order over both splits.
+    The scene is the file's name without its number. Labels follow the alphabetical order of the scenes in both splits.
     """
 
     name = "dcase2014"

@@ -1,7 +1,7 @@
 """The user's data: a folder of clips, images or sounds; docs/own-data.md shows its layouts.
 
-Without splits, hashes of the names assign each class to five folds, the same on every machine; fold 1 is the test fold.
-Pieces of one recording may get different folds; use a list to split those.
+Without splits, the clips of each class are divided into five folds by hashes of their names, the same on every machine.
+Fold 1 is the test fold. Pieces of one recording may get different folds; use a list to prevent that.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from common.data.listing import DatasetError, DatasetMissing, Listing
 from common.data.regions import picture_key
 from common.data.sequences import Rows, Texts
 
-#: Name of the list, by Hugging Face's convention.
+#: Name of the list, following Hugging Face.
 LIST = "metadata.csv"
-#: Split by folder name or value of the column `split`.
+#: Maps the name of a folder, or a value of the column `split`, to a split.
 SPLIT_OF: Mapping[str, str] = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "val", "valid", "dev"), "validation"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 _OTHER = {"validation": "test", "test": "validation"}
-#: Order in which a class's files are assigned to folds; a class of one file is for training.
+#: Folds that a class's files get in turn. A class with one file is for training, because fold 1 is the test fold.
 _DEALT = (2, 1, 3, 4, 5)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, or a part of it, as described by the folder or the list; paths are relative to the root.
+    """A file, or a part of a file, as described by the folder or the list; paths are relative to the root.
 
     Args:
         split: "train", "validation" or "test"; "" without splits.
-        sound: "" for the sound of the file itself.
-        start, end: in seconds; NaN for the file's own.
+        sound: file with the sound; "" if it is in the file itself.
+        start, end: part of the file in seconds; NaN = the file's limits.
         captions: by language; "" is the data set's default language.
     """
 
@@ -68,12 +68,12 @@ class Entry:
 
 
 class OwnFolder(MediaDataset):
-    """Base of the three kinds: layouts, splits, folds and messages."""
+    """Base for folders of clips, sounds and images: layouts, splits, folds and messages."""
 
     splits = ("train", "validation", "test", "all")
     split_aliases: ClassVar[Mapping[str, str]] = {
         "val": "validation",
-        # The recipes' names of the splits.
+        # names of the splits in recipes
         "trainval": "train",
         "unbalanced_train": "train",
         "evaluation": "test",
@@ -84,7 +84,7 @@ class OwnFolder(MediaDataset):
     license = "unknown; state it when you share the model"
     source = ""
     suffixes: ClassVar[frozenset[str]]
-    #: Further columns besides `file_name`, `label` and `split`.
+    #: Columns of the list besides `file_name`, `label` and `split`.
     columns: ClassVar[tuple[str, ...]] = ()
 
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
@@ -96,7 +96,7 @@ class OwnFolder(MediaDataset):
         )
 
     def summary(self) -> str:
-        """The numbers of files and classes, and notes, in lines to print."""
+        """Return lines to print: the numbers of files and classes, and notes."""
         listing = self.listing("all")
         classes = len(listing.classes)
         of = f"of {classes} {'class' if classes == 1 else 'classes'}" if classes else "without classes"
@@ -131,15 +131,15 @@ class OwnFolder(MediaDataset):
         return [row for row, item in enumerate(items) if item.split == wanted]
 
     def _contents(self) -> tuple[list[Entry], Scan]:
-        """The files of the folder by name, and the classes."""
+        """Return the folder's files, sorted by name, and a scan with the classes."""
         self.require_folder()
         items, scan = self._listed() if (self.root / LIST).is_file() else self._in_folders()
         for what in ("label", "split"):
             lacking = [item for item in items if not getattr(item, what)]
             if lacking and len(lacking) < len(items):
                 raise DatasetError(
-                    f"{self.root / lacking[0].name}: no {what}, which {len(items) - len(lacking)} other files have; a "
-                    f"class folder or {LIST} gives a file its label"
+                    f"{self.root / lacking[0].name} has no {what}, but {len(items) - len(lacking)} other files have "
+                    f"one; give it one in {LIST}, or put it into a folder of that name"
                 )
         scan.classes = tuple(sorted({item.label for item in items} - {""}))
         return sorted(items, key=lambda item: item.name), scan
@@ -176,7 +176,7 @@ class OwnFolder(MediaDataset):
         return items, Scan((), layout, watched, notes=notes)
 
     def _split_folders(self, folders: Sequence[str]) -> list[str]:
-        """Those named like splits, if they are splits: a class may be called "train"."""
+        """Return the folders of splits; none if there are other folders, since a class may be called "train"."""
         parts = [name for name in folders if name.lower() in SPLIT_OF]
         others = [name for name in folders if name not in parts]
         if others and len({SPLIT_OF[part.lower()] for part in parts}) > 1:
@@ -191,20 +191,20 @@ class OwnFolder(MediaDataset):
     def _listed(self) -> tuple[list[Entry], Scan]:
         path = self.root / LIST
         watched = [path]
-        # Accented letters may be composed or decomposed.
+        # Accented letters may be composed or decomposed, so compare normalized names.
         present = {_normal(name): name for name, _ in walk(self.root, None, watched)}
         parse = functools.partial(self._entry, present=present)
         items: dict[tuple[str, str], Entry] = {}
         for item in read_csv(path, parse, self._check_columns, skipinitialspace=True, strict=True):
-            part = (item.name, f"{item.start} {item.end}")  # as text, since not every nan equals another
+            part = (item.name, f"{item.start} {item.end}")  # as text, because nan != nan
             items[part] = item if part not in items else self._joined(items[part], item)
         if not items:
-            raise DatasetError(f"{path} lists nothing: write a line for every file below its heading")
+            raise DatasetError(f"{path} lists no files: write a line for every file below its heading")
         return list(items.values()), Scan((), f"list {LIST}", watched)
 
     def _entry(self, row: Mapping[str | None, Any], present: Mapping[str, str]) -> Entry:
         if None in row:
-            raise ValueError("more cells than the heading; quote texts that contain commas")
+            raise ValueError("the line has more cells than the heading; put texts that contain commas in quotes")
         cells = {str(column).strip(): (value or "").strip() for column, value in row.items()}
 
         def file(stated: str) -> str:
@@ -215,10 +215,10 @@ class OwnFolder(MediaDataset):
 
         split = cells.get("split", "").lower()
         if split and split not in SPLIT_OF:
-            raise ValueError(f"split {split!r} is none of {', '.join(SPLIT_OF)}")
+            raise ValueError(f"split {split!r} must be one of {', '.join(SPLIT_OF)}")
         start, end = (float(cells.get(column) or math.nan) for column in ("start", "end"))
         if start < 0 or end <= start:
-            raise ValueError(f"start {start:g} and end {end:g} must be seconds, in this order")
+            raise ValueError(f"start {start:g} and end {end:g} must be seconds, with start before end")
         sound = file(cells["sound"]) if cells.get("sound") else ""
         label = _normal(cells.get("label", ""))
         tags = (_normal(tag.strip()) for tag in cells.get("tags", "").split(";") if tag.strip())
@@ -234,7 +234,7 @@ class OwnFolder(MediaDataset):
                 raise ValueError(f"unknown column {column!r}; a list of {self.unit} has {', '.join(known)}")
 
     def _joined(self, before: Entry, item: Entry) -> Entry:
-        """A file with the captions and tags of a further line."""
+        """Add the captions and tags of a further line to a file."""
         if (item.label, item.split) != (before.label, before.split) or not (item.captions or item.tags):
             raise DatasetError(f"{self.root / item.name} is listed twice")
         captions = dict(before.captions)
@@ -244,10 +244,10 @@ class OwnFolder(MediaDataset):
 
 
 class FolderOfClips(OwnFolder):
-    """The user's clips: videos with sound.
+    """Clips of the user: videos with sound.
 
-    In a list, `sound` names a separate file with the sound, and `start` and `end` (seconds) cut a clip out of a long
-    file, which may have several lines.
+    In a list, `sound` names a separate sound file. `start` and `end` (seconds) cut a clip out of a long file; a file
+    may have several lines.
     """
 
     name = "own_clips"
@@ -282,7 +282,7 @@ class FolderOfAudio(OwnFolder):
 class FolderOfImages(LanguageCaptioned, OwnFolder):
     """The user's images, in class folders, or with a list of captions and tags.
 
-    Lines of the same image add captions. If no list has tags, the class of an image is its tag.
+    Several lines of the same image add captions. If no image has tags, its class is its tag.
 
     Args:
         language: language of the column `caption`, and of monolingual models.
@@ -311,7 +311,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         self._names: dict[str, dict[str, str]] = {}
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Captions and tags of the images of a listing, in its order."""
+        """Return captions and tags of a listing's images, in its order."""
         listing = self.listing(split) if listing is None else listing
         items, _ = self._contents()
         row_of = {item.name: row for row, item in enumerate(items)}
@@ -362,10 +362,10 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
 
     def image_path(self, key: str, split: str) -> Path:
         wanted = SPLIT_OF.get(split, split)
-        if wanted not in self._names:  # read the folder once, because pictures are looked up one by one
+        if wanted not in self._names:  # read the folder once, not for every picture
             own = set(self.listing(split).names)
             items = sorted(self._contents()[0], key=lambda item: item.name not in own)
-            # The first one wins, so this split's files take precedence over others of the same name.
+            # The last entry wins: the reversed order gives this split's files precedence over others of the same name.
             self._names[wanted] = {picture_key(Path(item.name).name): item.name for item in reversed(items)}
         return self.root / self._names[wanted].get(key, f"{key}.jpg")
 
@@ -382,13 +382,13 @@ def _normal(text: str) -> str:
 
 
 def _folds(items: Sequence[Entry]) -> list[int]:
-    """Fold of every item, from 1: the files of a class are assigned in turn, in the order of their name hashes."""
+    """Return the fold of every item, from 1. A class's files get folds in turn, in the order of their name hashes."""
     labels: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
         labels[_normal(item.name)].add(item.label)
     groups: defaultdict[str, dict[str, list[int]]] = defaultdict(dict)
     for row, item in enumerate(items):
-        # Keep parts of one file together; files with several classes form a separate group.
+        # Keep the parts of a file together. Files with several classes form a separate group.
         name = _normal(item.name)
         groups["\0".join(sorted(labels[name]))].setdefault(name, []).append(row)
     folds = [0] * len(items)

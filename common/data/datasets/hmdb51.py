@@ -30,8 +30,8 @@ _FLAG_OF = {"train": "1", "test": "2"}
 class HMDB51(MediaDataset):
     """HMDB-51: 6,766 clips of 51 actions with three official divisions.
 
-    Lines of a list have a file and a flag: 1 training, 2 test, 0 unused. A division has 70 training and 30 test clips
-    per class. Classes are in alphabetical order of the lists.
+    Each line of a list has a file and a flag: 1 training, 2 test, 0 unused. A division has 70 training and 30 test
+    clips per class. Classes follow the alphabetical order of their lists.
     """
 
     name = "hmdb51"
@@ -86,12 +86,12 @@ def write_hmdb51(
     clips_per_class: int = 4,
     train: int = 2,
     test: int = 1,
-    # Real names include hash signs and brackets.
+    # Real names contain hash signs and brackets.
     clip_name: str = "#{number}_Rhythm_(clap)!_{name}_u_nm_np1_fr_goo_{number}.avi",
     nested: bool = False,
     write: WriteMedia = placeholder,
 ) -> Path:
-    """Write HMDB-51; division k tests on the k-th block of `test` clips of a class and trains on the clips after it."""
+    """Write HMDB-51. Division k tests on a class's k-th block of `test` clips and trains on the clips after it."""
     clips = {name: [clip_name.format(name=name, number=n) for n in range(clips_per_class)] for name in classes}
     for number in range(clips_per_class):
         for name in classes:

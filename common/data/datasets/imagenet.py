@@ -28,10 +28,10 @@ _FOLDERS = {
 
 
 class ImageNet(MediaDataset):
-    """ImageNet of the 2012 challenge: photographs of 1,000 classes, one folder (WordNet id) per class in both splits.
+    """ImageNet of the 2012 challenge: photographs of 1,000 classes. Each split has a folder (WordNet id) per class.
 
     Args:
-        class_list: file whose lines begin with the classes to use (ImageNet-100); classes are still sorted by name.
+        class_list: file whose lines begin with the classes to use (ImageNet-100). Classes are still sorted by name.
 
     Source: docs/papers/mct.md [9], "ImageNet linear".
     """
@@ -76,10 +76,10 @@ class ImageNet(MediaDataset):
         if not found and any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
             raise self._lacks(
                 folder,
-                "one folder per class is expected, but all images are in one; move each validation image into the "
+                "expected one folder per class, but all images are in one; move each validation image into the "
                 "folder of its class, for example with the script valprep.sh",
             )
-        # Both splits must have the same labels, even if one lacks a class.
+        # Read both splits, so that they have the same labels even if one lacks a class.
         watched = [path for names in _FOLDERS.values() if (path := first_of(self.root, names)) is not None]
         known = {name for path in watched for name in entries(path)[0]}
         if self.class_list is not None:
@@ -114,12 +114,12 @@ class ImageNet(MediaDataset):
 
 # ---------------------------------------------------------------------------------------------------- writing
 def imagenet_class(number: int) -> str:
-    """Class folder in the form of a WordNet ID, above the range of real IDs."""
+    """Return a made-up WordNet ID for a class folder, above the range of real IDs."""
     return f"n9{number:07d}"
 
 
 def imagenet_path(root: Path, split: str, label: int, number: int) -> Path:
-    """Path of picture `number` (from 1) in `train` or `val`."""
+    """Return the path of picture `number` (from 1) in `train` or `val`."""
     folder = imagenet_class(label)
     stem = f"{folder}_{number}" if split == "train" else f"ILSVRC2012_val_{number:08d}"
     return root / split / folder / f"{stem}.JPEG"

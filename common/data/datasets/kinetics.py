@@ -41,11 +41,11 @@ _REPLACEMENTS = ("replacement", "replacement_for_corrupted_k400", "train/replace
 class Kinetics400(MediaDataset):
     """Kinetics-400: ten-second clips of 400 human actions.
 
-    A split's folder holds class folders, or, as in the CVDF archives, all clips with a list of their classes. A file
-    under `replacement/` replaces a corrupted one of the same name. Classes are in alphabetical order.
+    The folder of a split holds class folders, or all clips and a list of their classes, as in the CVDF archives. A file
+    under `replacement/` replaces a corrupted file of the same name. Classes are in alphabetical order.
 
     Args:
-        common_seconds: leave out clips with at most this much of picture and sound together; None = keep all.
+        common_seconds: leave out clips whose picture and sound overlap for no longer than this; None = keep all.
     """
 
     name = "kinetics400"
@@ -54,7 +54,7 @@ class Kinetics400(MediaDataset):
     split_aliases: ClassVar[Mapping[str, str]] = {"val": "validation"}
     optional_splits = frozenset({"test"})
     num_classes = 400
-    # Copies differ, because videos disappear: AVID trained on 232,067 clips.
+    # Copies differ because videos disappear from YouTube: AVID trained on 232,067 clips.
     published_counts: ClassVar[Mapping[str, int]] = {"train": 240_000, "validation": 19_900}
     count_tolerance = 0.05
     streams = ("video", "audio")
@@ -83,7 +83,7 @@ class Kinetics400(MediaDataset):
 
     def _class_folders(self, folder: Path, replacements: dict[str, str], watched: list[Path]) -> Scan:
         own_classes = _class_names(folder)
-        # Both splits must have the same labels, even if one lacks a class.
+        # Read both splits, so that they have the same labels even if one lacks a class.
         beside = [other for split in ("train", "validation") if (other := first_of(self.root, _FOLDERS[split]))]
         watched += beside
         classes = tuple(sorted({*own_classes, *(name for other in beside for name in _class_names(other))}))
@@ -100,7 +100,7 @@ class Kinetics400(MediaDataset):
             *_LISTS[split],
             reason=f"{folder.name}/ holds videos without class folders, and the list with their classes is missing",
         )
-        # Classes come from train and val together, so that all splits have the same labels.
+        # Take classes from train and val together, so that all splits have the same labels.
         lists = {own_list, *(path for part in ("train", "validation") if (path := first_of(self.root, _LISTS[part])))}
         watched += [place for path in lists for place in (path.parent, path)]
         rows = {path: list(_rows(path)) for path in lists}
@@ -114,7 +114,7 @@ class Kinetics400(MediaDataset):
         return scan
 
     def _replacements(self, watched: list[Path]) -> dict[str, str]:
-        """File stem -> replacement, relative to the root."""
+        """Map file stems to replacements, relative to the root."""
         found: dict[str, str] = {}
         for folder in (self.root / name for name in _REPLACEMENTS):
             if folder.is_dir():

@@ -30,7 +30,7 @@ _FOLDERS = ("", "annotations/", "localized_narratives/")
 class LocalizedNarratives(MediaDataset):
     """Base of images with spoken descriptions, one or more per image.
 
-    A listing has the images with a narrative and a file. Mouse traces, word timings and recordings are not read.
+    A listing contains images that have a narrative and a file. Mouse traces, word timings and recordings are not read.
 
     Source: docs/papers/xmc_gan.md [7].
     """
@@ -38,16 +38,16 @@ class LocalizedNarratives(MediaDataset):
     streams = ("image",)
     license = "narratives CC BY 4.0; the images belong to their authors"
     source = "https://google.github.io/localized-narratives"
-    #: Narrative files and the image folder of each split.
+    #: Name of each split's narrative files, and below its image folder.
     files: ClassVar[Mapping[str, str]]
     folders: ClassVar[Mapping[str, str]]
     #: Published number of narratives per split.
     published_narratives: ClassVar[Mapping[str, int]] = {}
-    #: Images are named by their id, filled with zeros to this length.
+    #: File names are image ids, padded with zeros to this length.
     id_digits: ClassVar[int] = 0
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Narratives of a listing's images (None = the whole split) as captions, in its order; no tags or boxes."""
+        """Return the narratives of a listing's images as captions, in its order; None = the whole split."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._narratives(split)
@@ -82,7 +82,7 @@ class LocalizedNarratives(MediaDataset):
 
 
 class LocalizedNarrativesCOCO(LocalizedNarratives):
-    """LN-COCO: narratives of COCO 2017, 134,272 to train on, 8,573 to validate. Source: docs/papers/xmc_gan.md [7]."""
+    """LN-COCO: narratives of COCO 2017, 134,272 for training, 8,573 to validate. Source: docs/papers/xmc_gan.md [7]."""
 
     name = "ln_coco"
     title = "Localized Narratives, COCO 2017"
@@ -130,9 +130,9 @@ class LocalizedNarrativesOpenImages(LocalizedNarratives):
 
 @read_once()
 def read_narratives(paths: tuple[Path, ...], digits: int) -> CaptionedImages:
-    """Read files of narratives, once per process; large ones are cached on disk.
+    """Read files of narratives once per process; the contents of large files are cached on disk.
 
-    Images are in order of their first narrative and numbered consecutively, as are narratives.
+    Images are ordered by their first narrative. Images and narratives are numbered consecutively.
     """
     numbers: dict[str, int] = {}
     captions: list[tuple[str, int, int]] = []
@@ -158,7 +158,7 @@ def _narrative_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_narratives(path: Path, narratives: Sequence[tuple[str, str]], parts: int | None = None) -> None:
-    """Write narratives, an image id and a text each, to `<path>.jsonl`, or to numbered parts as the larger splits."""
+    """Write narratives (image id, text) to `<path>.jsonl`, or to numbered parts like those of the larger splits."""
     lines = [
         json.dumps(
             {

@@ -20,12 +20,12 @@ _CAPTIONS = 5
 
 
 class Multi30K(CaptionedDataset):
-    """Multi30K: five independent captions in English and German (task 2), one French and Czech translation (task 1).
+    """Multi30K: five captions each in English and German (task 2), one translation each in French and Czech (task 1).
 
-    The test split is that of 2016. Keys are Flickr30k file names without suffix.
+    The test split is from 2016. Keys are Flickr30k file names without suffix.
 
     Source: docs/papers/m3p.md [8]; layout of the repository multi30k/dataset: line i of `data/task2/raw/train.3.de.gz`
-    and of `data/task1/raw/train.fr.gz` belongs to line i of the image list, which both tasks share.
+    and of `data/task1/raw/train.fr.gz` belongs to line i of the image list. Both tasks share the image list.
     """
 
     name = "multi30k"
@@ -82,7 +82,7 @@ def _read(language: str, paths: tuple[Path, ...]) -> LanguageCaptions:
 def write_multi30k(
     root: Path, split: str, stems: Sequence[str], captions: Mapping[str, Sequence[Sequence[str]]]
 ) -> None:
-    """Write one split of Multi30K: five captions per image in `en` and `de`, one in the others."""
+    """Write one split of Multi30K: five captions per image in `en` and `de`, one in the other languages."""
     home = root / "data"
     for folder in ("task1/raw", "task2/raw"):
         (home / folder).mkdir(parents=True, exist_ok=True)
@@ -92,6 +92,6 @@ def write_multi30k(
             name = f"task1/raw/{_TASK1[split]}.{language}.gz"
             if language in ("en", "de"):
                 name = f"task2/raw/{_TASK2[split]}.{number}.{language}.gz"
-            # Without a time stamp, the same text gives the same file.
+            # Without a time stamp, the same text always gives the same file.
             packed = gzip.compress("".join(f"{text}\n" for text in texts).encode(), mtime=0)
             (home / name).write_bytes(packed)

@@ -26,7 +26,7 @@ class OnCOCO(CaptionedDataset):
 
     Args:
         coco: folder of COCO 2014 with Karpathy's list; None = the sibling folder `coco`.
-        restval: whether `train` includes `restval`, if the set uses Karpathy's split.
+        restval: whether `train` includes `restval`; only for sets that use Karpathy's split.
         regions: folder of the region features; None = `regions` in the folder of COCO.
     """
 
@@ -50,7 +50,7 @@ class OnCOCO(CaptionedDataset):
         return self.regions_root or self.coco.regions_folder
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
-        """If `regions` is not given, COCO's files; those of all its splits if the set has other ones."""
+        """Return COCO's files unless `regions` is given; all of them if this set's splits differ from COCO's."""
         if self.regions_root is not None:
             return super().region_paths(split)
         return self.coco.all_region_paths() if self.own_splits else self.coco.region_paths(split)
@@ -62,7 +62,7 @@ class OnCOCO(CaptionedDataset):
         return {"coco": None if self.coco_root is None else str(self.coco_root), "restval": self.restval}
 
     def _picture_notes(self, split: str) -> list[str]:
-        return []  # COCO's status reports images
+        return []  # COCO's status reports its images
 
 
 class STAIRCaptions(OnCOCO):
@@ -108,7 +108,7 @@ class STAIRCaptions(OnCOCO):
 
 @read_once(2)
 def _read(paths: tuple[Path, ...]) -> dict[int, tuple[str, ...]]:
-    """Captions by image number."""
+    """Return the captions of each image number."""
     return {
         number: tuple(map(single_spaced, texts))
         for images in map(read_captions, paths)

@@ -31,7 +31,7 @@ _FOLDERS = ("", "data/")
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A sentence about a moment; `kind` is its source: `v`ideo, `t`ext (subtitles), `vt`, or "" if unknown."""
+    """A sentence about a moment. `kind` says what it describes: `v`ideo, `t`ext (subtitles), `vt`; "" if unknown."""
 
     number: int
     text: str
@@ -40,7 +40,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A part of a clip; `span` is its first and last second, `descriptions` is empty if withheld."""
+    """A part of a clip. `span` is its first and last second; `descriptions` is empty if they are withheld."""
 
     number: int
     clip: str
@@ -51,7 +51,7 @@ class Moment:
 class TVC(MediaDataset):
     """TVC: moments of the clips of TVQA, each with two descriptions for training or four references.
 
-    A listing has one row per moment whose clip exists, with the moment as limits. The test split has no descriptions.
+    A listing has a row per moment whose clip exists, limited to the moment's span. The test split has no descriptions.
 
     Args:
         clips: folder with frames and subtitles as in :class:`TVQA`; None = the sibling folder `tvqa`.
@@ -79,7 +79,7 @@ class TVC(MediaDataset):
         self.clips = None if clips is None else Path(clips).expanduser()
 
     def moments(self, split: str) -> list[Moment]:
-        """The moments of a split, in the order of its listing."""
+        """Return the moments of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
         return in_order(self._found(split, []))
 
@@ -105,11 +105,11 @@ class TVC(MediaDataset):
         return scan
 
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Moment]]:
-        """Frame folder, if there is one, and moment."""
+        """Return each moment and the frame folder of its clip; None if the folder does not exist."""
         path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the moments are missing")
         folders = frame_folders(self, self._home, watched)
         watched += [path.parent, path]
-        # Relative names, even for a sibling folder, are the same on every machine.
+        # Use relative names even for a sibling folder, because they are the same on every machine.
         prefix = Path(os.path.relpath(self._home, self.root)).as_posix()
         names = {name: os.path.normpath(f"{prefix}/{folder}") for name, folder in folders.items()}
         moments = read_json_lines(path, functools.partial(_moment, withheld=split == "test"))

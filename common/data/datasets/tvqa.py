@@ -13,7 +13,7 @@ from common.data.datasets.base import MediaDataset, Scan, entries, first_of, in_
 from common.data.media import Limits
 from common.data.sequences import Packed
 
-#: Letters of the five options.
+#: Letters of a question's five options.
 OPTION_LETTERS = ("a", "b", "c", "d", "e")
 
 _FILES = {"train": "tvqa_train.jsonl", "val": "tvqa_val.jsonl", "test": "tvqa_test_public.jsonl"}
@@ -25,25 +25,25 @@ _SUBTITLE_FILES = (
 )
 _FRAME_FOLDERS = ("frames_hq/frames", "frames_hq", "frames", "video_frames")
 _SHOW_SUFFIX = "_frames"
-# The release omits this prefix of one show's clips; some copies include it.
+# The release omits this prefix from the clips of one show; some copies include it.
 _IMPLIED_PREFIX = "bbt_"
 
 
 @dataclass(frozen=True, slots=True)
 class Subtitle:
-    """One line of speech, in seconds; the text includes the speaker's name if the release has it."""
+    """One line of speech with its times in seconds; the text includes the speaker's name if the release has it."""
 
     start: float
     end: float
     text: str
 
     def overlaps(self, limits: Limits) -> bool:
-        """Whether it overlaps the limits; a line of zero length counts at its start."""
+        """Whether the line overlaps the limits; a line of zero length counts at its start."""
         return self.start < limits[1] and (self.end > limits[0] or self.start >= limits[0])
 
 
 class Subtitles(Mapping[str, tuple[Subtitle, ...]]):
-    """Subtitles by clip, in order of time, from lines `{"vid_name": ..., "sub": [{"text", "start", "end"}, ...]}`."""
+    """Subtitles by clip, sorted by time, from lines `{"vid_name": ..., "sub": [{"text", "start", "end"}, ...]}`."""
 
     def __init__(self, path: Path) -> None:
         lines = dict(read_json_lines(path, _speech))
@@ -67,7 +67,7 @@ def _speech(record: dict[str, Any]) -> tuple[str, tuple[Subtitle, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with five options; `answer` is -1 if withheld. The marked part of the clip ("ts") is not read."""
+    """A question with five options; `answer` is -1 if withheld. The marked part of the clip ("ts") is not used."""
 
     number: int
     text: str
@@ -79,8 +79,8 @@ class Question:
 class TVQA(MediaDataset):
     """TVQA: questions with five options about clips of six television shows, with frames and subtitles but no sound.
 
-    A listing has one row per question whose clip exists; the label is the right option, -1 in the test split. Frames
-    are JPEG files at 3 per second in a folder per clip; names of clips of The Big Bang Theory have no prefix.
+    A listing has one row per question whose clip exists. The label is the right option, -1 in the test split. Each clip
+    has a folder of JPEG files, 3 per second. Clips of The Big Bang Theory have no prefix in their names.
 
     Source: docs/papers/vx2text.md [10].
     """
@@ -103,7 +103,7 @@ class TVQA(MediaDataset):
     source = "http://tvqa.cs.unc.edu/download_tvqa.html; subtitles from https://github.com/jayleicn/TVRetrieval"
 
     def questions(self, split: str) -> Sequence[Question]:
-        """The questions of a split, in the order of its listing."""
+        """Return the questions of a split, in the order of its listing."""
         split, _ = self._checked(split, None)
         return Packed(in_order(self._found(split, [])))
 
@@ -111,7 +111,7 @@ class TVQA(MediaDataset):
         return read_subtitles(self._one_of(*_SUBTITLE_FILES, reason="the subtitles are missing"))
 
     def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """True categories of picture and sound of every clip; only miniatures have them, see :func:`read_words`."""
+        """Return what each clip truly shows and sounds like; only miniatures have this, see :func:`read_words`."""
         return read_words(self.root)
 
     def _scan(self, split: str, fold: int | None) -> Scan:
@@ -123,7 +123,7 @@ class TVQA(MediaDataset):
         return scan
 
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Question]]:
-        """Frame folder, if there is one, and question."""
+        """Return each question and the frame folder of its clip; None if the folder does not exist."""
         path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the questions are missing")
         folders = frame_folders(self, self.root, watched)
         watched += [path.parent, path]
@@ -146,7 +146,7 @@ def _question(record: dict[str, Any], withheld: bool) -> Question:
 
 # ---------------------------------------------------------------------------------------------------- shared files
 def frame_folders(dataset: MediaDataset, home: Path, watched: list[Path]) -> dict[str, str]:
-    """Frame folders by clip, relative to `home`; folders read are added to `watched`."""
+    """Map clips to frame folders, relative to `home`; add the folders read to `watched`."""
     folder = first_of(home, _FRAME_FOLDERS)
     if folder is None:
         raise dataset._lacks(home / "frames_hq", "the frames are missing")
@@ -165,7 +165,7 @@ def frame_folders(dataset: MediaDataset, home: Path, watched: list[Path]) -> dic
 
 
 def folder_of(clip: str, folders: Mapping[str, str]) -> str | None:
-    """The folder of a clip's frames, with or without the prefix that the release omits, or None."""
+    """Return a clip's frame folder, with or without the prefix that the release omits; None if there is none."""
     other = clip.removeprefix(_IMPLIED_PREFIX) if clip.startswith(_IMPLIED_PREFIX) else _IMPLIED_PREFIX + clip
     return folders.get(clip, folders.get(other))
 
@@ -174,7 +174,7 @@ read_subtitles = read_once()(Subtitles)
 
 
 def subtitle_notes(scan: Scan, dataset: Any, clips: set[str]) -> None:
-    """Note clips without subtitles, which only speech models need."""
+    """Note how many clips have no subtitles, which only models of speech need."""
     try:
         lacking = sorted(clips.difference(dataset.subtitles()))
     except FileNotFoundError:
@@ -185,7 +185,7 @@ def subtitle_notes(scan: Scan, dataset: Any, clips: set[str]) -> None:
 
 
 def read_words(root: Path) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Clip -> words of picture and sound, from `words.jsonl`, which only miniatures have; empty without the file."""
+    """Map clips to words of picture and sound, from `words.jsonl`, which only miniatures have; empty without it."""
     path = root / "words.jsonl"
     if not path.is_file():
         return {}

@@ -36,7 +36,7 @@ _LIST_FOLDERS = (
 class UCF101(MediaDataset):
     """UCF-101: 13,320 clips of 101 actions with three official divisions into training and test.
 
-    Labels are those of `classInd.txt` minus one. Files may be converted to another container.
+    Labels are the numbers in `classInd.txt` minus one. Files may be converted to another container format.
     """
 
     name = "ucf101"
@@ -84,7 +84,7 @@ class UCF101(MediaDataset):
                 for name, stem in walk(videos / class_name, VIDEO_SUFFIXES, scan.watched):
                     files.setdefault(f"{class_name}/{stem}", f"{prefix}{class_name}/{name}")
         for line in read_lines(list_path):
-            entry = re.sub(r"\s+\d+$", "", line)  # training lists give the label, too
+            entry = re.sub(r"\s+\d+$", "", line)  # training lists also give the label
             class_name = entry.split("/")[0]
             if class_name not in classes:
                 raise DatasetError(f"{list_path}: class {class_name!r} of {entry!r} is not in {class_path.name}")
@@ -102,7 +102,7 @@ def write_ucf101(
     newline: str = "\r\n",
     write: WriteMedia = placeholder,
 ) -> Path:
-    """Write UCF-101; division k tests on the k-th `tested` groups and trains on the others."""
+    """Write UCF-101. Division k tests on the k-th block of `tested` groups and trains on the others."""
     lists: dict[str, list[str]] = {}
     for group in range(groups):
         for clip in range(clips_per_group):

@@ -30,15 +30,15 @@ _PUBLISHED = {
     "2007": {"train": 2_501, "val": 2_510, "trainval": 5_011, "test": 4_952},
     "2012": {"train": 5_717, "val": 5_823, "trainval": 11_540},
 }
-# Flags in the lists -> 1 present, 0 absent, -1 only difficult examples.
+# Flag in the lists -> label: 1 present, 0 absent, -1 only difficult examples.
 _STATES = {"1": 1, "-1": 0, "0": -1}
 
 
 class PascalVOC(MediaDataset):
     """Pascal VOC of one or several years, in the layout of the development kit; `root` may be `VOCdevkit` itself.
 
-    Classes are those in the lists of the first year, in alphabetical order. A year without labels for the test images
-    (2012) is not in "test".
+    Classes are named by the lists of the first year, in alphabetical order. "test" leaves out a year whose test images
+    have no labels (2012).
 
     Source: docs/papers/mct.md [9], "VOC07 linear SVM" and "VOC07+12 detection".
     """
@@ -76,9 +76,9 @@ class PascalVOC(MediaDataset):
         return sum(_PUBLISHED.get(year, {}).get(split, 0) for year in self.years) or None
 
     def labels(self, split: str, listing: Listing | None = None) -> npt.NDArray[np.int8]:
-        """Classes in each image of a listing (None = the whole split), int8 [N, classes].
+        """Return which classes each image of a listing (None = the whole split) shows, int8 [N, classes].
 
-        1 present, 0 absent, -1 only difficult instances. (The lists use 1, -1 and 0.)
+        1 is present, 0 absent, -1 only difficult instances. (The lists use 1, -1 and 0 for these.)
         """
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
@@ -96,11 +96,11 @@ class PascalVOC(MediaDataset):
         rows = [states.get(os.path.splitext(name)[0], []) for name in listing.names]
         for name, row in zip(listing.names, rows):
             if len(row) != len(listing.classes):
-                raise DatasetError(f"{self.root}: the lists of {split} of all classes must name {name} once")
+                raise DatasetError(f"{self.root}: the lists of {split} of all classes must name {name} exactly once")
         return np.array(rows, dtype=np.int8).reshape(len(rows), len(listing.classes))
 
     def boxes(self, split: str, listing: Listing | None = None) -> list[Boxes]:
-        """Boxes of each image of a listing, as :data:`common.data.annotations.Boxes`, with a flag `difficult`."""
+        """Return the :data:`common.data.annotations.Boxes` of each image of a listing, with the flag `difficult`."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         label_of = {name: label for label, name in enumerate(listing.classes)}
@@ -135,7 +135,7 @@ class PascalVOC(MediaDataset):
         return scan
 
     def _years_of(self, split: str) -> list[str]:
-        """Years with labeled images of a split."""
+        """Return the years that have labeled images of a split."""
         having = []
         for year in self.years:
             lists = self._lists(year)
@@ -152,11 +152,11 @@ class PascalVOC(MediaDataset):
 
 def _read_boxes(path: Path, label_of: Mapping[str, int]) -> Boxes:
     with parsing(path, DatasetError), open_regular(path) as file:
-        # Parts of a person (head, hand, foot) have nested boxes, which are ignored.
+        # Ignore nested boxes of parts of a person (head, hand, foot).
         objects = ElementTree.parse(file).getroot().findall("object")
         sides = [[item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")] for item in objects]
-        # Pixels count from 1, last one included: the whole image is (1, 1, W, H), or (0, 0, W, H) as edges, so only
-        # the first two change (as in detectron2's data/datasets/pascal_voc.py).
+        # Pixel numbers start at 1 and include the last one. As edges, the whole image (1, 1, W, H) is (0, 0, W, H), so
+        # only the first two change (as in detectron2's data/datasets/pascal_voc.py).
         boxes = np.array(sides, dtype=np.float64).reshape(-1, 4) - (1.0, 1.0, 0.0, 0.0)
         if not np.all(boxes[:, 2:] > boxes[:, :2]):
             raise DatasetError(f"{path}: a box has no area")
@@ -171,7 +171,7 @@ def _read_boxes(path: Path, label_of: Mapping[str, int]) -> Boxes:
 def write_voc(
     folder: Path, images: Sequence[Annotated], classes: Sequence[str], parts: Mapping[str, Sequence[int]]
 ) -> None:
-    """Write ``Annotations`` and ``ImageSets/Main`` of a year of Pascal VOC; `parts` maps lists to rows."""
+    """Write ``Annotations`` and ``ImageSets/Main`` of one year of Pascal VOC; `parts` maps lists to rows."""
     (folder / "Annotations").mkdir(parents=True, exist_ok=True)
     for image in images:
         tree = ElementTree.ElementTree(_voc_annotation(image, folder.name, classes))
@@ -187,7 +187,7 @@ def write_voc(
 
 
 def _voc_flag(image: Annotated, category: int) -> int:
-    """1: shown; 0: only difficult instances; -1: not shown."""
+    """Return 1 if the image shows the category, 0 if only with difficult instances, -1 if not."""
     own = [instance for instance in image.instances if instance.category == category]
     if not own:
         return -1
@@ -210,7 +210,7 @@ def _voc_annotation(image: Annotated, folder: str, classes: Sequence[str]) -> El
         add(entry, name=classes[instance.category], pose="Unspecified", truncated=0)
         add(entry, difficult=int(instance.difficult))
         left, top, right, bottom = instance.box
-        # Pixels count from 1, and the box includes the last one.
+        # Pixel numbers start at 1, and the box includes the last one.
         add(
             ElementTree.SubElement(entry, "bndbox"),
             xmin=max(1, math.floor(left) + 1),

@@ -27,7 +27,7 @@ class TextLines(MadeOnDemand[str]):
         self._bytes: npt.NDArray[np.uint8] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process maps the file itself.
+        # Another process must map the file itself.
         return {**self.__dict__, "_bytes": None}
 
     def __len__(self) -> int:
@@ -44,19 +44,19 @@ class TextLines(MadeOnDemand[str]):
 
 
 def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """First byte of every non-blank line, and the byte after its last."""
+    """Return the first byte of every non-blank line, and the byte after its last."""
     with named(path), open_regular(path) as stream:
-        # Blank lines are counted below zero.
+        # Blank lines get a negative length.
         lines = np.fromiter((-len(line) if line.isspace() else len(line) for line in stream), np.int64)
     after = np.cumsum(np.abs(lines))
     return {"limits": np.stack([after - lines, after], axis=1)[lines > 0]}
 
 
 class WikipediaText(MediaDataset):
-    """Sentences of several languages, one per line; by default of all languages that have files.
+    """Sentences of several languages, one per line; by default, of every language that has files.
 
     Source: docs/papers/m3p.md [6.1] and [8]. The official code reads `{lang}.{train,valid}.pth`, which are such files
-    after its tokenizer.
+    after tokenization.
     """
 
     name = "wikipedia"
