@@ -1,1 +1,1 @@
-"""Miniature worlds: generated data written once as real files, in the layouts of the data sets they replace."""
+"""Miniature worlds: generate data once and write them as real files, in the layouts of the data sets they replace."""

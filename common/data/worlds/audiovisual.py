@@ -25,7 +25,7 @@ from common.data.worlds.base import World, Write, arguments_of
 from common.data.worlds.clip_generator import NUM_CLASSES, SOUND_CLASSES, VIDEO_CLASSES, ClipGenerator, Nuisance
 from common.types import FrameSide, NonNegativeInt, PositiveFloat, PositiveInt, SampleRate
 
-# Split -> random stream.
+# Number of a split's random stream.
 _SPLIT_NUMBERS = {
     "kinetics400/train": 1,
     "kinetics400/val": 2,
@@ -39,10 +39,10 @@ _SPLIT_NUMBERS = {
 }
 _HARDER_PICTURE = Nuisance(background_strength=0.14, pixel_noise=0.04, distractors=2)
 _HARDER_SOUND = Nuisance(snr=(0.0, 8.0), hums=3)
-_UCF_TEST_SHARE = 7 / 25  # seven of the 25 groups of UCF-101 are tested in each division
+_UCF_TEST_SHARE = 7 / 25  # each division of UCF-101 tests seven of its 25 groups
 
-# Full color resolution, because two classes differ by two-pixel stripes. No B-frames, because .avi stores no decoding
-# order. Measured on 40 clips: 33.6 dB PSNR, 9 kB per two seconds.
+# Use full color resolution, because two classes differ by two-pixel stripes, and no B-frames, because .avi stores no
+# decoding order. Measured on 40 clips: 33.6 dB PSNR, 9 kB per two seconds.
 _VIDEO_OPTIONS = {
     "crf": "14",
     "preset": "superfast",
@@ -54,12 +54,11 @@ _AUDIO_OPTIONS = {"aac_coder": "fast"}
 class AudioVisualWorld(World):
     """Stand-ins for Kinetics-400, AudioSet, UCF-101, HMDB-51, ESC-50 and DCASE: 20 classes of moving shapes with sound.
 
-    `common.data.worlds.clip_generator` defines the classes and factors. Splits are independent, so downstream clips do
-    not occur in pre-training. Pictures of HMDB-51 are harder than those of UCF-101, sounds of DCASE noisier than those
-    of ESC-50.
+    `common.data.worlds.clip_generator` defines the classes and factors. Splits are independent, so no downstream clip
+    occurs in pre-training. HMDB-51's pictures are harder than UCF-101's, and DCASE's sounds are noisier than ESC-50's.
 
     Args:
-        ucf_groups: groups per class of UCF-101; a division tests on about 7 of 25.
+        ucf_groups: groups per class of UCF-101; a division tests on about 7 in 25.
         hmdb_train, hmdb_test: clips per class and division of HMDB-51.
         esc_clips_per_fold: recordings per class and fold of ESC-50.
         dcase_train, dcase_test: recordings per class of DCASE.
@@ -95,7 +94,7 @@ class AudioVisualWorld(World):
     ) -> None:
         parameters = arguments_of(locals())
         if ucf_groups < 4:
-            raise ValueError(f"ucf_groups: three divisions and something to train on need 4 groups, got {ucf_groups}")
+            raise ValueError(f"ucf_groups must be at least 4: three to test on and one to train on; got {ucf_groups}")
         super().__init__(parameters, root)
         self.seed = seed
         self.seconds = seconds
@@ -150,7 +149,7 @@ class AudioVisualWorld(World):
     def _fill_hmdb51(self, root: Path, write: Write) -> None:
         train, test = self.parameters["hmdb_train"], self.parameters["hmdb_test"]
         classes, name = [name.replace(" ", "_") for name in VIDEO_CLASSES], "world_{name}_u_cm_np1_fr_goo_{number}.avi"
-        clips = max(3 * test, train + test)  # the three divisions test on different clips
+        clips = max(3 * test, train + test)  # the three divisions must test on different clips
         silent = self._silent_clips(write, replace(self._generator, nuisance=_HARDER_PICTURE), "hmdb51")
         write_hmdb51(root, classes, clips, train, test, name, write=silent)
 
@@ -176,7 +175,7 @@ class AudioVisualWorld(World):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def _position_in_source(self, index: int) -> tuple[int, int]:
-        """First and last second in an imagined source video, for file names only."""
+        """Return the first and last second in a made-up source video, which only occur in file names."""
         begin = index * 37 % 290
         return begin, begin + max(1, round(self.seconds))
 
@@ -200,7 +199,7 @@ class AudioVisualWorld(World):
 def write_clip(
     path: Path, frames: np.ndarray, fps: int, samples: np.ndarray | None = None, sample_rate: int | None = None
 ) -> None:
-    """Write uint8 [T, H, W, 3] as H.264 and optional samples [S] in [-1, 1] as AAC; the suffix sets the container."""
+    """Write uint8 [T, H, W, 3] as H.264, and samples [S] in [-1, 1] as AAC. The suffix selects the container."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=fps, options=_VIDEO_OPTIONS)
         video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv444p"

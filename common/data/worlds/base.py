@@ -1,4 +1,4 @@
-"""Base of the miniature worlds: a cache folder per parameters, rendered once under a lock."""
+"""Base of the miniature worlds: each set of parameters has a cache folder, which is rendered once under a lock."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Write = Callable[[Path, Callable[[], None]], None]
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] with full color resolution, because glyphs are only a few pixels wide."""
+    """Write uint8 [H, W, 3] with full color resolution, because a glyph is only a few pixels wide."""
     Image.fromarray(image).save(path, "JPEG", quality=95, subsampling=0)
 
 
 def arguments_of(found: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that affect the files, from the `locals()` at the start of a world's constructor."""
+    """Return the arguments that affect the files, given the `locals()` at the start of a world's constructor."""
     return {name: value for name, value in found.items() if name not in ("self", "root", "__class__")}
 
 
 class World:
-    """Generated data as real files in the layouts of the data sets they replace.
+    """Generates data as real files, in the layouts of the data sets they replace.
 
     :meth:`prepare` renders the files once, into a folder named after a hash of everything that affects them. The
-    classes for the real data read them. A method `_fill_<name>` writes each data set into an empty folder; its `write`
-    makes folders and counts media files. `root` is the folder for the worlds; None for `worlds` in the cache folder
-    (`$ASSEMBLE_CACHE`, else the user's).
+    classes for the real data sets read them. A method `_fill_<name>` writes each data set into an empty folder. It is
+    given a function `write`, which makes folders and counts media files. `root` is the folder for the worlds; None
+    means `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
     """
 
     kind: ClassVar[str]
@@ -46,7 +46,7 @@ class World:
     names: ClassVar[tuple[str, ...]]
     # Part of the cache key: increase it when the files change.
     version: ClassVar[int]
-    # Required attribution for figures with pictures of this world.
+    # Attribution that figures with pictures of this world must show.
     credit: ClassVar[str] = ""
 
     def __init__(self, parameters: Mapping[str, Any], root: str | None) -> None:
@@ -54,7 +54,7 @@ class World:
         self._root = root
 
     def recipe(self) -> dict[str, Any]:
-        """Everything that affects the files, as plain data."""
+        """Return everything that affects the files, as plain data."""
         return {"version": self.version, "parameters": self.parameters}
 
     @property
@@ -64,13 +64,13 @@ class World:
         return parent / f"{self.kind}-{key}"
 
     def root_of(self, name: str) -> Path:
-        """Folder to use as the root of a data set."""
+        """Return the folder to use as a data set's root."""
         if name not in self.names:
             raise ValueError(f"the {self.title} has no data set {name!r}; it has {', '.join(self.names)}")
         return self.folder / name
 
     def place(self, dataset: Any) -> None:
-        """Point a data set at its stand-in; `dataset.name` must be one of `names`."""
+        """Make a data set read its stand-in; `dataset.name` must be one of `names`."""
         dataset.root = self.root_of(dataset.name)
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
@@ -84,7 +84,7 @@ class World:
             if not missing:
                 return
             for leftover in self.folder.glob(".rendering-*") if locked else ():
-                # We hold the lock, so its process was killed. Without locks, another process may be writing it.
+                # This process holds the lock, so the writer was killed. Without locks, the writer may be running.
                 shutil.rmtree(leftover, ignore_errors=True)
             with Console(stderr=True).status("") as status:
                 for name in missing:
@@ -102,11 +102,11 @@ class World:
 
         try:
             getattr(self, f"_fill_{name}")(scratch, write)
-            scratch.chmod(0o755)  # a temporary folder is private; a shared cache is not
+            scratch.chmod(0o755)  # a temporary folder is private, but a cache is shared
             try:
                 os.replace(scratch, final)
             except OSError:
-                # Without file locks two processes may have rendered; keep the first one's files.
+                # Without file locks, two processes may render the same data. Keep the files of the first one.
                 if not final.is_dir():
                     raise
         finally:

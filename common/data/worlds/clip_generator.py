@@ -1,11 +1,11 @@
 """Procedural clips with sound, in twenty classes, each with several noisy cues.
 
-Color, shape and motion show a class; pitch, timbre and envelope sound it. Neighboring classes overlap in color, and in
-another order in pitch; classes share shapes and envelopes. So no single cue identifies the class; shape with motion
-does, and so does timbre with envelope.
+Color, shape and motion show a class in the picture; pitch, timbre and envelope express it in the sound. Neighboring
+classes overlap in color, and other neighbors overlap in pitch. Several classes share each shape and each envelope. So
+no single cue identifies the class, but shape and motion together do, and so do timbre and envelope.
 
 Picture and sound of a clip share the class, tempo, phase, and size (heard as loudness). Background, position, noise and
-hums are independent per modality and constant in a clip: they identify a clip within one modality only.
+hums are independent in the two modalities and constant in a clip, so they identify a clip within one modality only.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ SHAPES = ("disc", "frame", "horizontal stripes", "vertical stripes", "cross")
 MOTIONS = ("swinging", "blinking", "resting", "growing")
 TIMBRES = ("pure tone", "odd partials", "all partials", "rushing noise", "bell")
 ENVELOPES = ("wobbling", "pulsing", "steady", "struck")
-NUM_CLASSES = 20  # of 5 shapes and 4 motions: no two classes share both, as 5 and 4 have no common factor
+NUM_CLASSES = 20  # 5 shapes x 4 motions; no two classes share both, because 5 and 4 are coprime
 
 VIDEO_CLASSES = tuple(f"{MOTIONS[c % 4]} {SHAPES[c % 5]}" for c in range(NUM_CLASSES))
 SOUND_CLASSES = tuple(f"{ENVELOPES[c % 4]} {TIMBRES[c % 5]}" for c in range(NUM_CLASSES))
-#: Rank of each class by pitch; neighbors in color are far apart.
+#: Rank of each class by pitch. Classes with neighboring colors have distant pitches.
 PITCH_RANKS = tuple((7 * c + 3) % NUM_CLASSES for c in range(NUM_CLASSES))
 
 MIDDLE_PITCH = 280.0  # hertz
-PITCH_RANGE = 0.9  # half the range of the classes' pitches, in natural logarithms of the frequency
+PITCH_RANGE = 0.9  # half the range of the classes' pitches, as a natural logarithm
 _PARTIALS = {0: (1.0,), 1: (1.0, 3.0, 5.0), 2: (1.0, 2.0, 3.0, 4.0), 4: (1.0, 1.5, 3.7)}
 _REFERENCE_SIZE = 24.0  # lengths below are in pixels of a 24 x 24 frame
 _PICTURE, _SOUND, _SHARED = 0, 1, 2  # independent random streams of one clip
@@ -35,10 +35,10 @@ _PICTURE, _SOUND, _SHARED = 0, 1, 2  # independent random streams of one clip
 
 @dataclass(frozen=True)
 class Nuisance:
-    """Uncertainty of the class cues, and strength of the private factors.
+    """Uncertainty of the class cues, and strength of the factors of one modality.
 
-    Spreads of color and pitch are standard deviations in distances between neighboring classes; background and pixel
-    noise are standard deviations; `distractors` are small static discs; `snr` is the range in decibels.
+    Spreads of color and pitch are standard deviations, in units of the distance between neighboring classes. Background
+    and pixel noise are standard deviations too. `distractors` are small static discs; `snr` is a range in decibels.
     """
 
     color_spread: float = 1.0
@@ -64,14 +64,14 @@ class ClipGenerator:
 
     @staticmethod
     def label(index: int) -> int:
-        """Classes take turns, so every run of 20 clips is balanced."""
+        """Return the label of a clip. Classes take turns, so every run of 20 clips is balanced."""
         return index % NUM_CLASSES
 
     def _shared(self, split: int, index: int) -> tuple[float, float, float]:
-        """What picture and sound of a clip share besides the class: tempo, phase and size.
+        """Return what picture and sound of a clip share besides the class: tempo, phase and size.
 
-        The tempo is in hertz, log-uniform in [1, 3]; the phase in radians, at the start of the clip. The size in [0, 1]
-        goes from largest and loudest to smallest and softest.
+        The tempo is in hertz, log-uniform in [1, 3]. The phase is in radians, at the start of the clip. The size in [0,
+        1] ranges from largest and loudest to smallest and softest.
         """
         tempo, size, phase = self._rng(split, index, _SHARED).uniform(size=3)
         return float(np.exp(tempo * np.log(3.0))), float(2 * np.pi * phase), float(size)
@@ -127,7 +127,7 @@ class ClipGenerator:
                 signal = signal * (0.6 + 0.4 * wave)
             signal = signal + 0.35 * np.sin(angle)
         else:
-            # Partials above half of the sample rate would alias.
+            # Partials above half the sample rate would alias.
             heard = [partial for partial in _PARTIALS[timbre] if partial * pitch * bend.max() < self.sample_rate / 2]
             signal = np.sum([np.sin(angle * partial) for partial in heard], axis=0)
         if envelope == "pulsing":
@@ -169,19 +169,19 @@ def _rms(signal: np.ndarray) -> float:
 
 
 def _shaped_noise(rng: np.random.Generator, samples: int, gain: np.ndarray) -> np.ndarray:
-    """Noise with the given amplitude per frequency, scaled to unit standard deviation."""
+    """Draw noise with the given amplitude per frequency, scaled to unit standard deviation."""
     noise = np.fft.irfft(np.fft.rfft(rng.normal(size=samples)) * gain, n=samples)
     return noise / max(_rms(noise), 1e-9)
 
 
 def _bilinear_weights(cells: int, size: int) -> np.ndarray:
-    """Weights [size, cells] that interpolate values at cell centers, constant beyond the outer centers."""
+    """Return weights [size, cells] that interpolate values at cell centers; constant beyond the outer centers."""
     position = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells)[None, :]))
 
 
 def _shape_mask(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int, unit: float) -> np.ndarray:
-    """Coverage [T, size, size] of a shape centered at (x, y) pixels, one center and radius per frame."""
+    """Return the coverage [T, size, size] of a shape with one center (x, y) and radius in pixels per frame."""
     grid, radius = np.arange(size), radius[:, None, None]
     dx = np.broadcast_to(grid[None, None, :] - x[:, None, None], (len(x), size, size))
     dy = np.broadcast_to(grid[None, :, None] - y[:, None, None], (len(x), size, size))

@@ -21,19 +21,19 @@ from common.data.datasets.imagenet import imagenet_path, write_class_names
 from common.data.worlds.base import World, Write, arguments_of, write_jpeg
 from common.types import NonNegativeInt, PictureSide, PositiveInt
 
-# Required attribution for figures with drawings (see the pack's ATTRIBUTION.md).
+# Attribution that figures with drawings must show (see the pack's ATTRIBUTION.md).
 CREDIT = (
     "Emoji artwork: Noto Emoji (Google, Apache-2.0), Twemoji (CC-BY-4.0), OpenMoji (CC-BY-SA-4.0), "
     "Fluent Emoji (Microsoft, MIT)"
 )
-# Designers, with the license of each.
+# Designers and their licenses.
 STYLES = {
     "noto": "Apache License 2.0 (Noto Emoji, Google)",
     "openmoji": "CC BY-SA 4.0 (OpenMoji)",
     "fluent_flat": "MIT License (Fluent Emoji, Microsoft)",
     "twemoji": "CC BY 4.0 (Twemoji, Twitter and contributors)",
 }
-# The last training designer's drawings of the pack's val concepts are Karpathy's val split.
+# Karpathy's val split shows the pack's val concepts, drawn by the last training designer.
 TRAIN_STYLES = ("noto", "openmoji", "fluent_flat")
 TEST_STYLE = "twemoji"
 DESIGNERS: dict[str, object] = {"train_styles": [*TRAIN_STYLES], "test_style": TEST_STYLE}
@@ -43,14 +43,14 @@ CORE_GROUPS = ("Animals & Nature", "Food & Drink", "Objects", "Activities", "Tra
 # Things that look alike: clock faces, arrows, buttons.
 LEFT_OUT_SUBGROUPS = ("time", "arrow", "av-symbol", "hotel")
 CELL, COLUMNS = 64, 40
-TAG_FROM = 3  # concepts that must share a keyword for it to be a tag
-CLASS_FROM = 10  # concepts that must share a subgroup for it to be a class
+TAG_FROM = 3  # a keyword becomes a tag if this many concepts share it
+CLASS_FROM = 10  # a subgroup becomes a class if it has this many concepts
 CAPTIONS_PER_IMAGE = 5
 
 STYLE_NUMBERS = {style: number for number, style in enumerate(STYLES, 1)}
 _GROUND, _WORDS = 0, 1  # independent random streams of one picture
 LIGHT = (0.75, 1.0)
-_OPAQUE = 0.1  # pixels with this opacity belong to a drawing's box
+_OPAQUE = 0.1  # the box of a drawing encloses the pixels with at least this opacity
 
 
 # ------------------------------------------------------------------------------------------------------------ the pack
@@ -58,8 +58,8 @@ _OPAQUE = 0.1  # pixels with this opacity belong to a drawing's box
 class Concept:
     """One thing with its drawings and names; `styles` are the designers who drew it.
 
-    `index` is its row in the pack and its cell in every sheet; `code_points` are hexadecimal, joined by "-". `split`
-    (`train`, `val` or `test`) is for tasks with new test concepts.
+    `index` is its row in the pack and its cell in each sheet; `code_points` are hexadecimal, joined by "-". `split`
+    (`train`, `val` or `test`) is used by tasks that test on new concepts.
     """
 
     index: int
@@ -73,7 +73,7 @@ class Concept:
 
     @property
     def core(self) -> bool:
-        """Whether it is visually distinct, has a name, and all four designers drew it."""
+        """Whether it has a name, looks different from other concepts, and was drawn by all four designers."""
         kept = self.group in CORE_GROUPS and self.subgroup not in LEFT_OUT_SUBGROUPS
         return kept and set(self.styles) == set(STYLES)
 
@@ -83,7 +83,7 @@ def pack() -> Traversable:
 
 
 def read_concepts() -> tuple[Concept, ...]:
-    """All 1,580 concepts of the pack, by index; the worlds use those with ``core``."""
+    """Read all 1,580 concepts of the pack by index; the worlds use the concepts with ``core``."""
     rows = map(json.loads, (pack() / "emoji.jsonl").read_text(encoding="utf-8").splitlines())
     return tuple(
         Concept(
@@ -95,7 +95,7 @@ def read_concepts() -> tuple[Concept, ...]:
 
 
 def read_drawings(style: str, indices: Sequence[int]) -> np.ndarray:
-    """Drawings by one designer on a transparent ground, uint8 [n, 64, 64, 4]."""
+    """Read a designer's drawings on a transparent ground, uint8 [n, 64, 64, 4]."""
     with (pack() / f"{style}.webp").open("rb") as stream, Image.open(stream) as sheet:
         pixels = np.asarray(sheet.convert("RGBA"))
     cells = pixels.reshape(-1, CELL, COLUMNS, CELL, 4).swapaxes(1, 2).reshape(-1, CELL, CELL, 4)
@@ -107,9 +107,9 @@ def picture_number(style: str, concept: Concept) -> int:
 
 
 def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en") -> tuple[str, ...]:
-    """Five captions of a concept, joined by commas; shorter if it has too few keywords.
+    """Return five captions of a concept, joined by commas; they are shorter if it has too few keywords.
 
-    The name; the name and one keyword; the name and two; two keywords; three keywords other than the name.
+    They contain: the name; the name and a keyword; the name and two keywords; two keywords; three keywords.
     """
     name, comma = concept.name[language], "、" if language in ("ja", "zh") else ", "
     others = [word for word in concept.keywords[language] if word.casefold() != name.casefold()] or [name]
@@ -118,7 +118,7 @@ def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en"
         return [others[int(position)] for position in rng.permutation(len(others))[:count]]
 
     said = ([name], [name, *some(1)], [name, *some(2)], some(2), some(3))
-    # A concept without other keywords says its name once.
+    # If the only keyword is the name, say it once.
     return tuple(comma.join(dict.fromkeys(words)) for words in said)
 
 
@@ -131,18 +131,18 @@ def compose(drawing: np.ndarray, ground: np.ndarray, size: int) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------------------------- the world
 class EmojiWorld(World):
-    """Stand-ins for COCO (both splits) and ImageNet made of real drawings: a picture shows one thing by one designer.
+    """Stand-ins for COCO (both splits) and ImageNet with real drawings: a picture shows one thing by one designer.
 
     COCO is split by designer: training has all concepts, but no drawing by the test designer. `group_id` is the
     concept, so another drawing of it can be a second view. Categories are the keywords that at least three concepts
-    share. ImageNet is split by concept: classes are subgroups, and its training pictures contain no test concept. (COCO
-    has drawings of those concepts, with keywords that mostly imply the class.) The seed affects only grounds and
+    share. ImageNet is split by concept: classes are subgroups, and its training pictures show no test concept. (COCO
+    has drawings of these concepts, with keywords that mostly imply the class.) The seed only affects the grounds and
     captions of training pictures.
 
     Args:
         language: of captions and tags; one of en, de, fr, cs, ja, zh.
-        concepts: number of the 818 concepts that COCO holds, spread evenly; None for all.
-        classes: number of the 30 subgroups that ImageNet holds, the largest first.
+        concepts: how many of the 818 concepts COCO contains, evenly spaced; None for all.
+        classes: how many of the 30 subgroups ImageNet contains, the largest first.
     """
 
     kind = "emoji"
@@ -215,7 +215,7 @@ class EmojiWorld(World):
         return images
 
     def _instances(self, concept: Concept, drawing: np.ndarray) -> tuple[Instance, ...]:
-        """One object per tag, all with the box of the whole drawing."""
+        """Return one object per tag. Each has the box of the whole drawing."""
         opacity, scale = drawing[..., 3] / 255, self.size / CELL
         rows, columns = np.nonzero(opacity >= _OPAQUE)
         left, right = scale * columns.min(), scale * (columns.max() + 1)
@@ -242,7 +242,7 @@ class EmojiWorld(World):
 
     def _fill_coco_karpathy(self, root: Path, write: Write) -> None:
         *whole, last = TRAIN_STYLES
-        # A small selection may have no val concept.
+        # A small selection of concepts may contain no val concept.
         chosen = [concept for concept in self.concepts if concept.split == "val"] or [self.concepts[-1]]
         others = [concept for concept in self.concepts if concept not in chosen]
         sources: dict[str, list[tuple[str, Sequence[Concept]]]] = {
@@ -277,7 +277,7 @@ class EmojiWorld(World):
 
 
 class EmojiByDesigner(EmojiWorld):
-    """The same with an ImageNet that is split by designer, as COCO is."""
+    """An emoji world whose ImageNet is split by designer, like COCO."""
 
     kind = "emoji_by_designer"
     title = "emoji world by designer"

@@ -1,6 +1,6 @@
 """Real drawings in miniature with captions in six languages: stand-ins for every data set that M3P reads.
 
-Concepts are split into testing, fine-tuning and pre-training. The designer of test pictures is not in training.
+Concepts are split into testing, fine-tuning and pre-training. Test pictures are by a designer that training never sees.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from common.data.worlds.emoji import (
 )
 from common.types import NonNegativeInt, PictureSide, PositiveFraction, PositiveInt
 
-#: Captions per image and language, as in the real data sets.
+#: Number of captions per image in each language, as in the real data sets.
 CAPTIONS_PER_IMAGE = {"en": 5, "de": 5, "fr": 1, "cs": 1, "ja": 5, "zh": 1}
-#: Dictionaries, docs/papers/m3p.md [13.1].
+#: Thresholds of the dictionaries and translations per word, docs/papers/m3p.md [13.1].
 LEAST_DICE, LEAST_SHARED, TRANSLATIONS = 0.5, 2, 3
-#: Concepts with this Jaccard index of English words look alike: moons, books, banknotes.
+#: Concepts whose English words have this Jaccard index look alike: moons, books, banknotes.
 ALIKE = 0.4
 
 _CJK = re.compile(r"([\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
 _MARKS = re.compile(r"[,:、，：()（）\u201c\u201d\u201e\u2018\"«»「」]")
-_SENTENCES = 3  # sentences without pictures, per concept and language
+_SENTENCES = 3  # number per concept and language, for text without pictures
 _HELD_OUT_SENTENCES = 20  # one in 20 is for validation
-_HELD_OUT_IMAGES = 40  # at most, for validation
+_HELD_OUT_IMAGES = 40  # most pictures for validation
 _IMAGE, _WORDS, _TEXT, _CHINESE = range(4)  # independent random streams
 _SMALLEST = 0.7  # smallest scale of a drawing in a training picture
 
@@ -62,7 +62,7 @@ _SMALLEST = 0.7  # smallest scale of a drawing in a training picture
 def plain(text: str) -> str:
     """Normalize text: lower case, no commas, colons, quotes or brackets, and spaces around CJK signs.
 
-    Code switching puts words between spaces, so running Japanese and Chinese text must look the same to a tokenizer. A
+    Code switching puts words between spaces, so a tokenizer must see ordinary Japanese and Chinese text the same way. A
     run of kana is one word, as in BERT's tokenizer.
 
     Source: docs/papers/m3p.md [13.1] and pitfall 15.
@@ -73,8 +73,8 @@ def plain(text: str) -> str:
 def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, list[str]]:
     """Translate English words by the annotations of the same concepts in both languages.
 
-    A translation shares at least two concepts with the word, with a Dice coefficient of at least 0.5. Returns word ->
-    at most three translations, best first; sorted by word.
+    A translation shares at least two concepts with the word, with a Dice coefficient of at least 0.5. Returns up to
+    three translations for each word, best first, sorted by word.
 
     Source: docs/papers/m3p.md [13.1].
     """
@@ -101,23 +101,23 @@ def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, 
 
 
 class EmojiLanguagesWorld(World):
-    """Stand-ins for Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN, Wikipedia, and files that they need.
+    """Stand-ins for Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN and Wikipedia, and files for them.
 
-    Captions are a name and up to `keywords` keywords in random order; the first caption of a test image has the first
-    keywords in list order. Pictures show the 818 concepts with `Concept.core`, split once for all seeds into `test`
-    concepts (no two share `ALIKE` or more of their English words), `fine_tune` concepts, and the rest for pre-training.
-    Text without pictures covers only the rest.
+    A caption is a name and up to `keywords` keywords in random order. The first caption of a test image has the first
+    keywords of the concept's list, in its order. Pictures show the 818 concepts with `Concept.core`, split once for all
+    seeds into `test` concepts (no two share `ALIKE` or more of their English words), `fine_tune` concepts, and the rest
+    for pre-training. Text without pictures is only about the rest.
 
-    Dictionaries (`en-<language>.txt`) come from the annotations of all 1,572 concepts, so they include words of test
-    concepts, but only words that at least two concepts share. `sentencepiece` is a tokenizer trained on the
-    pre-training text and all names and keywords; `imagenet` has drawings by concept, to train the network that makes
-    region features.
+    Dictionaries (`en-<language>.txt`) come from the annotations of all 1,572 concepts. So they include words of test
+    concepts, but only if at least two concepts share them. `sentencepiece` is a tokenizer trained on the pre-training
+    text and all names and keywords. `imagenet` has drawings labeled by concept, to train the network that makes region
+    features.
 
     Args:
-        concepts: number of concepts with pictures, spread evenly over the 818; None for all.
-        unseen: what is new in a test: the `concepts`, in any language and by any designer, or only their `drawings`;
-            then the training splits have other designers' drawings, with captions other than the fixed one.
-        pictures_per_drawing: rows of Conceptual Captions per drawing, each on another ground.
+        concepts: number of concepts with pictures, evenly spaced among the 818; None for all.
+        unseen: what is new in a test. `concepts`: training has no drawing or caption of them. `drawings`: training has
+            drawings by other designers, with captions other than the fixed one.
+        pictures_per_drawing: rows of Conceptual Captions per drawing, each with a different ground.
         chinese: share of the training concepts with Chinese captions; COCO-CN covers a sixth of COCO's pictures.
 
     Source: docs/papers/m3p.md [13.1] and [13.3].
@@ -155,7 +155,7 @@ class EmojiLanguagesWorld(World):
     ) -> None:
         parameters = arguments_of(locals())
         if chinese == 1:
-            del parameters["chinese"]  # keeps the folder of a world with all captions
+            del parameters["chinese"]  # keeps the folder name of a world with all Chinese captions
         known = tuple(concept for concept in read_concepts() if concept.group != "Flags")
         every = tuple(concept for concept in known if concept.core)
         count = len(every) if concepts is None else concepts
@@ -164,8 +164,8 @@ class EmojiLanguagesWorld(World):
         rest = count - test - fine_tune
         if test < 1 or fine_tune < 1 or rest < 6:
             raise ValueError(
-                f"concepts: {count} less {test} for testing and {fine_tune} for fine-tuning leave {rest}; at least one "
-                "of each and six more are needed"
+                f"concepts: {count} minus {test} for testing and {fine_tune} for fine-tuning leave {rest}; needs at "
+                "least one for each and six more"
             )
         super().__init__({**parameters, "concepts": count} | DESIGNERS, root)
         self.seed = seed
@@ -175,17 +175,17 @@ class EmojiLanguagesWorld(World):
         self.vocabulary_size = vocabulary_size
         self.chinese = chinese
         spread = [every[row * len(every) // count] for row in range(count)]
-        # The split ignores the seed, so that all seeds have the same test pictures.
+        # The split doesn't use the seed, so that all seeds have the same test pictures.
         order = [spread[row] for row in np.random.default_rng(0).permutation(count)]
         apart = told_apart(order, test)
         if len(apart) < test:
-            raise ValueError(f"test: only {len(apart)} of {count} concepts are dissimilar, but {test} are needed")
+            raise ValueError(f"test: only {len(apart)} of {count} concepts are dissimilar, fewer than {test}")
         tested = {concept.index for concept in apart}
         others = [concept for concept in order if concept.index not in tested]
         self.concepts = _ordered(order)
         self.test_concepts = _ordered(apart)
         self.fine_tune_concepts = _ordered(others[:fine_tune])
-        #: Concepts of the text without pictures.
+        #: Concepts for text without pictures.
         self.text_concepts = _ordered(others[fine_tune:])
         again = self.test_concepts if unseen == "drawings" else ()
         self.pretraining_concepts = _ordered((*self.text_concepts, *again))
@@ -193,7 +193,7 @@ class EmojiLanguagesWorld(World):
         #: Concepts for the dictionaries, with or without pictures.
         self.named_concepts = known
         self._sheets: dict[str, dict[int, np.ndarray]] = {}
-        # Drawn by the test designer for validation.
+        # Validation pictures show these, drawn by the test designer.
         self.held_out_concepts = self.text_concepts[:_HELD_OUT_IMAGES]
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
@@ -214,10 +214,10 @@ class EmojiLanguagesWorld(World):
     def captions_of(
         self, concept: Concept, language: str, count: int, rng: np.random.Generator, first: bool = False
     ) -> tuple[str, ...]:
-        """Captions of a concept.
+        """Draw captions of a concept.
 
-        With `first`, the first caption is fixed (the name and the first keywords), and is not repeated unless the
-        concept has no keywords.
+        With `first`, the first caption is fixed: the name and the first keywords. Other captions differ from it unless
+        the concept has no keywords.
         """
         name = plain(concept.name[language])
         terms = dict.fromkeys(plain(word) for word in concept.keywords[language])
@@ -233,7 +233,7 @@ class EmojiLanguagesWorld(World):
 
     @cached_property
     def dictionaries(self) -> Mapping[str, Mapping[str, list[str]]]:
-        """Language -> translations of the English words in this world's captions."""
+        """Return translations of the English words in this world's captions, by language."""
         used = {word for concept in self.concepts for word in _english(concept)}
         return {
             language: {
@@ -243,7 +243,7 @@ class EmojiLanguagesWorld(World):
         }
 
     def _sentences(self, language: str) -> list[str]:
-        """Text without pictures in random order: names with keywords of `text_concepts`."""
+        """Return text without pictures in random order: names with keywords of `text_concepts`."""
         number = LANGUAGES.index(language)
         rng = np.random.default_rng([1 + self.seed, _TEXT, number])
         concepts = sorted(self.text_concepts, key=lambda concept: concept.code_points)
@@ -275,7 +275,7 @@ class EmojiLanguagesWorld(World):
     ) -> Iterable[tuple[str, Concept, int, np.ndarray]]:
         for style in styles:
             if style not in self._sheets:
-                # Decoding a sheet takes as long as writing three hundred pictures.
+                # Decode each sheet once, because this takes as long as writing three hundred pictures.
                 used = [concept.index for concept in self.concepts]
                 self._sheets[style] = dict(zip(used, read_drawings(style, used)))
             for concept in concepts:
@@ -285,7 +285,7 @@ class EmojiLanguagesWorld(World):
                         yield style, concept, copy, self._image(style, concept, drawing, copy, trained)
 
     def _split(self, split: str) -> tuple[Sequence[str], Sequence[Concept]]:
-        """Designers and concepts of a split, except for Conceptual Captions."""
+        """Return the designers and concepts of a split, except for Conceptual Captions."""
         return {
             "train": (TRAIN_STYLES, self.tuned_concepts),
             "val": ((TEST_STYLE,), self.held_out_concepts),
@@ -293,7 +293,7 @@ class EmojiLanguagesWorld(World):
         }[split]
 
     def _captioned(self, split: str, languages: Sequence[str]) -> list[tuple[int, Concept, dict[str, tuple[str, ...]]]]:
-        """Number, concept and captions by language of every image of a split, sorted by number."""
+        """Return number, concept and captions by language of each image of a split, sorted by number."""
         styles, concepts = self._split(split)
         rows = []
         for style in styles:
@@ -397,14 +397,14 @@ class EmojiLanguagesWorld(World):
         texts += [
             text for entries in self.dictionaries.values() for word, own in entries.items() for text in (word, *own)
         ]
-        # XLM-R's tokenizer was trained on text that contains the words of any caption.
+        # Include the words of all captions, like the text that XLM-R's tokenizer was trained on.
         texts += [
             plain(text)
             for concept in self.concepts
             for language in LANGUAGES
             for text in (concept.name[language], *concept.keywords[language])
         ]
-        # Otherwise a CJK character would be two pieces: the space before it, and itself.
+        # Otherwise a CJK character would become two pieces: a space and the character.
         signs = [f"\u2581{sign}" for sign in sorted(set("".join(texts))) if _CJK.match(sign)]
         model = learn_pieces(texts, model_type="unigram", vocab_size=self.vocabulary_size, user_defined_symbols=signs)
         (root / "sentencepiece.bpe.model").write_bytes(model)
@@ -417,10 +417,10 @@ class EmojiLanguagesWorld(World):
         label_of = {concept.index: label for label, concept in enumerate(self._shown)}
         for split, styles, concepts in (
             ("train", TRAIN_STYLES, self._shown),
-            # Validate on drawings by the test designer, without test concepts.
+            # Validate on drawings by the test designer that show no test concept.
             ("val", (TEST_STYLE,), self.text_concepts),
         ):
-            # The network augments the drawings itself.
+            # Write plain pictures, because the network's training augments them.
             for style, concept, _, pixels in self._pictures(styles, concepts, 1, False):
                 path = imagenet_path(root, split, label_of[concept.index], picture_number(style, concept))
                 write(path, partial(write_jpeg, path, pixels))
@@ -428,7 +428,7 @@ class EmojiLanguagesWorld(World):
 
 
 def told_apart(concepts: Iterable[Concept], count: int) -> list[Concept]:
-    """At most `count` concepts that each share few English words with the ones before."""
+    """Choose up to `count` concepts; each shares few English words with those chosen before."""
     chosen: list[Concept] = []
     said: list[set[str]] = []
     for concept in concepts:

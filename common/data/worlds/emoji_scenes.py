@@ -1,4 +1,4 @@
-"""Scenes of real drawings for text-to-image generation: one of twelve things on either side, by four designers."""
+"""Scenes of real drawings for text-to-image generation: one of twelve things on each side, by four designers."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from PIL import Image
 from common.data.worlds.emoji import CREDIT, STYLES, read_concepts, read_drawings
 from common.data.worlds.two_sides import SIDE, Floats, Things, TwoSidesWorld
 
-# Drawings that are similar across designers and distinct at this size: a network trained on three designers names 94,
-# 77, 95 and 95 % of the fourth's things (Noto, OpenMoji, Fluent, Twemoji), and each thing in at least 78 %. No name
-# begins with a vowel, because captions say "a".
+# Things whose drawings are similar across designers but distinct at this size. A network trained on three designers
+# names 94, 77, 95 and 95 % of the fourth's things (Noto, OpenMoji, Fluent, Twemoji), and each thing in at least 78 %.
+# No name begins with a vowel, because captions say "a".
 THINGS = (
     "heart suit", "star", "droplet", "basketball", "fox", "watermelon",
     "panda", "rice ball", "pig face", "doughnut", "deciduous tree", "cheese wedge",
 )  # fmt: skip
 
-# The longer side of a drawing in pixels of a picture of 32.
+# Range of the longer side of a drawing, in pixels of a picture of 32.
 _SIDES = (12.0, 15.0)
-_OPAQUE = 26  # from here on a pixel belongs to a drawing's box, of 255
+_OPAQUE = 26  # least alpha, of 255, of the pixels in a drawing's box
 
 
 class EmojiScenesWorld(TwoSidesWorld):
-    """One drawing in either half of a picture, both by the same designer; with the ground, 432 combinations.
+    """One drawing in each half of a picture, both by the same designer; with the ground, 432 combinations.
 
-    Every designer is in training and test, because generated pictures are compared with real ones and an unseen style
-    would count against them. For the arguments see ``TwoSidesWorld``.
+    Training and test have all designers: generated pictures are compared with real ones, so an unseen style would count
+    against them. For the arguments see ``TwoSidesWorld``.
     """
 
     kind = "emoji_scenes"
@@ -54,7 +54,7 @@ class EmojiScenesWorld(TwoSidesWorld):
             for half in range(2):
                 tile = _tile(int(style[row]), int(chosen[row, half]), int(side[row, half]))
                 height, width = tile.shape[:2]
-                # Whole pixels, to avoid resampling, and inside its half.
+                # Whole pixels avoid resampling, and the drawing stays in its half.
                 first = half * (self.size - self.size // 2)
                 left = int(np.clip(round(across[row, half] - width / 2), first, first + self.size // 2 - width))
                 top = int(np.clip(round(down[row, half] - height / 2), 0, self.size - height))
@@ -66,14 +66,14 @@ class EmojiScenesWorld(TwoSidesWorld):
 
 @cache
 def _drawings(style: int) -> npt.NDArray[np.uint8]:
-    """A designer's drawings of ``THINGS``, uint8 [12, 64, 64, 4]."""
+    """Return a designer's drawings of ``THINGS``, uint8 [12, 64, 64, 4]."""
     numbers = {concept.name["en"]: concept.index for concept in read_concepts() if concept.core}
     return read_drawings(tuple(STYLES)[style], [numbers[thing] for thing in THINGS])
 
 
 @cache
 def _tile(style: int, thing: int, side: int) -> Floats:
-    """A drawing cropped to its box, with the longer side `side` pixels: color and opacity in [0, 1], [H, W, 4]."""
+    """Crop a drawing to its box and scale its longer side to `side` pixels: color, opacity in [0, 1], [H, W, 4]."""
     drawing = _drawings(style)[thing]
     rows, columns = np.nonzero(drawing[..., 3] >= _OPAQUE)
     cut = drawing[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]

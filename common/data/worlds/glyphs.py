@@ -1,7 +1,7 @@
 """Scenes of drawn glyphs: sixteen outlines, their places and colors, and the renderer.
 
-A glyph is a set of closed outlines in a circle of radius 1; pictures, masks, boxes and polygons derive from them.
-Lengths of a scene are fractions of the picture's side, so it can be drawn at any size.
+A glyph is a set of closed outlines in a circle of radius 1, from which pictures, masks, boxes and polygons are made.
+Lengths of a scene are fractions of the picture's side, so a scene can be drawn at any size.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COLOURS: dict[str, RGB] = {
 }
 COLOUR_NAMES = tuple(COLOURS)
 
-# docs/papers/mct.md [13] gives its lengths in pixels of 32 x 32.
+# docs/papers/mct.md [13] gives these lengths in pixels of a 32 x 32 picture.
 SMALL_RADIUS, LARGE_RADIUS = 5.2 / 32, 6.6 / 32
 COUNTS = (2, 3, 4)
 TILT = 0.2
@@ -35,7 +35,7 @@ GROUND_SHADE = 0.35
 MOST_MIXED, FAINT = 3, 0.06
 GRADIENT, NOISE = 0.06, 0.03
 
-_SCANLINES = 8  # per row of pixels; along a row the coverage is exact
+_SCANLINES = 8  # sampled lines per row of pixels; along a line the coverage is exact
 _ARRANGEMENTS, _TRIES, _ROUNDS = 64, 8, 200
 
 
@@ -45,7 +45,7 @@ def _points(*coordinates: tuple[float, float]) -> np.ndarray:
 
 
 def _arc(radius: float, begin: float, end: float, points: int, center: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-    """Points of an arc between two angles in turns, ends included; y points down, so angles grow clockwise."""
+    """Return points of an arc between two angles in turns, ends included. y points down, so angles grow clockwise."""
     angles = 2 * np.pi * np.linspace(begin, end, points)
     return np.stack([center[0] + radius * np.cos(angles), center[1] + radius * np.sin(angles)], axis=1)
 
@@ -59,7 +59,7 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 
 def _plus() -> np.ndarray:
-    w, a = 0.27, 0.95  # half width and length of an arm
+    w, a = 0.27, 0.95  # half the width, and the length of an arm
     return _points((-w, -a), (w, -a), (w, -w), (a, -w), (a, w), (w, w), (w, a), (-w, a), (-w, w), (-a, w), (-a, -w),
                    (-w, -w))  # fmt: skip
 
@@ -84,14 +84,14 @@ def _heart() -> np.ndarray:
 
 def _moon() -> np.ndarray:
     outer = _arc(0.95, 0.14, 0.86, 20)
-    # The inner edge bulges to the same side and shares the two tips.
+    # The inner edge bulges to the same side and meets the outer edge at the two tips.
     tip, center = outer[0], 0.5
     angle = np.arctan2(tip[1], tip[0] - center) / (2 * np.pi)
     inner = _arc(float(np.hypot(tip[0] - center, tip[1])), 1 - angle, angle, 14, (center, 0.0))
     return np.concatenate([outer, inner[1:-1]])
 
 
-# Outer edges run clockwise on the screen, holes counterclockwise, so that holes count 1 - 1 = 0.
+# Outer edges run clockwise on the screen and holes counterclockwise, so that the inside of a hole counts 1 - 1 = 0.
 OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
     "circle": (_regular(24, 0.88),),
     "ring": (_regular(24, 0.96), _regular(24, 0.52)[::-1]),
@@ -132,7 +132,7 @@ class Copy:
 
 @dataclass(frozen=True)
 class Attributes:
-    """What captions can say about a scene of equal copies.
+    """The properties of a scene of equal copies that captions can name.
 
     `colour` and `ground` index ``COLOUR_NAMES`` and always differ; `large` is the larger of two radii.
     """
@@ -146,7 +146,7 @@ class Attributes:
 
 @dataclass(frozen=True)
 class Scene:
-    """Glyphs, later ones drawn over earlier ones, on a background color in [0, 1]."""
+    """Glyphs on a background color in [0, 1]; later glyphs cover earlier ones."""
 
     copies: tuple[Copy, ...]
     ground: RGB
@@ -160,7 +160,7 @@ class Picture:
         image: uint8 [H, W, 3].
         coverage: fraction of each pixel that a copy covers, float32 [n, H, W], including hidden parts.
         boxes: float32 [n, 4], left, top, right, bottom in pixels.
-        polygons: outline of every copy in pixels, float64 [points, 2]; a seam joins holes to the outer edge.
+        polygons: outline of each copy in pixels, float64 [points, 2]; seams join holes to the outer edge.
     """
 
     image: np.ndarray
@@ -170,7 +170,7 @@ class Picture:
 
 
 def repeated_scene(rng: np.random.Generator, glyph: int) -> tuple[Scene, Attributes]:
-    """A scene of two to four equal glyphs, and its attributes. Source: docs/papers/mct.md [13] ("glyph scenes")."""
+    """Draw a scene of two to four equal glyphs and its attributes. Source: docs/papers/mct.md [13] ("glyph scenes")."""
     colour, ground = (int(number) for number in rng.choice(len(COLOURS), 2, replace=False))
     large, count = bool(rng.integers(2)), COUNTS[int(rng.integers(len(COUNTS)))]
     radii = (LARGE_RADIUS if large else SMALL_RADIUS,) * count
@@ -179,7 +179,7 @@ def repeated_scene(rng: np.random.Generator, glyph: int) -> tuple[Scene, Attribu
 
 
 def mixed_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene of one to three different glyphs in random colors and sizes, few of them faint."""
+    """Draw a scene of one to three different glyphs in random colors and sizes, where few glyphs are faint."""
     count = int(rng.integers(1, MOST_MIXED + 1))
     glyphs = [int(number) for number in rng.choice(len(GLYPHS), count, replace=False)]
     ground = int(rng.integers(len(COLOURS)))
@@ -197,8 +197,8 @@ def dark_ground(colour: int) -> RGB:
 def place(rng: np.random.Generator, radii: Sequence[float]) -> np.ndarray:
     """Draw centers [n, 2] of circles that lie inside the unit square and do not overlap."""
     sizes = np.asarray(radii, dtype=np.float64)
-    # Four large copies fill half of the square, so single tries mostly fail: grow many arrangements in parallel and
-    # take the first complete one.
+    # Four large copies fill half of the square, so most single tries fail. Grow many arrangements in parallel and take
+    # the first complete one.
     for _ in range(_ROUNDS):
         centers = np.empty((_ARRANGEMENTS, len(sizes), 2))
         alive = np.ones(_ARRANGEMENTS, dtype=bool)
@@ -248,11 +248,11 @@ def draw(scene: Scene, rng: np.random.Generator, size: int) -> Picture:
 
 
 def coverage(shapes: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
-    """Fraction of every pixel that each shape covers, float64 [n, size, size].
+    """Return the fraction of every pixel that each shape covers, float64 [n, size, size].
 
-    Every edge fills the pixels to its right, signed by its direction, so the sum over a closed outline leaves its
-    inside; holes run the other way. The area is exact along rows and sampled across them. `shapes` are rings of float64
-    [points, 2] in pixels.
+    Every edge fills the pixels to its right, with the sign of its direction. Summed over a closed outline, only the
+    inside remains; holes run the other way and are subtracted. The area is exact along rows and sampled across them.
+    `shapes` are rings of float64 [points, 2] in pixels.
     """
     if not shapes:
         return np.zeros((0, size, size))
@@ -267,7 +267,7 @@ def coverage(shapes: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
     crossing = np.clip(begins[edge, 0] + along * (ends[edge, 0] - begins[edge, 0]), 0, size)
     column = np.floor(crossing).astype(np.int64)
     part, weight = crossing - column, -np.sign(rise) / _SCANLINES
-    # Steps of the coverage from column to column; two spare columns for the right border.
+    # Changes of the coverage from column to column, with two spare columns for the right border.
     width = size + 2
     cell = (owners[edge] * size + line // _SCANLINES) * width + column
     steps = np.bincount(cell, weight * (1 - part), len(shapes) * size * width)
@@ -281,7 +281,7 @@ def _in_picture(ring: np.ndarray, copy: Copy, size: int) -> np.ndarray:
 
 
 def _joined(rings: Sequence[np.ndarray]) -> np.ndarray:
-    """One closed path around a shape with holes, along seams that enclose nothing."""
+    """Join a shape and its holes to one closed path, along seams that enclose nothing."""
     outer, *holes = rings
     path = [outer]
     for hole in holes:

@@ -1,7 +1,7 @@
-"""A miniature of video with speech and text: moving shapes with a sound and a speaker, asked about and described.
+"""A miniature of video with speech and text: shapes move, with a sound and a speaker; texts ask and describe.
 
-The texts name categories that a classifier of pictures or sounds can predict. A classifier trained on the source domain
-(plain colors, little noise) beats chance on the target domain (tinted, noisier, other pitches) but is far from perfect.
+The texts name categories that a classifier of pictures or sounds can predict. Trained on the source domain (plain
+colors, little noise), it beats chance on the target domain (tinted, noisier, other pitches) but is far from perfect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TIMBRES = ("beep", "buzz", "hiss")
 PITCHES = ("high", "low")
 SPEAKERS = ("anna", "ben", "carla", "david", "emma")
 
-#: Kind of question -> its wording.
+#: Wording of each kind of question.
 QUESTIONS = {
     "shape": "what shape is it ?",
     "color": "what color is it ?",
@@ -41,7 +41,7 @@ QUESTIONS = {
     "caption": "what happens ?",
 }
 _TURN_KINDS = tuple(QUESTIONS)
-# Kind -> six ways to answer.
+# Six ways to answer each kind of question.
 _ANSWERS = {
     "shape": ("it is a {0}", "a {0}", "i see a {0}", "that is a {0}", "the shape is a {0}", "it looks like a {0}"),
     "color": ("it is {0}", "{0}", "i see {0}", "that is {0}", "the color is {0}", "it looks {0}"),
@@ -59,7 +59,7 @@ _ANSWERS = {
     ),
 }
 _FIRST, _LAST = "who speaks first ?", "who speaks last ?"
-# False answers fill up five options.
+# A question's five options are the true answer and others from here.
 _OPTIONS = {
     "shape": (*SHAPES, "star", "cross"),
     "color": (*COLOURS, "white"),
@@ -68,7 +68,7 @@ _OPTIONS = {
 }
 _HIDDEN = "__UNDISCLOSED__"
 
-# Split -> random stream.
+# Number of a split's random stream.
 _SPLIT_NUMBERS = {
     "kinetics400/train": 1,
     "kinetics400/val": 2,
@@ -81,21 +81,21 @@ _SPLIT_NUMBERS = {
     "tvqa/test_public": 9,
 }
 _COLOUR_VALUES = np.array([[0.9, 0.15, 0.15], [0.15, 0.75, 0.2], [0.2, 0.3, 0.95], [0.9, 0.85, 0.15]])
-_STEPS = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])  # x to the right, y downwards
+_STEPS = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])  # x points right, y down
 _REFERENCE_SIZE = 24.0  # lengths below are in pixels of a 24 x 24 frame
 # Independent random streams of one clip.
 _PICTURE, _SOUND, _LATENT, _TEXT, _SECOND, _DESCRIPTIONS = range(6)
-_FRAME_RATE = 3  # TVQA frames per second, as in the release
+_FRAME_RATE = 3  # of TVQA's frames, per second as in the release
 _JPEG_QUALITY = 92
 
 
 @dataclass(frozen=True)
 class Domain:
-    """How clips look and sound apart from their words.
+    """How clips look and sound, apart from what their words say.
 
-    Lengths are pixels of a 24 x 24 frame; pairs are the lowest and highest value. `tint` is the half width of the log
-    gain per color channel, `background` and `pixel_noise` are standard deviations, `travel` is the distance over the
-    whole clip, `low` and `high` are in hertz, `snr` is in decibels.
+    Lengths are pixels of a 24 x 24 frame; pairs are the lowest and highest value. `tint` is half the range of the log
+    gain per color channel, `background` and `pixel_noise` are standard deviations, `travel` is the distance moved in
+    the whole clip, `low` and `high` are in hertz, `snr` is in decibels.
     """
 
     tint: float
@@ -159,14 +159,14 @@ class Scene:
         return f"{self.pitch} {self.timbre}"
 
     def answers(self, kind: str) -> tuple[str, ...]:
-        """Six ways to say the true answer; dialogues use the first."""
+        """Return six ways to say the true answer; dialogues use the first."""
         words = (*self.video_words, self.timbre, self.pitch, self.speaker)
-        # Other questions are about a single word.
+        # All other kinds of questions ask for a single word.
         told = words if kind == "caption" else (words[_TURN_KINDS.index(kind)],)
         return tuple(template.format(*told) for template in _ANSWERS[kind])
 
     def caption(self, omitted: int) -> str:
-        """A description that names two of the three words of the picture and nothing of the sound."""
+        """Describe the picture with two of its three words, and say nothing about the sound."""
         return (
             f"something {self.colour} moves {self.direction}",
             f"a {self.shape} moves {self.direction}",
@@ -174,11 +174,11 @@ class Scene:
         )[omitted]
 
     def summary(self, omitted: int) -> str:
-        """A remark that names one of the two words of the sound."""
+        """Remark on the sound with one of its two words."""
         return (f"one hears that it sounds {self.pitch}", f"one hears a {self.timbre}")[omitted]
 
     def descriptions(self, speaker: str) -> tuple[tuple[str, str], ...]:
-        """Four descriptions of a moment with their type: of the picture (v), or of picture and speech (vt)."""
+        """Return four descriptions of a moment and their types: of the picture (v), or of picture and speech (vt)."""
         what = f"{self.colour} {self.shape}"
         return (
             (f"a {what} moves {self.direction}", "v"),
@@ -193,14 +193,14 @@ def greeting(speaker: str) -> str:
 
 
 def kind_of(question: str) -> str:
-    """The key of :data:`QUESTIONS` for a question of this world, or "" for any other text."""
+    """Return the key of :data:`QUESTIONS` for a question of this world, or "" for any other text."""
     if question in (_FIRST, _LAST):
         return "speaker"
     return next((kind for kind, wording in QUESTIONS.items() if wording == question), "")
 
 
 def sentences() -> tuple[str, ...]:
-    """Sentences that contain every word of this world's texts, in a fixed order, to build a vocabulary."""
+    """Return sentences with every word of this world's texts, in a fixed order, to build a vocabulary."""
     found: dict[str, None] = dict.fromkeys([*QUESTIONS.values(), _FIRST, _LAST])
     for scene in itertools.starmap(Scene, itertools.product(SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS)):
         for kind in QUESTIONS:
@@ -223,14 +223,14 @@ def render_frames(scene: Scene, domain: Domain, size: int, frames: int, rng: np.
     still = 0.5 + domain.background * np.einsum("yi,xj,ijc->yxc", weights, weights, rng.normal(size=(cells, cells, 3)))
     radius, travel = rng.uniform(*domain.radius) * unit, rng.uniform(*domain.travel) * unit
     step = _STEPS[DIRECTIONS.index(scene.direction)]
-    # The midpoint is anywhere across the path, and along it as long as the object stays in the picture.
+    # The path's midpoint can be anywhere across the path; along the path, the object must stay in the picture.
     along, across = max(size / 2 - travel / 2 - 0.6 * radius, 0.0), size / 2 - 0.9 * radius
     reach = np.where(step != 0, along, across)
     middle = size / 2 + rng.uniform(-1, 1, size=2) * reach
     way = np.linspace(-0.5, 0.5, frames)[:, None] * travel
     mask = _shape_mask(scene.shape, middle + way * step, radius, size)
     blend = rng.uniform(*domain.opacity) * mask[..., None]
-    # Saturation and brightness of a colour vary a little in both domains.
+    # Saturation and brightness of a color vary a little in both domains.
     colour = np.clip(_COLOUR_VALUES[COLOURS.index(scene.colour)] + rng.normal(0, 0.04, size=3), 0, 1)
     gain = np.exp(rng.uniform(-domain.tint, domain.tint, size=3))
     pixels = (still * (1 - blend) + colour * blend) * gain
@@ -239,7 +239,7 @@ def render_frames(scene: Scene, domain: Domain, size: int, frames: int, rng: np.
 
 
 def _shape_mask(shape: str, centers: np.ndarray, radius: float, size: int) -> np.ndarray:
-    """Coverage [T, size, size] of a shape at centers [T, 2] in pixels, smooth over one pixel at its edge."""
+    """Return the coverage [T, size, size] of a shape at centers [T, 2] in pixels; its edge blurs over one pixel."""
     grid = np.arange(size) + 0.5
     dx = grid[None, None, :] - centers[:, 0, None, None]
     dy = grid[None, :, None] - centers[:, 1, None, None]
@@ -248,7 +248,7 @@ def _shape_mask(shape: str, centers: np.ndarray, radius: float, size: int) -> np
     elif shape == "square":
         outside = np.maximum(np.abs(dx), np.abs(dy)) - 0.88 * radius
     else:
-        # Pointing up; the sides have slope two.
+        # The triangle points up, and its sides have slope two.
         outside = np.maximum(dy - 0.85 * radius, (2.0 * np.abs(dx) - dy - 1.1 * radius) / np.sqrt(5.0))
     return np.clip(0.5 - outside, 0.0, 1.0)
 
@@ -282,13 +282,13 @@ def render_sound(scene: Scene, domain: Domain, samples: int, sample_rate: int, r
 
 
 class NarratedWorld(World):
-    """Stand-ins for Kinetics-400, ESC-50, AVSD, TVQA and TVC: shapes that move, with a sound, a speaker and texts.
+    """Stand-ins for Kinetics-400, ESC-50, AVSD, TVQA and TVC: moving shapes with a sound, a speaker and texts.
 
-    Kinetics-400 and ESC-50 are the source domain: classes are the words of a clip ("red circle left", "high_beep"). The
-    others are the target domain. AVSD clips have picture, sound and a dialogue that needs picture, sound or speech; the
-    speech is in `subtitles.jsonl` in TVQA's format. TVQA clips are silent frames with two speakers in turn; TVC
-    describes the two halves of the same clips. `words.jsonl` holds the true categories of every clip, which no real
-    data set has.
+    Kinetics-400 and ESC-50 are the source domain, whose classes are the words of a clip ("red circle left",
+    "high_beep"). The others are the target domain. AVSD clips have picture and sound. Answering their dialogues takes
+    picture, sound or speech; the speech is in `subtitles.jsonl` in TVQA's format. TVQA clips are silent frames with two
+    speakers in turn, and TVC describes the two halves of the same clips. `words.jsonl` holds the true categories of
+    every clip, which no real data set provides.
 
     Args:
         source_clips, source_clips_validation: silent clips that cycle through all 48 classes.
@@ -328,7 +328,7 @@ class NarratedWorld(World):
     ) -> None:
         parameters = arguments_of(locals())
         if turns > len(_TURN_KINDS):
-            raise ValueError(f"turns: at most {len(_TURN_KINDS)}, one per kind of question, got {turns}")
+            raise ValueError(f"turns must be at most {len(_TURN_KINDS)}, one per kind of question; got {turns}")
         super().__init__(parameters, root)
         self.seed = seed
         self.turns = turns
@@ -343,15 +343,15 @@ class NarratedWorld(World):
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
         wanted = self.names if names is None else tuple(names)
-        # TVC describes the clips of TVQA.
+        # TVC needs TVQA, whose clips it describes.
         super().prepare(tuple(dict.fromkeys((*wanted, "tvqa"))) if "tvc" in wanted else wanted)
 
     def scene(self, split: str, index: int) -> Scene:
-        """Content of clip number `index` of a target-domain split."""
+        """Return the content of clip number `index` in a target-domain split."""
         return Scene.drawn(self._rng(split, index, _LATENT))
 
     def second_speaker(self, split: str, index: int) -> str:
-        """Speaker of the second half of a TVQA clip; differs from that of the first."""
+        """Return the speaker of a TVQA clip's second half, who differs from the speaker of the first half."""
         others = [name for name in SPEAKERS if name != self.scene(split, index).speaker]
         return others[int(self._rng(split, index, _SECOND).integers(len(others)))]
 
@@ -409,7 +409,7 @@ class NarratedWorld(World):
     def _dialog(self, clip: str, scene: Scene, split: str, index: int) -> dict[str, object]:
         rng = self._rng(split, index, _TEXT)
         if split == "avsd/test":
-            # For every number of turns, all kinds of questions are the last one equally often.
+            # For each number of turns, every kind of question comes last equally often.
             last = _TURN_KINDS[index % len(_TURN_KINDS)]
             others = [kind for kind in rng.permutation(_TURN_KINDS).tolist() if kind != last]
             kinds = [*others[: index // len(_TURN_KINDS) % self.turns], last]
@@ -423,7 +423,7 @@ class NarratedWorld(World):
         }
 
     def _withhold(self, root: Path, dialogs: list[dict[str, object]]) -> None:
-        """Move the answers of the test split into files of one and of six references."""
+        """Move the answers of the test split into two files: one has the answer, the other six references."""
         _write_json(
             root / "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json", _dialog_document("test answers", dialogs)
         )
@@ -447,14 +447,14 @@ class NarratedWorld(World):
     # -- television ----------------------------------------------------------------------------------------------------
 
     def _long_clips(self) -> Iterator[tuple[str, str, int, str, str]]:
-        """Yield split, part of the file names, number, name and show of every clip of TVQA."""
+        """Yield split, part of the file names, number, name and show of each TVQA clip."""
         shows = ("The Big Bang Theory", "Castle", "Friends")
         for season, (part, count) in enumerate(
             (("train", "moments"), ("val", "moments_validation"), ("test_public", "moments_test")), start=1
         ):
             for index in range(self.parameters[count]):
                 show = index % len(shows)
-                # The release names clips of the first show without a prefix.
+                # In the release, names of clips of the first show have no prefix.
                 prefix = ("", "castle_", "friends_")[show]
                 name = f"{prefix}s{season:02d}e{index // 30 + 1:02d}_seg{index % 2 + 1:02d}_clip_{index % 30:02d}"
                 yield f"tvqa/{part}", part, index, name, shows[show]
@@ -509,7 +509,7 @@ class NarratedWorld(World):
                 record = {"vid_name": clip, "duration": end, "ts": [first, last], "clip_id": number}
                 texts = scene.descriptions(speaker)
                 if part == "train":
-                    # One description of the picture and one of picture and speech.
+                    # Keep one description of the picture, and one of picture and speech.
                     texts = (texts[2 * int(rng.integers(2))], texts[1 + 2 * int(rng.integers(2))])
                 if part != "test_public":
                     record["descs"] = [
@@ -542,7 +542,7 @@ class NarratedWorld(World):
         count = round(self.long_seconds * _FRAME_RATE)
         frames = render_frames(scene, TARGET, self.size, count, self._rng(split, index, _PICTURE))
         for number, pixels in enumerate(frames, start=1):
-            # Full color resolution, because objects are only ten pixels wide.
+            # Use full color resolution, because objects are only ten pixels wide.
             Image.fromarray(pixels).save(path / f"{number:05d}.jpg", quality=_JPEG_QUALITY, subsampling=0)
 
 
@@ -562,5 +562,5 @@ def _dialog_document(part: str, dialogs: Sequence[object]) -> dict[str, object]:
 
 
 def _write_json(path: Path, *documents: object) -> None:
-    """One line per document; several make JSON lines."""
+    """Write one line per document; several documents make a file of JSON lines."""
     write_lines(path, map(json.dumps, documents))

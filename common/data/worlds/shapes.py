@@ -32,7 +32,7 @@ Probe = Literal["glyph", "colour", "count"]
 
 CAPTIONS_PER_IMAGE = 5
 COUNT_WORDS = ("two", "three", "four")
-# Names of a glyph; a caption uses one of them.
+# Names of each glyph; a caption uses one of them.
 NOUNS: dict[str, tuple[str, ...]] = {
     "circle": ("circle", "disc", "dot"),
     "ring": ("ring", "hoop", "annulus"),
@@ -60,8 +60,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 GROUP_OF = {glyph: group for group, glyphs in GROUPS.items() for glyph in glyphs}
 
-# Split -> random stream and whether it depends on the seed. Test data do not, so results differ by training alone
-# (docs/papers/mct.md [13]).
+# Random stream of each split, and whether it depends on the seed. Test data do not, so results of seeds differ by
+# training alone (docs/papers/mct.md [13]).
 _SPLITS = {
     "coco/train": (1, True),
     "coco/val": (2, False),
@@ -82,8 +82,8 @@ _LICENCES = ("Apache License 2.0 (generated pictures)",)
 class CaptionWords:
     """Probability of each word in "a [two] [small] [red] NOUN [on blue]".
 
-    `glyph` is the probability that the noun names the glyph; otherwise it is the coarse group with probability `group`,
-    else "thing".
+    With probability `glyph` the noun names the glyph. Otherwise it names the coarse group with probability `group`, or
+    is "thing".
     """
 
     count: Fraction = 0.2
@@ -95,7 +95,7 @@ class CaptionWords:
 
 
 def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWords) -> str:
-    """Draw a caption of a scene; nouns stay singular. Source: docs/papers/mct.md [13] ("glyph scenes")."""
+    """Draw a caption of a scene. Nouns stay singular. Source: docs/papers/mct.md [13] ("glyph scenes")."""
     count, size, colour, ground, glyph, group = rng.uniform(size=6)
     name = GLYPHS[attributes.glyph]
     spoken = ["a"]
@@ -117,13 +117,13 @@ def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWord
 class ShapesWorld(World):
     """Stand-ins for COCO (both splits), Pascal VOC 2007 and ImageNet: scenes of one of 16 glyphs on a colored ground.
 
-    A scene has two to four copies of one glyph; captions mostly name the glyph and seldom its color or number, tags
-    always name it. VOC scenes have one to three different glyphs. Splits are independent. Only training splits depend
+    A scene has two to four copies of one glyph. Tags always name the glyph; captions mostly name it, and seldom its
+    color or number. VOC scenes have one to three different glyphs. Splits are independent. Only training splits depend
     on the seed.
 
     Args:
-        voc_train, voc_test: pictures of VOC; even rows of trainval are train, odd ones val.
-        size, voc_size: side of a picture in pixels; `voc_size` is by default `size`.
+        voc_train, voc_test: pictures of VOC; even rows of trainval are train, odd rows are val.
+        size, voc_size: side of a picture in pixels; None makes `voc_size` equal to `size`.
         probe: what the classes of ImageNet are; the pictures are the same.
         words: probability of each kind of word in a caption; by default `CaptionWords()`.
 
@@ -159,7 +159,7 @@ class ShapesWorld(World):
         self.size = size
         self.voc_size = size if voc_size is None else voc_size
         self.probe = probe
-        # `probe` is part of a folder's name instead, because all other files are the same.
+        # `probe` is part of a folder's name instead, because it changes no other files.
         del parameters["probe"]
         super().__init__({**parameters, "voc_size": self.voc_size, "words": asdict(self.words)}, root)
 
@@ -174,7 +174,7 @@ class ShapesWorld(World):
         return np.random.default_rng([1 + self.seed if seeded else 0, number, index, stream])
 
     def _drawn(self, split: str, count: int) -> Iterator[tuple[Attributes, Scene, Picture]]:
-        """The pictures of a split; glyphs take turns, so every run of 16 is balanced."""
+        """Yield the pictures of a split. Glyphs take turns, so every run of 16 pictures is balanced."""
         for index in range(count):
             rng = self._rng(split, index, _PICTURE)
             scene, attributes = repeated_scene(rng, index % len(GLYPHS))

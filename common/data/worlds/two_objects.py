@@ -1,4 +1,4 @@
-"""A miniature for text-to-image generation: a plain shape on either side, and captions that say what is where."""
+"""A miniature for text-to-image generation: a plain shape on each side, and captions that say what is where."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from common.data.worlds.two_sides import SIDE, Box, Floats, Things, TwoSidesWorl
 SHAPES = ("circle", "square", "triangle")
 COLOURS = {"red": (0.9, 0.12, 0.12), "green": (0.12, 0.7, 0.2), "blue": (0.15, 0.25, 0.9), "yellow": (0.95, 0.85, 0.1)}
 
-# Lengths in pixels of a picture of 32.
+# Range of the radius, in pixels of a picture of 32.
 _RADII = (5.0, 7.0)
 _COLOUR_JITTER = 0.06
-# Half a square's side, and the height of a triangle's center over its base, in radii; about equal areas.
+# In radii: half a square's side, and a triangle's height from base to center. The areas are about equal.
 _HALF_SQUARE = 0.88
 _TRIANGLE_BASE = 0.62
 
@@ -21,7 +21,7 @@ _TRIANGLE_BASE = 0.62
 class TwoObjectsWorld(TwoSidesWorld):
     """Circles, squares and triangles in red, green, blue or yellow; with the ground, 432 combinations.
 
-    Attributes of an object are its shape and its color. For the arguments see ``TwoSidesWorld``.
+    The attributes of an object are its shape and color. For the arguments see ``TwoSidesWorld``.
 
     Source: docs/papers/xmc_gan.md [14.1].
     """
@@ -62,10 +62,10 @@ class TwoObjectsWorld(TwoSidesWorld):
 
 
 def _distances(shapes: npt.NDArray[np.int64], x: Floats, y: Floats, radius: Floats) -> Floats:
-    """Signed distances of pixels from the object edges, below 0 inside, [N, 2, size, size]."""
+    """Return signed distances of pixels from the edges of objects, below 0 inside, [N, 2, size, size]."""
     circle = np.hypot(x, y) - radius
     square = np.maximum(np.abs(x), np.abs(y)) - _HALF_SQUARE * radius
-    # Apex on top, base below; the normals of the slanted edges lean half as far out.
+    # The apex is on top; `steep` is the length of the slanted edges' normals.
     steep = np.hypot(1.0, 1.0 + _TRIANGLE_BASE)
     slanted = (np.abs(x) * (1 + _TRIANGLE_BASE) - (y + radius)) / steep
     triangle = np.maximum(slanted, y - _TRIANGLE_BASE * radius)
@@ -73,7 +73,7 @@ def _distances(shapes: npt.NDArray[np.int64], x: Floats, y: Floats, radius: Floa
 
 
 def _extent(shape: str) -> tuple[float, float, float, float]:
-    """Box of a shape around its center, in radii."""
+    """Return the box of a shape around its center, in radii."""
     if shape == "square":
         return (-_HALF_SQUARE, -_HALF_SQUARE, _HALF_SQUARE, _HALF_SQUARE)
     return (-1.0, -1.0, 1.0, 1.0 if shape == "circle" else _TRIANGLE_BASE)

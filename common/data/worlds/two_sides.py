@@ -1,4 +1,4 @@
-"""Base of the worlds for text-to-image generation: a thing in either half, and captions that say what is where."""
+"""Base of the worlds for text-to-image generation: a thing in each half, and captions that say what is where."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from common.types import Fraction, NonNegativeInt, PictureSide, PositiveInt
 GROUNDS = {"white": (1.0, 1.0, 1.0), "black": (0.0, 0.0, 0.0), "gray": (0.5, 0.5, 0.5)}
 SIDES = ("left", "right")
 
-# Lengths in pixels of a picture of 32.
+# Lengths are in pixels of a picture with this side.
 SIDE = 32
 _UP_DOWN = 6.0
 _SIDEWAYS = 1.0
 _TINT = 0.04
 
-# Split -> random stream and whether it depends on the seed. Test data do not, so results differ by training alone.
+# Random stream of each split, and whether it depends on the seed. Test data don't: only training makes seeds differ.
 _SPLITS = {"train": (1, True), "val": (2, False)}
 _PICTURE, _WORDS = 0, 1  # independent random streams of one picture
 _IDS_PER_SPLIT = 1_000_000
-_CHUNK = 512  # pictures drawn at once
+_CHUNK = 512  # pictures drawn together
 
 Floats = npt.NDArray[np.float64]
 Box = tuple[float, float, float, float]
@@ -39,10 +39,10 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Things:
-    """The two things of each picture, before they are drawn on their grounds.
+    """The two things of each picture, before they are drawn on the ground.
 
     Args:
-        colours: in [0, 1], [N, 2, size, size, 3] or broadcastable.
+        colours: in [0, 1], [N, 2, size, size, 3] or a shape that broadcasts to it.
         coverage: fraction of each pixel that a thing covers, [N, 2, size, size].
         boxes: left, top, right, bottom in pixels, [N, 2, 4].
     """
@@ -73,21 +73,21 @@ class Pictures:
 class TwoSidesWorld(World):
     """A stand-in for COCO 2014: pictures of two things, one in the left and one in the right half, on a plain ground.
 
-    Things are instances of named categories, and so is the ground (white, black or gray), with the whole picture as its
-    box. Captions name all three in random order: "a THING SIDE", "SIDE a THING" or "a THING at SIDE" per thing, then
-    "on GROUND" or "on a GROUND"; the fraction `relations` of them says "a THING left of a THING" instead. Files are PNG
-    to avoid compression artifacts. Attributes of a picture are those of the left thing, of the right thing, and the
-    ground. Only training pictures depend on the seed.
+    Things are instances of named categories. So is the ground (white, black or gray), whose box is the whole picture.
+    Captions name all three: "a THING SIDE", "SIDE a THING" or "a THING at SIDE" for each thing, in random order, then
+    "on GROUND" or "on a GROUND". A fraction `relations` of the captions says "a THING left of a THING" instead. Files
+    are PNG to avoid compression artifacts. The attributes of a picture are those of the left thing, those of the right
+    thing, and the ground. Only training pictures depend on the seed.
     """
 
     names = ("coco_2014",)
     description: ClassVar[str]
     licences: ClassVar[tuple[str, ...]]
-    # Name and supercategory of every thing.
+    # Name and supercategory of each thing.
     things: ClassVar[tuple[tuple[str, str], ...]]
     # Number of values of each attribute of a thing; the last attribute varies fastest.
     thing_sizes: ClassVar[tuple[int, ...]]
-    # Random numbers per picture besides its attributes and the tint of its ground.
+    # Number of random draws per picture besides its attributes and the tint of its ground.
     _numbers: ClassVar[int]
 
     def __init__(
@@ -140,17 +140,17 @@ class TwoSidesWorld(World):
 
     @classmethod
     def thing_of(cls, attributes: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """Numbers of the left and the right thing, int64 [N, 2], from attributes [N, A]."""
+        """Return the numbers of the left and the right thing, int64 [N, 2], from attributes [N, A]."""
         both = np.asarray(attributes)[:, :-1].reshape(-1, 2, len(cls.thing_sizes))
         return np.ravel_multi_index(tuple(np.moveaxis(both, -1, 0)), cls.thing_sizes)
 
     def draw(self, split: str, rows: Sequence[int]) -> Pictures:
-        """Draw some pictures of `train` or `val`; each depends only on the seed and its number (from 0)."""
+        """Draw some pictures of `train` or `val`. Each depends only on the seed and its number (from 0)."""
         sizes = self.attribute_sizes()
         count = len(sizes) + 3 + self._numbers
         draws = np.stack([self._rng(split, row, _PICTURE).random(count) for row in rows])
         attributes = np.floor(draws[:, : len(sizes)] * sizes).astype(np.int64)
-        spread = 2 * draws[:, len(sizes) :] - 1  # in [-1, 1)
+        spread = 2 * draws[:, len(sizes) :] - 1  # uniform in [-1, 1)
         grounds = np.array(list(GROUNDS.values()))
         ground = np.clip(grounds[attributes[:, -1]] + _TINT * spread[:, :3], 0, 1)
         things = self._things(attributes, spread[:, 3:])
@@ -168,10 +168,10 @@ class TwoSidesWorld(World):
 
     @abstractmethod
     def _things(self, attributes: npt.NDArray[np.int64], spread: Floats) -> Things:
-        """The things of some pictures, from attributes [N, A] and random numbers in [-1, 1), [N, `_numbers`]."""
+        """Return the things of some pictures, from attributes [N, A] and random numbers in [-1, 1), [N, `_numbers`]."""
 
     def _centers(self, spread: Floats) -> tuple[Floats, Floats]:
-        """x and y in pixels, [N, 2] each, from random numbers [N, 4]."""
+        """Return x and y in pixels, [N, 2] each, from random numbers [N, 4]."""
         scale = self.size / SIDE
         return (
             scale * (np.array([0.25, 0.75]) * SIDE + _SIDEWAYS * spread[:, :2]),
@@ -179,7 +179,7 @@ class TwoSidesWorld(World):
         )
 
     def captions(self, split: str, row: int, attributes: Sequence[int]) -> tuple[str, ...]:
-        """The captions of a picture; may contain duplicates."""
+        """Return the captions of a picture; some may be equal."""
         draws = self._rng(split, row, _WORDS).random((self.captions_per_image, 5)).tolist()
         named = [self.things[thing][0] for thing in self.thing_of([attributes])[0]]
         ground = tuple(GROUNDS)[attributes[-1]]
@@ -206,12 +206,12 @@ class TwoSidesWorld(World):
 
     @classmethod
     def attributes_of(cls, annotations: ImageAnnotations) -> npt.NDArray[np.int64]:
-        """Attributes of pictures, int64 [N, A], recovered from the instances in their annotation file."""
+        """Recover the attributes of pictures, int64 [N, A], from the instances in their annotation file."""
         boxes = annotations.boxes()
         labels = np.stack([own["labels"] for own in boxes])
         corners = np.stack([own["boxes"] for own in boxes])
         count = len(cls.things)
-        # The ground comes last, the things from left to right.
+        # Sort the things from left to right, with the ground last.
         middle = np.where(labels < count, corners[:, :, 0] + corners[:, :, 2], np.inf)
         ordered = np.take_along_axis(labels, np.argsort(middle), axis=1)
         both = np.stack(np.unravel_index(ordered[:, :2], cls.thing_sizes), axis=-1).reshape(len(boxes), -1)
@@ -219,7 +219,7 @@ class TwoSidesWorld(World):
 
 
 def rectangle(box: Box) -> Floats:
-    """Corners of a box [4, 2]."""
+    """Return the corners of a box [4, 2]."""
     left, top, right, bottom = box
     return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
 
