@@ -121,7 +121,7 @@ def named(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
-    """Turn any error from parsing an untrusted file into a `wrong` that names the file."""
+    """Turn any error from parsing an untrusted file into an exception of class `wrong` that names the file."""
     try:
         yield
     except wrong:
@@ -300,7 +300,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path, wrong: type[Exception]) -> Any:
-    """Read a YAML file with `parse_yaml`. Turn any error into a `wrong` that names the file."""
+    """Read a YAML file with `parse_yaml`. Any error becomes an exception of class `wrong` that names the file."""
     with parsing(path, wrong):
         return parse_yaml(read_text(path))
 

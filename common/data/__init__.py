@@ -1,4 +1,4 @@
-"""Data sets in their own layouts, and batches of them.
+"""Data sets in the layouts in which they are distributed, and batches of them.
 
 How a sample is made, file by file:
 

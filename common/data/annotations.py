@@ -25,7 +25,7 @@ Read = TypeVar("Read", bound=Callable[..., Any])
 # Boxes of one picture: `boxes` float32 [n, 4] as left, top, right, bottom; `labels` int64 [n], counted from 0; and bool
 # [n] `difficult` (VOC) or `iscrowd` (COCO).
 Boxes = dict[str, Any]
-# Cache the columns of JSON files from this size on.
+# Cache the columns of JSON files of at least this many bytes.
 KEEP_FROM_BYTES = 2**24
 
 

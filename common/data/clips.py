@@ -53,9 +53,9 @@ def paired_window(
 ) -> tuple[float, float] | None:
     """Choose the starts of a video and an audio clip from about the same moment; None if the streams are too short.
 
-    The longer clip is placed first, where both streams last long enough. The shorter clip is placed within it, widened
-    by `jitter` seconds on both sides. It starts within its stream and may run past the end. `draws` in [0, 1) place the
-    longer clip, then the shorter.
+    The longer clip is placed first, where both streams last long enough. The shorter clip is placed within the longer
+    clip's time, extended by `jitter` seconds on both sides. It starts within its stream and may run past the end.
+    `draws` in [0, 1) place the longer clip, then the shorter.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -288,7 +288,7 @@ class SoundWindows(ClipDataset):
     """Cuts several windows of each sound file, for a linear classifier on audio features.
 
     With `wrap_seconds` (ESC-50), a window starts anywhere in the first seconds of the file and wraps around. Without it
-    (DCASE), a training window begins a random excerpt of `excerpt_seconds`, and test windows are spread over the file.
+    (DCASE), a training window is the start of a random excerpt, and test windows are spread over the file.
     Training also scales the decoding sample rate by a factor in `SPEED`, which changes speed and pitch.
 
     Returns of an item:

@@ -21,7 +21,7 @@ from common.data.media import MediaError, bytes_of
 
 logger = logging.getLogger(__name__)
 
-#: Transform the samples of a batch read so far when their decoded media reach this many bytes.
+#: Transform a part of a batch as soon as its decoded media reach this many bytes.
 MOST_BYTES = 2**26
 
 Key = int | tuple[int, int]
@@ -30,7 +30,7 @@ Sample = dict[str, Any]
 
 
 class Item(NamedTuple):
-    """A file, the number of its visit in the epoch, and the epoch."""
+    """A file of the listing, the number of the pass over the listing (`slot`), and the epoch."""
 
     file: int
     slot: int = 0

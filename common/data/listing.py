@@ -64,7 +64,7 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def joined(root: Path, name: str) -> Path:
-    """Join `name` to the root. A leading `..` refers to the parent in the root's path, even if the root is a link."""
+    """Join `name` to the root. A leading `..` is applied to the root's path as written, even if the root is a link."""
     return Path(os.path.normpath(root / name)) if name.startswith("../") else root / name
 
 

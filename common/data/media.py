@@ -91,7 +91,7 @@ def select_frames(
 ) -> tuple[npt.NDArray[np.int64], float]:
     """Choose source frames for a clip at another rate: indices [T], counted from `origin`, and the first one's time.
 
-    At each of the times `start`, `start + 1/video_fps`, ... the source frame on screen is taken, so a frame may repeat.
+    Take the source frame on screen at the times `start`, `start + 1/video_fps`, ...; a frame may repeat.
     Times stop half a source frame before the end of the clip, at the end of the stream, and at `frame_count`. `end` is
     the last second of the stream, and `origin` the time of its frame 0.
 
@@ -264,7 +264,7 @@ class AudioTrack:
         wanted = round(duration * sample_rate)
         # Round both on the file's clock: the same sample is chosen wherever the track begins.
         first = max(round(start * self.rate) - round(self.start * self.rate), 0)
-        # Read extra samples first, as close to a whole number of output samples as source samples allow.
+        # Start `lead` source samples early, as close as possible to `skip` output samples.
         skip = min(-(-RESAMPLER_MARGIN * sample_rate // self.rate), first * sample_rate // self.rate)
         lead = round(skip * self.rate / sample_rate)
         length = -(-wanted * self.rate // sample_rate) + RESAMPLER_MARGIN

@@ -46,7 +46,7 @@ _LEAST_SCORE = 1e-3
 def load_detector(weights: Path) -> GeneralizedRCNN:
     """Load torchvision's Faster R-CNN from a file, whose weights also set the number of classes.
 
-    The file is a state dict as torchvision distributes it, or a checkpoint with one under `model` or `state_dict`.
+    The file is a state dict as torchvision distributes it, or a checkpoint that has it under `model` or `state_dict`.
     """
     if not weights.is_file():
         raise StageError(f"no detector at {weights}: give --detector FILE, such as {WEIGHTS}; nothing is downloaded")

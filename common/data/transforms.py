@@ -287,7 +287,7 @@ class AudioTransform:
         if self.sample_rate % self.frames_per_second or self.fft % 4 or self.num_samples <= self.fft // 2:
             raise ValueError(
                 f"sample_rate ({self.sample_rate}) must be a multiple of frames_per_second ({self.frames_per_second}), "
-                f"fft ({self.fft}) of 4, and {self.window} s longer than half of fft"
+                f"fft ({self.fft}) must be a multiple of 4, and half of fft must be shorter than {self.window} s"
             )
         if len(self.mean) not in (0, self.num_bins):
             raise ValueError(f"got statistics of {len(self.mean)} bins, but fft {self.fft} has {self.num_bins}")

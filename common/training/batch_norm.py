@@ -22,7 +22,7 @@ from common.memory.groups import join_groups, require_groups, split_groups
 
 
 def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
-    """Number of devices that share a group; None if plain batch normalization gives the same result.
+    """Return the number of devices that share a group; None if plain batch normalization gives the same result.
 
     Args:
         group: samples that share statistics; capped at the batch size.

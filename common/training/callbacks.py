@@ -188,7 +188,8 @@ class MissedCheckpoints(Callback):
 class SpacedCheckpoints(Callback):
     """Skips a resume checkpoint if the last one is less than `minutes` old.
 
-    Ranks only communicate at the steps of `every_n_train_steps`. Lightning runs checkpoint callbacks after all others.
+    Lightning runs checkpoint callbacks last, so this callback decides first. Ranks only communicate at the steps of
+    `every_n_train_steps`.
     """
 
     def __init__(self, minutes: float, filename: str = "last") -> None:

@@ -70,7 +70,7 @@ class PartsLoader(DataLoader[Any]):
             done = [self._join(parts)]
             while done[0] is not None:
                 ahead = thread.submit(self._join, parts)
-                yield done.pop()  # drops the reference too
+                yield done.pop()  # keep no reference to the batch
                 done.append(ahead.result())
 
     def _join(self, parts: Iterator[Any]) -> Any:

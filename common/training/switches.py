@@ -1,6 +1,6 @@
 """Compute settings of every stage.
 
-Any configuration layer may set one at its top level (`--compiled true`); `take_switches` moves it out of the model's
+Any configuration layer may set a switch at its top level (`--compiled true`); `take_switches` moves it out of the model's
 arguments. They change results only by rounding, with two exceptions: `batch_norm_group` is part of a recipe, and
 `checkpoint_minutes` changes nothing. See `docs/cluster.md`.
 """
@@ -120,7 +120,7 @@ def _has_layers(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
-    """Store the weights of all convolutions channels last; their outputs then are channels last too.
+    """Convert the weights of all convolutions to channels-last memory format; their outputs follow.
 
     Raises on the CPU for a strided 1x1 convolution of fewer than 8 channels: without AVX-512, oneDNN's gradient writes
     out of bounds (torch 2.14 with AVX2).

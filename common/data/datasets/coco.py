@@ -99,7 +99,7 @@ def fill_scan(
 ) -> None:
     """Add images with captions to a scan. An image without a file counts as missing.
 
-    `files` are names as in the annotations; `prefix` makes them relative to the root.
+    `files` are the existing files, named as in the annotations; `prefix` makes the names relative to the root.
     """
     rows = range(len(images.names)) if rows is None else rows
     lengths = np.diff(images.captions.starts)

@@ -139,7 +139,7 @@ class OwnFolder(MediaDataset):
             if lacking and len(lacking) < len(items):
                 raise DatasetError(
                     f"{self.root / lacking[0].name} has no {what}, but {len(items) - len(lacking)} other files have "
-                    f"one; give it one in {LIST}, or put it into a folder of that name"
+                    f"one; set it in {LIST}, or with the folder that holds the file"
                 )
         scan.classes = tuple(sorted({item.label for item in items} - {""}))
         return sorted(items, key=lambda item: item.name), scan

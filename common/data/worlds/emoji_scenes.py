@@ -25,7 +25,7 @@ _OPAQUE = 26  # least alpha, of 255, of the pixels in a drawing's box
 
 
 class EmojiScenesWorld(TwoSidesWorld):
-    """One drawing in each half of a picture, both by the same designer; with the ground, 432 combinations.
+    """Puts a drawing in each half of a picture, both by the same designer. Drawings and ground make 432 combinations.
 
     Training and test have all designers: generated pictures are compared with real ones, so an unseen style would count
     against them. For the arguments see ``TwoSidesWorld``.

@@ -85,7 +85,7 @@ _STEPS = np.array([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])  # x point
 _REFERENCE_SIZE = 24.0  # lengths below are in pixels of a 24 x 24 frame
 # Independent random streams of one clip.
 _PICTURE, _SOUND, _LATENT, _TEXT, _SECOND, _DESCRIPTIONS = range(6)
-_FRAME_RATE = 3  # of TVQA's frames, per second as in the release
+_FRAME_RATE = 3  # TVQA frames per second
 _JPEG_QUALITY = 92
 
 

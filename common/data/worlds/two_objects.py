@@ -19,7 +19,7 @@ _TRIANGLE_BASE = 0.62
 
 
 class TwoObjectsWorld(TwoSidesWorld):
-    """Circles, squares and triangles in red, green, blue or yellow; with the ground, 432 combinations.
+    """Circles, squares and triangles in red, green, blue or yellow. Objects and ground make 432 combinations.
 
     The attributes of an object are its shape and color. For the arguments see ``TwoSidesWorld``.
 
