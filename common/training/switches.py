@@ -1,8 +1,8 @@
 """Compute settings of every stage.
 
-Any configuration layer may set a switch at its top level (`--compiled true`); `take_switches` moves it out of the model's
-arguments. They change results only by rounding, with two exceptions: `batch_norm_group` is part of a recipe, and
-`checkpoint_minutes` changes nothing. See `docs/cluster.md`.
+Any configuration layer may set a switch at its top level (`--compiled true`); `take_switches` moves it out of the
+model's arguments. Switches change results only by rounding, with two exceptions: `batch_norm_group` is part of a
+recipe, and `checkpoint_minutes` changes nothing. See `docs/cluster.md`.
 """
 
 from __future__ import annotations

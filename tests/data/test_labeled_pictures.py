@@ -100,7 +100,7 @@ def test_a_class_without_images_keeps_its_number(tmp_path: Path) -> None:
 def test_the_flat_archive_is_explained(tmp_path: Path) -> None:
     write_imagenet(tmp_path, val=0)
     write_image(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG")
-    with pytest.raises(DatasetMissing, match=r"one folder per class is expected.*valprep\.sh"):
+    with pytest.raises(DatasetMissing, match=r"expected one folder per class.*valprep\.sh"):
         ImageNet(tmp_path).listing("validation")
     assert ImageNet(tmp_path).status().counts == {"train": 9}
 

@@ -230,7 +230,7 @@ def read_caption_table(path: Path) -> Iterator[tuple[int, str]]:
         csv.field_size_limit(2**24)  # the default is too small
         for row in csv.reader(rows, delimiter="\t", quoting=quoting, strict=True):
             if len(row) < (len(heading) if headed else 2):
-                raise ValueError(f"expected a caption, a tab and an address, but the line has {len(row)} columns")
+                raise ValueError(f"{len(row)} columns; expected a caption, a tab and an address")
             if "\n" in row[column] and "\t" in row[column]:
                 raise ValueError("a quote is not closed on its line; in a table without heading, quotes are literal")
             yield row[column]

@@ -138,8 +138,8 @@ class OwnFolder(MediaDataset):
             lacking = [item for item in items if not getattr(item, what)]
             if lacking and len(lacking) < len(items):
                 raise DatasetError(
-                    f"{self.root / lacking[0].name} has no {what}, but {len(items) - len(lacking)} other files have "
-                    f"one; set it in {LIST}, or with the folder that holds the file"
+                    f"{self.root / lacking[0].name}: no {what}, but {len(items) - len(lacking)} of {len(items)} files "
+                    f"have one; set it in {LIST}, or with the folder that holds the file"
                 )
         scan.classes = tuple(sorted({item.label for item in items} - {""}))
         return sorted(items, key=lambda item: item.name), scan
