@@ -34,7 +34,7 @@ SERIES = (BLUE, ORANGE, GREEN, LIGHT[7], LIGHT[9], INK)
 #: Pixels: widths of a figure and of a training curve, height of a row, widths of a letter and of a bold letter.
 _WIDTH, _SMALL, _ROW, _LETTER, _BOLD = 760, 320, 18, 6, 7
 _ACROSS = 3
-_BAND = "band: 95 % interval"
+_BAND, _PAPER = "band: 95 % interval", "dashed: the paper"
 
 
 class _Dot(NamedTuple):
@@ -193,6 +193,9 @@ def curve(result: TableResult) -> str:
         axis = add_axes(figure, 52, 300 * panel + 14, right - 64, 240)
         axis.set_xscale("log")
         axis.axhline(0, color=LINE, linewidth=1)
+        if drawn.paper is not None:
+            axis.axvline(drawn.paper, color=DIM, linewidth=1, linestyle="dashed")
+            add_text(figure, right, 300 * panel + 44 + 18 * len(lines), _PAPER, color=DIM)
         places = sorted({place for line in lines.values() for place, *_ in line})
         # Label as many points as there is room for.
         shown = places[:: math.ceil(len(places) * 38 / (right - 64))]

@@ -235,11 +235,13 @@ class Curve(Part):
         at: the positions on this axis, ascending.
         panels: label of a vertical axis to label of a line to an expression over cells, in which `{x}` is the place;
             as in a check, an added number does not count.
+        paper: the paper's place on the axis, which a dashed line marks.
     """
 
     x: Text
     at: Annotated[tuple[Annotated[StrictFloat, Field(gt=0)], ...], Field(min_length=2)]
     panels: dict[Text, dict[Text, Annotated[dict[float, Check], BeforeValidator(_at_places)]]]
+    paper: Annotated[StrictFloat, Field(gt=0)] | None = None
 
 
 class Table(Part):

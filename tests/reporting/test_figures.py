@@ -22,6 +22,7 @@ CURVE = """\
     curve:
       x: steps & more
       at: [1, 4]
+      paper: 2
       panels: {score: {New: "New.m{x}", One: "New-One.m{x}"}, gain: {less: "`New longer`.m{x} - 2 * New.m{x}"}}
     metrics:
       m1: {label: UCF, stage: ucf_1, key: test/top1, hidden: true}
@@ -69,6 +70,9 @@ def test_a_line_for_what_was_measured_at_two_places(drawn: Path, make_record: Ma
     assert "One" not in words(drawing)
     assert charts.caption(filled.result) == "score and gain against steps & more; the bands are 95 % intervals"
     assert words(drawing)["band: 95 % interval"] == (632, 344)
+    assert words(drawing)["dashed: the paper"] == (632, 362)
+    marks = [x for path in paths(drawing, charts.DIM) for x, _ in path]
+    assert marks == pytest.approx([(left + right) / 2] * 4, abs=0.2)  # 2 on a logarithmic axis from 1 to 4
     # The interval of a percentage ends at 0 and 100, that of a difference does not.
     drawn.parents[2].joinpath("tables.yaml").write_text(
         TABLES.replace("    metrics:\n", CURVE.replace("hidden: true", 'hidden: true, unit: "%"'))
