@@ -3,15 +3,15 @@
 Minheng Ni, Haoyang Huang, Lin Su, Edward Cui, Taroon Bharti, Lijuan Wang, Jianfeng Gao, Dongdong Zhang, Nan Duan: "M3P:
 Learning Universal Representations via Multitask Multilingual Multimodal Pre-training", CVPR 2021, arXiv 2006.02635.
 
-One transformer reads text alone, or the regions of an image followed by text. It predicts masked words, masked regions,
-and whether image and caption match. It trains on text in a hundred languages and on English captions with some words
-replaced by translations, so it finds images for captions in languages without captioned images.
+A transformer reads text alone, or the regions of an image followed by text. It predicts masked words, masked regions,
+and whether image and caption match. It trains on text in a hundred languages and on English captions in which
+translations replace some words. So it can retrieve images even in languages without captioned images.
 """
 
 from typing import Any
 
 
-def __getattr__(name: str) -> Any:  # importing the package alone costs nothing
+def __getattr__(name: str) -> Any:  # keeps `import papers.m3p` cheap
     if name != "M3P":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from papers.m3p.use import M3P

@@ -1,7 +1,7 @@
-"""The two ways to choose what captions and images are compared with: `Groups` (the paper's) and `InBatch`.
+"""The two ways to choose candidates for matching images and captions: `Groups` (the paper's) and `InBatch`.
 
-Each draws the candidates of a sample, and knows which rows of a batch form pairs and how their match is trained.
-`pairs` is a `papers.m3p.pairs.PairItems`.
+Both classes draw a sample's candidates, say which rows of a batch form pairs, and compute the matching losses. `pairs`
+is a `papers.m3p.pairs.PairItems`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from common.data.regions import Regions
 from common.losses.matching import candidate_matching, in_batch_matching
 from papers.m3p.encoder import all_pairs
 
-#: Draws per candidate before an item fails, because some are the true pair, repeated or unreadable.
+#: Maximum draws per candidate before an item fails; a draw may be the true pair, repeated or unreadable.
 ATTEMPTS = 100
 
 
 @dataclass(frozen=True, eq=False)
 class PairGroup:
-    """Candidates of one image or caption, or a single true pair.
+    """The candidates for one image or caption; for in-batch matching, a single true pair.
 
     Args:
-        captions, images: pieces and regions; one, or N.
-        positive: the number of the true pair.
+        captions, images: pieces and regions; one caption and N images, N captions and one image, or one of each.
+        positive: position of the true pair.
         noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]; may be empty.
-        image_group: images of the same group show the same thing.
+        image_group: images with the same number show the same thing.
     """
 
     captions: list[npt.NDArray[np.integer[Any]]]
@@ -48,11 +48,11 @@ class PairGroup:
 
 @dataclass(frozen=True)
 class Groups:
-    """N images for every caption (`t2i`) and N captions for every image (`i2t`), drawn from the whole set.
+    """Draws N images for every caption (`t2i`) and N captions for every image (`i2t`) from the whole set.
 
-    Other captions of an image, and other images of its group, match too, so they are never negatives. The released
-    pre-training code only excludes the caption itself. Row g * N + n of a batch is pair n of group g; `positive` [G] is
-    the true one.
+    Other captions of the image, and captions of other images in its group, also match, so they are never negatives. The
+    released pre-training code only excludes the caption itself. Row g * N + n of a batch is pair n of group g;
+    `positive` [G] is the position of the true pair.
 
     Source: [6.2] and [9].
     """
@@ -70,7 +70,7 @@ class Groups:
 
     def draw(self, pairs: Any, image: int, caption: int, rng: np.random.Generator) -> dict[str, PairGroup]:
         regions = pairs.regions(image)
-        # Order of the random numbers: images for the caption, then captions for the image.
+        # Draw the random numbers in this order: images for the caption, then captions for the image.
         positive = int(rng.integers(self.count))
         images = list(islice(_readable(pairs, self.negatives(pairs, image, rng)), self.count - 1))
         images.insert(positive, regions)
@@ -84,7 +84,7 @@ class Groups:
         return {"t2i": t2i, "i2t": PairGroup(captions, [regions], positive, noise)}
 
     def negatives(self, pairs: Any, image: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-        """Other images, each once and with one of its captions."""
+        """Draw other images, each at most once, with one of its captions."""
         pool, drawn = pairs.pool, set[int]()
         for _ in range(ATTEMPTS * self.count):
             other = int(rng.integers(len(pool)))
@@ -93,7 +93,7 @@ class Groups:
             if other not in drawn and pool.groups[other] != pool.groups[image]:
                 drawn.add(other)
                 yield other, number
-        raise MediaError(f"{pairs.listing.name}: too few images that can be used to draw negatives from")
+        raise MediaError(f"{pairs.listing.name}: too few readable images to draw negatives from")
 
     # -- a batch -------------------------------------------------------------------------------------------------------
 
@@ -103,12 +103,12 @@ class Groups:
 
     @staticmethod
     def joined(images: Tensor, texts: Tensor) -> Tensor:
-        """Pairs [P, R + L, ...] of rows [P, R, ...] and [P, L, ...]."""
+        """Concatenate rows [P, R, ...] and [P, L, ...] to pairs [P, R + L, ...]."""
         return torch.cat([images, texts], dim=1)
 
     @staticmethod
     def true_and_false(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Rows [G] of the true pairs, and of one false pair per group."""
+        """Return the rows [G] of the true pairs, and of one false pair per group."""
         positive = batch["positive"]
         count = len(batch["tokens"]) // len(positive)
         first = torch.arange(len(positive), device=positive.device) * count
@@ -116,12 +116,12 @@ class Groups:
 
     @staticmethod
     def match(logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Softmax and binary loss of the logits [G, N] of all candidates."""
+        """Compute the softmax and the binary loss of the logits [G, N] of all candidates."""
         return candidate_matching(logits, batch["positive"])
 
 
 def _readable(pairs: Any, negatives: Iterable[tuple[int, int]]) -> Iterator[Regions]:
-    """Regions of the images of negatives; unreadable ones are counted and left out."""
+    """Yield the regions of negative images; counts and skips unreadable images."""
     for image, _ in negatives:
         try:
             yield pairs.regions(image)
@@ -131,7 +131,7 @@ def _readable(pairs: Any, negatives: Iterable[tuple[int, int]]) -> Iterator[Regi
 
 @dataclass(frozen=True)
 class InBatch:
-    """Compares all images and captions of a batch of B true pairs; the miniature's, not the paper's ([13.2]).
+    """Compares all images and captions of a batch of B true pairs; used by the miniature, not by the paper ([13.2]).
 
     Pair i * B + j has image i and caption j. Pairs with the same number in `group` [B] aren't negatives of each other.
     """
@@ -139,8 +139,8 @@ class InBatch:
     def check(self, pairs: Any, world_size: int) -> None:
         if world_size > 1:
             raise ValueError(
-                "trainer.devices: data.vlm_candidates in_batch compares all pairs of a batch, which must be on one "
-                "device; use one device, or groups"
+                "trainer.devices: data.vlm_candidates in_batch compares all pairs of a batch on one device; "
+                "use one device, or set data.vlm_candidates to groups"
             )
 
     def draw(self, pairs: Any, image: int, caption: int, rng: np.random.Generator) -> dict[str, PairGroup]:
@@ -156,12 +156,12 @@ class InBatch:
 
     @staticmethod
     def joined(images: Tensor, texts: Tensor) -> Tensor:
-        """Pairs [B * B, R + L, ...] of rows [B, R, ...] and [B, L, ...]."""
+        """Combine rows [B, R, ...] with rows [B, L, ...] to all pairs [B * B, R + L, ...]."""
         return all_pairs(images, texts)
 
     @staticmethod
     def true_and_false(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Rows [B] of the true pairs, and of each image with the next caption of another group, or the next one."""
+        """Return rows [B] of the true pairs, and of each image with the next caption of another group, if any."""
         group = batch["group"]
         size = len(group)
         number = torch.arange(size, device=group.device)
@@ -172,7 +172,7 @@ class InBatch:
 
     @staticmethod
     def match(logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Softmax and binary loss in both directions of the logits [B, B]."""
+        """Compute the softmax and the binary loss of the logits [B, B], in both directions."""
         return in_batch_matching(logits, batch["group"])
 
 

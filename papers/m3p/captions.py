@@ -1,4 +1,4 @@
-"""Captions as tokens: in one language, and pooled by image over several."""
+"""Captions as tokens: of one language, and of several languages pooled by image."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from common.data.text import XLMRTokenizer
 from common.files import cache_folder, exclusive, make_folder, settled, stamp_of, write_whole
 from papers.m3p.masking import Ints
 
-# Number of texts tokenized at a time.
+# Number of texts to tokenize at a time.
 CHUNK = 10_000
 
 Tokens = npt.NDArray[np.integer[Any]]
 
 
 class CaptionTokens:
-    """The captions of a set in one language, tokenized once."""
+    """The captions of a set in one language. Each caption is tokenized only once."""
 
     def __init__(self, captions: LanguageCaptions, tokenizer: XLMRTokenizer) -> None:
         self.captions = captions
         self.texts: Sequence[str] = captions.captions.column
         self.tokenizer = tokenizer
         self._tokens = stream_tokens(self.texts, tokenizer, captions.fingerprint())
-        # No piece has the id of the closing token, which follows every caption.
+        # A closing token follows every caption, and no piece has its id.
         self._ends = np.flatnonzero(self._tokens == tokenizer.end_id)
 
     def pieces(self, number: int) -> Tokens:
-        """Pieces of a caption, without boundary tokens."""
+        """Return the pieces of a caption, without boundary tokens."""
         first = self._ends[number - 1] + 1 if number else 0
         return self._tokens[first : self._ends[number]]
 
     def longest(self) -> int:
-        """Largest number of pieces."""
+        """Return the largest number of pieces in a caption."""
         return int(np.diff(self._ends, prepend=-1).max(initial=1)) - 1
 
 
 class CaptionPool:
-    """Images `keys` in this order with their captions in one or more languages; other images are left out."""
+    """The images `keys`, in this order, with their captions in one or more languages."""
 
     def __init__(self, sets: Sequence[CaptionTokens], keys: Sequence[str]) -> None:
         self.sets = sets
@@ -58,7 +58,7 @@ class CaptionPool:
         self._captions = used[np.argsort(image[used], kind="stable")]
         self.counts = np.bincount(image[used], minlength=len(keys))
         self._starts = np.cumsum([0, *self.counts])
-        # Group numbers are only valid within a set: an image gets its group from the first set that holds it.
+        # Groups are numbered per set, so an image gets its group from the first set that contains it.
         groups = np.full((len(keys), 2), -1, dtype=np.int64)
         for number, (rows, tokens) in enumerate(zip(rows_of, sets)):
             new = np.flatnonzero((rows >= 0) & (groups[rows, 0] < 0))
@@ -72,13 +72,13 @@ class CaptionPool:
         return self._captions[self._starts[image] : self._starts[image + 1]]
 
     def caption(self, number: int) -> tuple[CaptionTokens, int]:
-        """The set of a caption, and the caption's number in that set."""
+        """Return the set of a caption, and the caption's number in that set."""
         which = int(np.searchsorted(self._bases, number, side="right")) - 1
         return self.sets[which], number - int(self._bases[which])
 
 
 def _rows(keys: Sequence[str], images: Sequence[str]) -> Ints:
-    """Position of each key among the images; -1 if missing."""
+    """Return the position of each key among the images, or -1 if it is missing."""
     if keys is images:
         return np.arange(len(keys))
     row_of = {key: row for row, key in enumerate(images)}
@@ -86,7 +86,7 @@ def _rows(keys: Sequence[str], images: Sequence[str]) -> Ints:
 
 
 def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
-    """Exactly `wanted` of `count` captions, int64 [wanted]: a random subset, with repetitions if there are too few.
+    """Choose exactly `wanted` of `count` captions at random, int64 [wanted]; repeats captions if there are too few.
 
     Source: [8] (`seq_per_img`).
     """
@@ -95,7 +95,7 @@ def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
 
 
 def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 0) -> tuple[Ints, Ints]:
-    """Tokens int64 [P, L] with boundary tokens and padding, L at least `width`, and numbers of pieces int64 [P]."""
+    """Add boundary tokens and padding: tokens int64 [P, L], L at least `width`, and numbers of pieces int64 [P]."""
     lengths = np.array([len(caption) for caption in captions], dtype=np.int64)
     tokens = np.full((len(captions), max(int(lengths.max(initial=0)) + 2, width)), tokenizer.pad_id, dtype=np.int64)
     position = np.arange(tokens.shape[1])
@@ -109,7 +109,7 @@ def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: in
 
 
 def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None) -> npt.NDArray[np.int32]:
-    """Token ids int32 [tokens] of all texts, each closed by `</s>`; many texts with a unique `identity` are cached."""
+    """Tokenize texts, each closed by `</s>`, to ids int32 [tokens]. Caches large sets that have a unique `identity`."""
 
     def chunks() -> Iterator[npt.NDArray[np.int32]]:
         for first in range(0, len(texts), CHUNK):
@@ -124,11 +124,11 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
     if identity is not None and len(texts) > CHUNK:
         digest = hashlib.sha256(f"tokens 1 {tokenizer.fingerprint} {identity}".encode()).hexdigest()
         cached = cache_folder() / "tokens" / f"{digest[:32]}.int32"
-        # An unwritable cache only costs time and memory.
+        # Continue without the cache if it isn't writable; this only costs time and memory.
         with suppress(OSError):
             if not cached.is_file():  # another user's cache may be read-only
                 make_folder(cached.parent)
-                # One process per node writes the file, the others read it; for Wikipedia it has tens of gigabytes.
+                # One process per node writes the file, and the others read it; Wikipedia's takes tens of gigabytes.
                 with exclusive(cached.parent.with_suffix(".lock")):
                     if not cached.is_file():
                         write_whole(cached, write)
@@ -137,6 +137,6 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
 
 
 def file_identity(path: Path) -> str | None:
-    """Key of a file's content; None for a file that changed just now."""
+    """Return a key of a file's content, or None if the file changed just now."""
     stamp = stamp_of(path)
     return f"{os.path.abspath(path)} {list(stamp)}" if settled(stamp) else None

@@ -20,17 +20,17 @@ logger = logging.getLogger(__name__)
 class CodeSwitcher:
     """Replaces words of captions with random translations.
 
-    Dictionaries are text files exported by MUSE or FreeDict: `<source>-<target>.txt`, one pair per line, separated by a
-    tab or otherwise by the first blank. A word may have several lines.
+    Dictionaries are text files exported from MUSE or FreeDict: `<source>-<target>.txt`, one pair per line, separated by
+    a tab or else by the first blank. A word may have several lines.
 
     Args:
-        targets: languages to switch to; each needs a file. None or none uses all available files.
-        source: only captions in this language are switched.
-        mode: `every_word` replaces each word in a dictionary with probability `word_ratio` (the paper); `one_word`
-            replaces exactly one of them (the released pre-training code).
-        sentence_ratio: probability that a caption is switched at all.
-        strip_punctuation: ignore and keep punctuation around a word; the released code doesn't, so "dog," has no entry.
-        lower_case: fall back to lower case for the lookup; the released code doesn't.
+        targets: languages to switch to; each needs a file. None or an empty list uses all available files.
+        source: switch only captions in this language.
+        mode: `every_word` replaces each word that has an entry with probability `word_ratio` (the paper); `one_word`
+            replaces exactly one such word (the released pre-training code).
+        sentence_ratio: probability of switching a caption at all.
+        strip_punctuation: look up words without their punctuation; the released code doesn't, so "dog," has no entry.
+        lower_case: also look up words in lower case; the released code doesn't.
 
     Source: [5]; `clag` and `dclag` of the released code.
     """
@@ -54,9 +54,9 @@ class CodeSwitcher:
         self.word_ratio = word_ratio
         self.strip_punctuation = strip_punctuation
         self.lower_case = lower_case
-        #: Translations of each word by language.
+        #: Translations of each word in the dictionaries, by language.
         self._words: dict[str, dict[str, list[str]]] = {}
-        #: The same of the captions' words, with their punctuation.
+        #: Cached translations of the captions' words, with their punctuation.
         self._entries: dict[str, dict[str, list[str]]] = {}
 
     def prepare(self) -> None:
@@ -65,7 +65,7 @@ class CodeSwitcher:
             return
         if not self.targets:
             names = [file.stem.partition("-")[2] for file in self.dictionaries.glob(f"{self.source}-*.txt")]
-            # Files such as MUSE's en-de.0-5000.txt are subsets of en-de.txt for training and test.
+            # Skip files such as MUSE's en-de.0-5000.txt, which are subsets of en-de.txt for training and test.
             self.targets = tuple(sorted(name for name in names if "." not in name))
             if not self.targets:
                 raise FileNotFoundError(
@@ -78,7 +78,7 @@ class CodeSwitcher:
                 self._words.setdefault(word, {}).setdefault(target, []).append(translation)
 
     def switch(self, text: str, rng: np.random.Generator) -> str:
-        """A caption with some words replaced; words are separated by single spaces."""
+        """Replace some words of a caption. Words are separated by single spaces."""
         if rng.random() >= self.sentence_ratio:
             return text
         words = text.split(" ")
@@ -92,7 +92,7 @@ class CodeSwitcher:
         return " ".join(words)
 
     def coverage(self, texts: Iterable[str]) -> dict[str, Any]:
-        """Shares of the words of some captions with an entry, for the record; a word contains a letter or a digit."""
+        """Measure the share of words with an entry, for the record. Only words with letters or digits count."""
         counts = Counter(word for text in texts for word in text.split() if any(map(str.isalnum, word)))
         total, by_language = max(counts.total(), 1), Counter[str]()
         for word, count in counts.items():
@@ -115,7 +115,7 @@ class CodeSwitcher:
         return bool(languages)
 
     def _entry(self, word: str) -> dict[str, list[str]]:
-        """Translations of a word by language, with the word's punctuation."""
+        """Return the translations of a word by language, with the word's punctuation."""
         if word not in self._entries:
             first, last = 0, len(word)
             if self.strip_punctuation and word not in self._words:
@@ -137,11 +137,11 @@ def _is_mark(sign: str) -> bool:
 
 
 def read_dictionary(path: Path) -> list[tuple[str, str]]:
-    """Pairs of a dictionary, in file order; skips lines without a translation and logs their number."""
+    """Read the pairs of a dictionary, in file order. Skips lines without a translation, and logs their number."""
     pairs: list[tuple[str, str]] = []
     lacking = 0
     for line in filter(str.strip, read_text(path).split("\n")):
-        # Don't strip before: a tab followed by nothing marks a multi-word entry without a translation.
+        # Don't strip the line first: a tab at its end marks a multi-word entry without a translation.
         word, _, translation = line.partition("\t") if "\t" in line else line.strip().partition(" ")
         word, translation = word.strip(), " ".join(translation.split())
         if word and translation:
@@ -149,7 +149,7 @@ def read_dictionary(path: Path) -> list[tuple[str, str]]:
         else:
             lacking += 1
     if not pairs:
-        raise ValueError(f'{path}: holds no pairs; one "word<TAB>translation" a line is expected')
+        raise ValueError(f'{path}: holds no pairs; write one "word<TAB>translation" per line')
     if lacking:
         logger.warning("%s: %d lines without a translation are left out", path, lacking)
     return pairs

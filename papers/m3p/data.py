@@ -28,37 +28,37 @@ from papers.m3p.search import TEST, EvaluationSet
 from papers.m3p.streams import LanguageStream, MultitaskSteps, Schedule, language_probabilities
 
 TRAIN = "train"
-#: Captions of a set used to measure dictionary coverage.
+#: Number of captions per set to measure dictionary coverage with.
 COUNTED_CAPTIONS = 20_000
-#: Largest fraction of test images without regions: missing images raise recall.
+#: Largest fraction of test images that may lack regions, because missing images raise recall.
 MOST_UNSEARCHED = 0.01
 
 
 class RegionTextData(ShardedDataModule):
-    """Shared base of the data modules: the tokenizer, regions, and the sets to search.
+    """Base of the data modules: the tokenizer, regions, and the sets to search.
 
     Args:
         tokenizer: its `max_tokens` cuts captions; a world replaces its file.
-        sets: captioned sets by name, for search and fine-tuning; null leaves one out.
-        languages: languages with numbers, which are positions in sorted order; None for those of the sets.
-        region_network: checkpoint of a `RegionNetwork` that makes the regions; None reads feature files.
-        candidates: see `Groups`, which `vlm_candidates` chooses, or `InBatch`.
-        exclude_siblings: always true; the released code may draw a caption of the same image as a negative.
-        max_regions: use the first so many regions. Text always starts after this many positions, even if an image has
-            fewer. A smaller number saves time, but the model depends on it.
-        validation_split: of the training sets, to compare weights on; None for none.
-        validation_items: use the first so many captions, one per image before the second of any; None for all.
-        test_images, test_captions: search the first so many images of a set, and captions of each; None for all.
-        cut_test_captions: cut those by `max_tokens`, too; the released code only cuts captions of training.
+        sets: captioned sets by name, for search and fine-tuning; null leaves a set out.
+        languages: languages of the texts, numbered in sorted order; None takes those of the sets.
+        region_network: checkpoint of a `RegionNetwork` that computes the regions; None reads feature files.
+        candidates, vlm_candidates: N, and whether `Groups` or `InBatch` chooses the candidates.
+        exclude_siblings: always true; in the released code, a negative may be a caption of the same image.
+        max_regions: use only the first regions, up to this many. Text always starts after this many positions, even if
+            an image has fewer. A smaller number saves time, but the model depends on it.
+        validation_split: split of the training sets on which to compare weights; None for no validation.
+        validation_items: use only this many captions: first one per image, then the second of each; None for all.
+        test_images, test_captions: number of images to search per set, and of captions per image; None for all.
+        cut_test_captions: also cut test captions by `max_tokens`; the released code only cuts training captions.
         batch_size: pairs, or groups of each direction, per step of one kind, over all devices.
         test_batch_size: images or captions per evaluation step, per device.
-        kwargs: see ShardedDataModule; `cache_bytes` caches the regions of a set that fits, and an image without regions
-            counts as broken.
+        kwargs: see ShardedDataModule. `cache_bytes` caches regions if those of the whole set fit; an image without
+            regions counts as broken.
     """
 
-    #: Captions of an image in an epoch of fine-tuning, and when weights are compared.
+    #: Captions per image in an epoch, for fine-tuning and for comparing weights.
     captions_per_image = 1
-    #: Of pre-training.
+    #: Text for pre-training.
     text: WikipediaText | None = None
     masking: Masking | None = None
     schedule: Any = None
@@ -104,15 +104,15 @@ class RegionTextData(ShardedDataModule):
         self.test_images, self.test_captions = test_images, test_captions
         self.cut_test_captions = cut_test_captions
         self.collator = PairCollator(tokenizer, None, max_regions)
-        #: Tokens of a data set's captions, by its split and language.
+        #: The tokens of a data set's captions, by split and language.
         self.captions_of: Callable[[Any, str, str], CaptionTokens] = cache(
             lambda dataset, split, language: CaptionTokens(dataset.captions(split, language), tokenizer)
         )
-        #: Pairs to train and to compare weights on, and sets to search; made in setup.
+        #: Pairs to train on, pairs to compare weights on, and sets to search; `setup` sets them.
         self.training_pairs: list[PairItems] = []
         self.validation: PairItems | None = None
         self.evaluation_sets: list[EvaluationSet] = []
-        #: Shares of the training captions' words that the dictionaries hold; measured in setup for training.
+        #: Shares of the training captions' words with a dictionary entry; `setup` measures them for training.
         self.coverage: dict[str, Any] = {}
         if world is not None:
             for captioned in [*self.sets.values(), *self.training_sets]:
@@ -143,7 +143,7 @@ class RegionTextData(ShardedDataModule):
         self.tokenizer.prepare()
         if self.code_switching is not None:
             self.code_switching.prepare()
-        if not self.evaluation_sets:  # also before training, so that missing test data fail early
+        if not self.evaluation_sets:  # before training, too, so that missing test data fail early
             self.evaluation_sets = self.sets_to_search()
         if stage == "fit" and not self.training_pairs:
             self.read_training()
@@ -154,18 +154,18 @@ class RegionTextData(ShardedDataModule):
 
     @abstractmethod
     def read_training(self) -> None:
-        """Read what training needs, so that errors occur before it starts."""
+        """Read all that training needs, so that errors occur before it starts."""
 
     @property
     def languages(self) -> list[str]:
-        """Languages with numbers, sorted; the number is the position."""
+        """The sorted languages; a language's number is its position."""
         of_sets = {captioned.language for captioned in self.sets.values()}
         return self.stated_languages or sorted(of_sets if self.text is None else self.text.languages)
 
     # -- pairs ---------------------------------------------------------------------------------------------------------
 
     def pairs_of(self, sets: Sequence[LanguageSet], captions_per_image: int, split: str = TRAIN) -> PairItems:
-        """Pairs of some sets, pooled by image; those of the training split are masked and switched."""
+        """Pool some sets' pairs by image. Only pairs of the training split are masked and switched."""
         training = split == TRAIN
         captions = [self.captions_of(captioned.dataset, split, captioned.language) for captioned in sets]
         listing, keys, features = find_images(sets, captions, split, self.max_skipped_fraction)
@@ -187,9 +187,9 @@ class RegionTextData(ShardedDataModule):
         return pairs
 
     def validation_loader(self) -> DataLoader[Any]:
-        """Validation pairs as training steps, each once over all processes."""
+        """Load the validation pairs in the form of training steps, each pair once over all processes."""
         if self.validation is None:
-            raise ValueError("model.selection is best: data.validation_split must name the split to select by")
+            raise ValueError("model.selection is best: set data.validation_split to the split to select by")
         count = min(len(self.validation), self.validation_items or len(self.validation))
         size = max(self.batch_size // self.trainer.world_size, 1)
         return self.evaluation_loader(Subset(self.validation, range(count)), size, "validation", self.collator.step)
@@ -197,7 +197,7 @@ class RegionTextData(ShardedDataModule):
     # -- search --------------------------------------------------------------------------------------------------------
 
     def sets_to_search(self) -> list[EvaluationSet]:
-        """The test sets; sets with the same images share them."""
+        """List the test sets. Sets with the same images share them."""
         evaluation_sets: list[EvaluationSet] = []
         shared: dict[tuple[Any, ...], RegionItems] = {}
         limit = min(self.max_skipped_fraction, MOST_UNSEARCHED)
@@ -214,7 +214,7 @@ class RegionTextData(ShardedDataModule):
         return evaluation_sets
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
-        """Loaders of the images; sets that share them are read once."""
+        """Return loaders of the images. Images that sets share are read only once."""
         roles: dict[RegionItems, str] = {}
         for test_set in self.evaluation_sets:
             roles.setdefault(test_set.images, f"test {test_set.name}")
@@ -225,7 +225,7 @@ class RegionTextData(ShardedDataModule):
     # -- record --------------------------------------------------------------------------------------------------------
 
     def _switched_texts(self, language: str) -> list[str]:
-        """Training captions in the language that is switched, sampled from large sets."""
+        """Return the training captions in the language to switch; large sets are sampled."""
         sets = [captioned for captioned in self.training_sets if captioned.language == language]
         columns = [self.captions_of(captioned.dataset, TRAIN, language).texts for captioned in sets]
         return [texts[number] for texts in columns for number in spread(len(texts), COUNTED_CAPTIONS)]
@@ -247,11 +247,11 @@ class PretrainingData(RegionTextData):
     An item of the training loader is a step of `MultitaskSteps`.
 
     Args:
-        language_alpha: languages are drawn in proportion to (share of sentences)^alpha; 0 is uniform, which the
-            released code writes as -1.
-        xmlm_steps, relation_steps: draws of languages and caption sets per step; 0 disables text.
+        language_alpha: draw languages in proportion to (share of sentences)^alpha; 0 is uniform, which the released
+            code writes as -1.
+        xmlm_steps, relation_steps: how many languages and caption sets to draw per step; 0 disables text.
         text_batch_size, text_groups: rows of a text block over all devices, and groups with independent languages.
-        kwargs: see RegionTextData and ShardedDataModule. `languages` are those of the text, None for all it has.
+        kwargs: see RegionTextData and ShardedDataModule. `languages` are languages of the text; None uses all.
 
     Source: [6].
     """
@@ -273,14 +273,14 @@ class PretrainingData(RegionTextData):
     ) -> None:
         super().__init__(tokenizer, training_sets=captions, **kwargs)
         if xmlm_steps and text is None:
-            raise ValueError("data.text is null, but data.xmlm_steps is above 0: give it a class, or set that to 0")
+            raise ValueError("data.xmlm_steps is above 0, but data.text is null: set text, or set xmlm_steps to 0")
         if text_batch_size % text_groups:
             raise ValueError(
                 f"data.text_batch_size ({text_batch_size}) must be divisible by data.text_groups ({text_groups})"
             )
         if text is not None and self.world is not None:
             self.world.place(text)
-        #: Text in use.
+        #: None if no step uses text.
         self.text = text if xmlm_steps else None
         self.language_alpha = language_alpha
         self.text_batch_size = text_batch_size
@@ -289,7 +289,7 @@ class PretrainingData(RegionTextData):
             steps_per_epoch, self.batch_size, xmlm_steps, relation_steps, text_groups=text_groups, seed=self.seed
         )
         self.masking = masking
-        #: Text and number of sentences of each language; set in setup for training.
+        #: Text and number of sentences of each language; `setup` reads them for training.
         self.streams: list[LanguageStream] = []
         self.sentences: dict[str, int] = {}
 
@@ -304,7 +304,7 @@ class PretrainingData(RegionTextData):
                     f"{pairs.listing.name} that an epoch shows; lower it, or raise captions_per_image"
                 )
         if self.text is not None:
-            # Find a missing language before hours of tokenizing the others.
+            # Open all languages first, so that a missing one fails before hours of tokenizing.
             texts = {language: self.text.sentences(TRAIN, language) for language in self.languages}
             self.sentences = {language: len(lines) for language, lines in texts.items()}
             rows = self.text_batch_size // self.schedule.text_groups
@@ -349,13 +349,13 @@ class PretrainingData(RegionTextData):
 
 
 class RetrievalData(RegionTextData):
-    """Captioned images for fine-tuning and search, in one language or several pooled; masks nothing.
+    """Captioned images for fine-tuning and search, in one language or several pooled languages. Masks nothing.
 
     Args:
-        train_sets: sets to fine-tune on. Captions of an image in several sets are pooled.
-        captions_per_image: per epoch, drawn anew every epoch; repeated if it has fewer.
-        kwargs: see RegionTextData and ShardedDataModule. Set `languages` to those of pre-training if texts are to be
-            embedded in a language.
+        train_sets: sets to fine-tune on. Pools the captions of an image from several sets.
+        captions_per_image: captions to draw in every epoch; repeats captions of images with fewer.
+        kwargs: see RegionTextData and ShardedDataModule. To embed texts in a language later, set `languages` to those
+            of pre-training.
 
     Source: [8] and [9].
     """
@@ -382,7 +382,7 @@ class RetrievalData(RegionTextData):
 
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
-    """Refuse an encoder that can't read the data; call after setup."""
+    """Raise an error if the encoder can't read the data; call after `setup`."""
     longest = max([data.tokenizer.max_tokens, *(test_set.tokens.shape[1] for test_set in data.evaluation_sets)])
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.tokenizer.vocabulary_size),
@@ -390,10 +390,10 @@ def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
         ("positions", encoder.positions, data.max_regions + longest),
     ):
         if needed > size:
-            raise ValueError(f"the data has {needed} for model.model.encoder.{name}, which is {size}; raise it")
+            raise ValueError(f"model.model.encoder.{name} is {size}, but the data need {needed}: raise it")
     for items in (*data.training_pairs, *(test_set.images for test_set in data.evaluation_sets)):
         if items.features.feature_size != encoder.feature_dim:
             raise ValueError(
                 f"region features of {items.listing.name} have {items.features.feature_size} dimensions, "
-                f"model.model.encoder.feature_dim is {encoder.feature_dim}: give it that number"
+                f"but model.model.encoder.feature_dim is {encoder.feature_dim}: set it to the same number"
             )

@@ -1,4 +1,4 @@
-"""The encoder of M3P for text alone or regions and text, and its heads."""
+"""The encoder of M3P, which reads text alone or regions and text, and its heads."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.nn import functional as F
 from common.losses.info_nce import at_least_float32
 from common.types import Fraction, PositiveInt
 
-#: Token id of padding ([2]).
+#: Token id for padding ([2]).
 PADDING = 1
-#: Epsilon of every LayerNorm; XLM-R has 1e-5 ([3]).
+#: Epsilon of every LayerNorm; XLM-R uses 1e-5 ([3]).
 EPSILON = 1e-12
 
-#: Captions of similar length per batch, padded to the longest.
+#: Number of captions of similar length in a batch, which is padded to the longest.
 CAPTIONS_TOGETHER = 64
 
 
 class RegionEmbedding(nn.Module):
-    """Embeds the detector's features and boxes of image regions, both L2-normalized.
+    """Embeds the features and boxes of image regions; both are unit vectors.
 
     Source: [3], image embedding.
     """
@@ -34,12 +34,12 @@ class RegionEmbedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, features: Tensor, boxes: Tensor) -> Tensor:
-        """Vectors [B, R, D] of features [B, R, feature_dim] and boxes [B, R, 5]."""
+        """Map features [B, R, feature_dim] and boxes [B, R, 5] to vectors [B, R, D]."""
         return self.dropout(self.norm(self.feature(features) + self.box(boxes)))
 
 
 class Block(nn.Module):
-    """A transformer block that normalizes after each of its two sums.
+    """A transformer block that normalizes after each of its two sums (post-norm).
 
     Source: [3], block.
     """
@@ -61,12 +61,12 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
-        """Output [B, S, D] for hidden states [B, S, D], zero where the mask bool [B, S] is False; a row needs one True.
+        """Map hidden states [B, S, D] to [B, S, D], zero where the mask bool [B, S] is False. Each row needs a True.
 
-        `first_only` computes only the first output position, [B, 1, D], which is much cheaper and still attends to all.
+        `first_only` computes only the first output position [B, 1, D], which still attends to all but is much cheaper.
         """
         queries, query_mask = (hidden[:, :1], mask[:, :1]) if first_only else (hidden, mask)
-        # torch scales the queries and computes the softmax in float32 even for half precision.
+        # torch scales the queries and computes the softmax in float32, even for half precision.
         attended = F.scaled_dot_product_attention(
             self._split(self.query(queries)),
             self._split(self.key(hidden)),
@@ -84,14 +84,14 @@ class Block(nn.Module):
 
 
 class M3PEncoder(nn.Module):
-    """One encoder with two kinds of input: text alone, or regions followed by text.
+    """An encoder for two kinds of input: text alone, or regions followed by text.
 
     Args:
         vocabulary_size: XLM-R's is 250,002.
         width: D.
         positions: longest sequence of regions and tokens together.
-        languages: number of language embeddings, which are added to text alone; with 1, none is added.
-        joint_language_embedding: always False, as in the released code: none is added to tokens that follow regions.
+        languages: number of language embeddings, which are added only to text alone; 1 adds none.
+        joint_language_embedding: always False, as in the released code: tokens after regions get no language embedding.
 
     Source: [3]; default sizes from the commands in the README.
     """
@@ -135,9 +135,9 @@ class M3PEncoder(nn.Module):
     def start_text(
         self, token_ids: Tensor, token_mask: Tensor, first: int = 0, languages: Tensor | None = None
     ) -> Tensor:
-        """Vectors [B, L, D] of tokens int64 [B, L], independent of regions and other tokens; mask bool [B, L].
+        """Embed tokens int64 [B, L] with mask bool [B, L] as vectors [B, L, D], each independent of the others.
 
-        `first` is the position of the first token: 0 without regions, R after R regions. `languages` are ids [B] of
+        `first` is the position of the first token: 0 without regions, R after R regions. `languages` [B] are ids of
         embeddings to add.
         """
         vectors = self.token(token_ids) + self.position.weight[first : first + token_ids.shape[1]]
@@ -146,19 +146,19 @@ class M3PEncoder(nn.Module):
         return self.dropout(self.norm(vectors)) * token_mask[..., None]
 
     def start_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
-        """Vectors [B, R, D] of regions [B, R, feature_dim] (zero if masked) with boxes [B, R, 5]; mask bool [B, R]."""
+        """Embed regions [B, R, feature_dim] with boxes [B, R, 5] and mask bool [B, R] as [B, R, D], zero if masked."""
         vectors = self.region(regions, boxes) + self.position.weight[: regions.shape[1]]
         return self.dropout(self.norm(vectors)) * region_mask[..., None]
 
     # -- the blocks ----------------------------------------------------------------------------------------------------
 
     def encode(self, start: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
-        """Hidden states [B, S, D], or [B, 1, D], of `start` [B, S, D]; zero where the mask bool [B, S] is False."""
+        """Return hidden states [B, S, D], or [B, 1, D], of `start` [B, S, D]; zero where the mask [B, S] is False."""
         hidden, mask = self._before_the_last(start, mask)
         return self.blocks[-1](hidden, mask, first_only)
 
     def encode_pairs(self, start: Tensor, mask: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states of the first position of all pairs [P, D], and of all positions of the pairs `whole` [G, S, D].
+        """Return hidden states: the first one of all pairs [P, D], and all of the pairs `whole` [G, S, D].
 
         Shapes:
             start [P, S, D]; mask bool [P, S]; whole [G]
@@ -168,24 +168,24 @@ class M3PEncoder(nn.Module):
         return last(hidden, mask, True)[:, 0], last(hidden[whole], mask[whole])
 
     def _before_the_last(self, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # Attention over nothing is NaN: an empty row attends to its first position.
+        # Let an empty row attend to its first position, because attention over nothing is NaN.
         mask = torch.cat([mask[:, :1] | ~mask.any(1, keepdim=True), mask[:, 1:]], dim=1)
         for block in self.blocks[:-1]:
             hidden = block(hidden, mask)
         return hidden, mask
 
     def forward(self, token_ids: Tensor, token_mask: Tensor, languages: Tensor | None = None) -> Tensor:
-        """Hidden states [B, L, D] of text alone; zero at invalid positions. Shapes as in `start_text`."""
+        """Return the hidden states [B, L, D] of text alone, zero at invalid positions; shapes as in `start_text`."""
         return self.encode(self.start_text(token_ids, token_mask, 0, languages), token_mask)
 
     # -- means without any block, for a warm start ---------------------------------------------------------------------
 
     def mean_of_words(self, token_ids: Tensor, token_mask: Tensor) -> Tensor:
-        """Mean word embedding [B, D] of tokens [B, L]."""
+        """Average the word embeddings of tokens [B, L]: [B, D]."""
         return _mean(self.token(token_ids), token_mask)
 
     def mean_of_regions(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
-        """Mean region embedding [B, D] of features [B, R, feature_dim] and boxes [B, R, 5]."""
+        """Average the region embeddings of features [B, R, feature_dim] and boxes [B, R, 5]: [B, D]."""
         return _mean(self.region(regions, boxes), region_mask)
 
 
@@ -195,9 +195,9 @@ def _mean(rows: Tensor, mask: Tensor) -> Tensor:
 
 
 class MatchHead(nn.Module):
-    """Whether image and text match: a logit from the hidden state of the first region.
+    """Scores whether image and text match, from the hidden state of the first region.
 
-    Always in float32, because rounding to bfloat16 makes many of the compared logits equal, and ties count as misses.
+    Computes in float32, because rounding to bfloat16 makes many logits equal, and ties count as misses.
 
     Source: [3], match head.
     """
@@ -208,7 +208,7 @@ class MatchHead(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def forward(self, first: Tensor) -> Tensor:
-        """Logits [B], at least float32, of hidden states [B, D]."""
+        """Map hidden states [B, D] to logits [B], in at least float32."""
         pooled = torch.tanh(_in_full_precision(self.dense, first))
         return _in_full_precision(self.score, pooled)[..., 0]
 
@@ -220,7 +220,7 @@ def _in_full_precision(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 class RegionHeads(nn.Module):
-    """Predicts the class (0 is background) and the feature of masked regions.
+    """Predicts the class (0 is background) and the features of masked regions.
 
     Source: [3], other heads.
     """
@@ -233,12 +233,12 @@ class RegionHeads(nn.Module):
         self.classifier = nn.Linear(width, classes)
 
     def classes(self, hidden: Tensor) -> Tensor:
-        """Logits [K, classes] of hidden states [K, D]."""
+        """Map hidden states [K, D] to logits [K, classes]."""
         return self.classifier(self.norm(F.gelu(self.dense(hidden))))
 
 
 def all_pairs(left: Tensor, right: Tensor) -> Tensor:
-    """All pairs of rows [R, ...] and [L, ...], concatenated: [A * B, R + L, ...], A is the outer index."""
+    """Concatenate all pairs of A rows [R, ...] and B rows [L, ...]: [A * B, R + L, ...]; the outer index is A's."""
     images, texts = len(left), len(right)
     first = left[:, None].expand(images, texts, *left.shape[1:])
     second = right[None].expand(images, texts, *right.shape[1:])
@@ -246,12 +246,12 @@ def all_pairs(left: Tensor, right: Tensor) -> Tensor:
 
 
 def similar_lengths(token_mask: Tensor) -> list[Tensor]:
-    """Groups of caption numbers of similar length, shortest first."""
+    """Return groups of caption numbers with similar lengths, shortest first."""
     return list(token_mask.sum(1).argsort(stable=True).split(CAPTIONS_TOGETHER))
 
 
 class M3P(nn.Module):
-    """The encoder with the heads of all tasks; `region_classes` include background (0).
+    """The encoder with the heads of all tasks. `region_classes` includes background (0).
 
     Source: [3].
     """
@@ -261,18 +261,18 @@ class M3P(nn.Module):
         self.encoder = encoder
         self.match_head = MatchHead(encoder.width)
         self.region_heads = RegionHeads(encoder.width, region_classes, encoder.feature_dim)
-        # Tied to the word embeddings, without a transformation in between.
+        # The head's weights are the word embeddings, without a transformation in between.
         self.vocabulary_head = nn.ParameterDict({"bias": nn.Parameter(torch.zeros(encoder.vocabulary_size))})
 
     def words(self, hidden: Tensor) -> Tensor:
-        """Logits [K, V] of the words at hidden states [K, D]."""
+        """Map hidden states [K, D] to logits [K, V] of the words."""
         return F.linear(hidden, self.encoder.token.weight, self.vocabulary_head["bias"])
 
     @torch.inference_mode()
     def score_tile(
         self, image: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, tokens_per_batch: int = 65536
     ) -> Tensor:
-        """Match scores [N, M] float32 of all pairs of some images and a few captions.
+        """Score the match of all pairs of some images and a few captions, float32 [N, M].
 
         Shapes:
             image [N, R, D] of `start_regions`; image_mask bool [N, R]

@@ -1,4 +1,4 @@
-"""Synthetic steps of maximum size, for estimates without data; see `common.training.examples`."""
+"""Random steps of maximum size, for estimates without data; see `common.training.examples`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from papers.m3p.candidates import Groups
 from papers.m3p.encoder import M3P
 from papers.m3p.masking import DEFAULT_MASKING
 
-#: Ids of made-up words, which exist in every vocabulary.
+#: Range of random word ids, which every vocabulary has.
 WORDS = (5, 900)
 
 
 def example_step(data: Any, model: M3P, size: int, draw: RandomTensors) -> Example:
-    """A step of a data module of `papers.m3p.data` with `size` pairs of each caption set on this device."""
+    """Make a step of a data module of `papers.m3p.data`, with `size` pairs of each caption set on this device."""
     schedule = data.schedule
     if schedule is None:
-        # Sets that are pooled show the same images.
+        # Pooled sets show the same images.
         counts = [captioned.dataset.published_count("train") for captioned in data.training_sets]
         shown = None if None in counts else max(counts) * data.captions_per_image
         batches, blocks, relations = batches_of_epoch(shown, data.batch_size), 0, 1
@@ -49,7 +49,7 @@ def _text(data: Any, size: int, draw: RandomTensors) -> dict[str, Tensor]:
 
 
 def _pairs(data: Any, model: M3P, size: int, draw: RandomTensors) -> dict[str, dict[str, Tensor]]:
-    """A batch of pairs of maximum length, as `PairCollator` makes it."""
+    """Make a batch of pairs of maximum length, with the fields of a `PairCollator`'s batch."""
     length, count, masking = data.tokenizer.max_tokens, data.max_regions, data.masking
     width, classes = model.encoder.feature_dim, model.region_heads.classifier.out_features
     rows = size * data.candidates.count if isinstance(data.candidates, Groups) else size

@@ -1,6 +1,6 @@
-"""Training losses of M3P from the hidden states of one forward pass per group of pairs.
+"""Training losses of M3P, computed from one forward pass per group of pairs.
 
-A `block` of text is that of `MultitaskSteps`, a `batch` of pairs that of `PairCollator`.
+A text `block` comes from `MultitaskSteps`, and a `batch` of pairs from `PairCollator`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from papers.m3p.encoder import M3P
 
 
 def text_terms(model: M3P, block: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`xmlm`, masked language modeling of a block of text.
+    """Compute `xmlm`, masked language modeling of a block of text.
 
     Source: [6.1].
     """
@@ -40,15 +40,15 @@ def pair_terms(
     soft_classes: bool = False,
     temperature: float = 0.1,
 ) -> dict[str, Tensor]:
-    """Losses of a batch of pairs from one forward pass, and the `accuracy` of the match.
+    """Compute the losses of a batch of pairs from one forward pass, and the `accuracy` of the match.
 
-    Accuracy is the share of groups whose true pair scores highest. `vlm_ce` and `vlm_bce` train the match. These are
-    computed if `weights` has a positive one: `mlm`, masked words; `mrm_class` and `mrm_regression`, masked regions;
-    `alignment` and `itm`, optimal transport between words and regions of a true and a false pair per group, and two-way
-    matching of these pairs; `contrast`, see `embedding_contrast`, for in-batch pairs.
+    Accuracy is the share of groups whose true pair scores highest. `vlm_ce` and `vlm_bce` train the match. The other
+    losses are computed if their weight in `weights` is positive: `mlm`, masked words; `mrm_class` and `mrm_regression`,
+    masked regions; `alignment`, optimal transport between the words and regions of a true and a false pair per group;
+    `itm`, two-way matching of these pairs; `contrast`, see `embedding_contrast`, for in-batch pairs.
 
     Args:
-        soft_classes: compare the class of a region with the detector's whole distribution by KL.
+        soft_classes: compare a region's class with the detector's whole distribution, by KL divergence.
 
     Source: [6.2] and [14].
     """
@@ -89,7 +89,7 @@ def pair_terms(
 
 
 def _accuracy(scores: Tensor, target: Tensor) -> Tensor:
-    """Share of rows whose true candidate scores highest; a tie is an error."""
+    """Return the share of rows whose true candidate scores highest; a tie is a miss."""
     return ((scores >= scores.gather(1, target[:, None])).sum(1) == 1).float().mean()
 
 
@@ -99,7 +99,7 @@ def _word_loss(model: M3P, positions: Tensor, batch: dict[str, Tensor]) -> Tenso
 
 
 def _region_terms(model: M3P, hidden: Tensor, batch: dict[str, Tensor], soft_classes: bool) -> dict[str, Tensor]:
-    """`mrm_class` and `mrm_regression` of the hidden states [K, D] of masked regions."""
+    """Compute `mrm_class` and `mrm_regression` from the hidden states [K, D] of masked regions."""
     logits = model.region_heads.classes(hidden)
     if soft_classes:
         loss = masked_region_kl(logits, batch["region_distributions"])
@@ -111,9 +111,10 @@ def _region_terms(model: M3P, hidden: Tensor, batch: dict[str, Tensor], soft_cla
 
 
 def embedding_contrast(model: M3P, batch: dict[str, Tensor], temperature: float) -> tuple[Tensor, Tensor]:
-    """Contrast of the mean region embeddings and mean word embeddings of in-batch pairs, in both directions.
+    """Contrast the mean region and the mean word embeddings of in-batch pairs, in both directions.
 
-    Pairs of the same `group` [B] aren't negatives of each other. Also the share of images that find their caption.
+    Pairs of the same `group` [B] aren't negatives of each other. Also returns the share of images whose caption ranks
+    first.
     """
     image = model.encoder.mean_of_regions(batch["regions"], batch["boxes"], batch["region_mask"])
     text = model.encoder.mean_of_words(batch["tokens"], batch["token_mask"])

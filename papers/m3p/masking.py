@@ -1,7 +1,7 @@
 """Masks the words and regions that the model predicts ([6.1] and [6.2]).
 
-All functions take their random numbers, uniform in [0, 1), as arguments: a whole batch is masked at once, yet each row
-depends only on its own. Labels are the true word or class at chosen places and -1 elsewhere.
+All functions take uniform random numbers in [0, 1) as arguments. So they mask a whole batch at once, yet each row
+depends only on its own numbers. Labels are the true word or class at chosen places and -1 elsewhere.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.floating[Any]]
 Bools = npt.NDArray[np.bool_]
 
-#: Label of a place with nothing to predict.
+#: Label of a place that isn't predicted.
 NO_LABEL = -1
-#: Random numbers per word and per region.
+#: How many random numbers each word and each region takes.
 WORD_NOISE, REGION_NOISE = 3, 2
 
 
@@ -29,9 +29,9 @@ class Masking:
     """Shares of words and regions that are chosen for masking, and how they are masked.
 
     Args:
-        mask, random: chosen pieces that become `<mask>` or a random piece; the rest is unchanged.
-        kept_regions: chosen regions that are unchanged; the others become zero.
-        text_fraction: pairs with masked words; the others have masked regions.
+        mask, random: shares of chosen pieces that become `<mask>` or a random piece; the others don't change.
+        kept_regions: share of chosen regions that don't change; the others become zero.
+        text_fraction: share of pairs with masked words; the others have masked regions.
 
     Source: [6.1] and [6.2].
     """
@@ -56,9 +56,9 @@ def mask_words(
     masking: Masking = DEFAULT_MASKING,
     each_row: bool = True,
 ) -> tuple[Ints, Ints]:
-    """Mask some `maskable` pieces, at least one of each row; without `each_row`, at least one of all.
+    """Mask some `maskable` pieces, at least one in each row, or at least one in total without `each_row`.
 
-    If none of all is chosen, it's the very first, as in the released code.
+    If none is chosen without `each_row`, the very first piece is masked, as in the released code.
 
     Shapes:
         tokens, maskable [P, L]; noise [P, L, 3] -> tokens, labels [P, L]
@@ -79,10 +79,10 @@ def mask_words(
 
 
 def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = DEFAULT_MASKING) -> tuple[Bools, Ints]:
-    """Choose regions to predict, never background (class 0); if none is chosen, one random region is chosen and zeroed.
+    """Choose regions to predict, never background (class 0). Returns which regions to zero, and the labels.
 
-    In that case the released code predicts the last region, which it doesn't mask and which may be background. The
-    result is the regions to set to zero, and labels.
+    If none is chosen, one random region is chosen and zeroed. In that case, the released code predicts the last region,
+    which it doesn't mask and which may be background.
 
     Shapes:
         classes, valid [P, R]; noise [P, R, 2] -> zeroed, labels [P, R]
@@ -93,7 +93,7 @@ def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = 
     chosen = eligible & (noise[:, :, 0] < masking.regions)
     zeroed = chosen & (noise[:, :, 1] >= masking.kept_regions)
     lacking = np.flatnonzero(~chosen.any(axis=1) & eligible.any(axis=1))
-    # The smallest of identically distributed numbers is equally likely to be at any place.
+    # The position of the smallest random number is uniform.
     column = np.where(eligible[lacking], noise[lacking, :, 0], np.inf).argmin(axis=1)
     chosen[lacking, column] = True
     zeroed[lacking, column] = True

@@ -1,4 +1,4 @@
-"""Miniature stand-ins for downloads: training of its detector, and a warm start in place of XLM-R."""
+"""Stand-ins for downloads in the miniature: the training of its detector, and a warm start that replaces XLM-R."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from papers.m3p.search import RetrievalTest
 
 
 class RegionClassifier(pl.LightningModule):
-    """Trains the miniature's detector; the checkpoint holds all that `prepare_regions` needs.
+    """Trains the miniature's detector. The checkpoint has all that `prepare_regions` needs.
 
     Args:
-        classes: at least the number of categories in the data.
+        classes: number of outputs, at least the number of categories in the data.
         smoothing: share of the target spread over all classes.
         learning_rate, weight_decay: of AdamW with a warm-up and a cosine decay.
 
@@ -57,7 +57,7 @@ class RegionClassifier(pl.LightningModule):
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
         count = len(data.dataset.listing("train").classes)
         if count > self.hparams["classes"]:
-            raise ValueError(f"model.classes: {self.hparams['classes']} are too few for {count} categories")
+            raise ValueError(f"model.classes: {self.hparams['classes']} is too few for {count} categories; raise it")
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         scores = self.network(batch["image"])
@@ -86,7 +86,7 @@ class RegionClassifier(pl.LightningModule):
 
 
 class RegionPictures(ShardedDataModule):
-    """Pictures by category to train `RegionClassifier` on; crops down to a quarter teach it to recognize quarters."""
+    """Pictures by category, to train `RegionClassifier`; crops down to a quarter teach it to recognize quarters."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class RegionPictures(ShardedDataModule):
 
 
 class MeansTest(RetrievalTest):
-    """Search by mean word and region embeddings, without the encoder's blocks."""
+    """Tests retrieval by mean word and region embeddings, without the encoder's blocks."""
 
     def start(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
         return self.module.model.encoder.mean_of_regions(regions, boxes, region_mask)[:, None]
@@ -125,11 +125,11 @@ class MeansTest(RetrievalTest):
 class WarmStart(pl.LightningModule):
     """Aligns word and region embeddings before pre-training, in place of XLM-R's weights.
 
-    The mean word embedding of a caption and the mean region embedding of its image are contrasted in the batch; nothing
-    else of `model` is trained. Without this start, the encoder scores all candidates alike for a long time ([13.2]).
+    It contrasts the mean word embedding of each caption with the mean region embedding of its image, within the batch.
+    It trains nothing else of `model`. Without it, the encoder scores all candidates alike for a long time ([13.2]).
 
     Args:
-        pretrained: checkpoint of another stage; None starts from random weights.
+        pretrained: checkpoint of another stage; None means random weights.
         learning_rate, warmup_steps: see `papers.m3p.module.adam`.
     """
 

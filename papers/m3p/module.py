@@ -1,7 +1,7 @@
 """M3P as a LightningModule: multitask training on three streams.
 
-Fine-tuning is the same step as pre-training with only the matching loss, in one language or several. The test searches
-captions by images and images by captions in every language.
+Fine-tuning takes the same steps as pre-training, but with only the matching loss, in one language or several. The test
+retrieves captions for images and images for captions in every language.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ from papers.m3p.loss import pair_terms, text_terms
 from papers.m3p.search import RetrievalTest
 from papers.m3p.weights import load_into_model
 
-#: Losses of matching images and captions.
+#: Losses for matching images and captions.
 MATCH = ("vlm_ce", "vlm_bce")
 
 
 class M3PModule(pl.LightningModule):
     """Multitask multilingual multimodal training ([6] and [9]).
 
-    Every training batch is one iteration: some steps on text in sampled languages and some on groups of images and
-    captions, each with its own losses. A task whose weight is 0 isn't computed.
+    A training batch is one iteration: some steps on text in sampled languages, and some on groups of images and
+    captions. Tasks with weight 0 aren't computed.
 
-    `per_group` computes the gradient of every group of losses immediately. Every `accumulate`-th iteration, starting
-    with the first, it updates after each group: the first update uses the gradients summed since the last one, the
-    others use that of their group. `per_cycle` sums the losses of an iteration, averages them over `accumulate`
-    iterations and then updates once. Steps, checkpoints and the learning rate schedule count updates.
+    `updates` has two modes. `per_group` runs the backward pass after every group of losses. In every `accumulate`-th
+    iteration, starting with the first, it updates after each group; the first of these updates also uses the gradients
+    summed since the previous update. `per_cycle` sums the losses of an iteration, averages them over `accumulate`
+    iterations, and then updates once. Steps, checkpoints and the learning rate schedule count updates.
 
     Args:
-        weight_xmlm, weight_mlm: masked words of text alone, and of captions.
-        weight_mrm_class, weight_mrm_regression: classes and features of masked regions.
-        weight_t2i, weight_i2t: the match, searching images by a caption and captions by an image.
-        vlm_ce_weight, vlm_bce_weight: within the match, softmax over the candidates and binary loss for each.
+        weight_xmlm, weight_mlm: of masked words in text alone, and in captions.
+        weight_mrm_class, weight_mrm_regression: of classes and features of masked regions.
+        weight_t2i, weight_i2t: of the match, choosing an image for a caption and a caption for an image.
+        vlm_ce_weight, vlm_bce_weight: of the match's softmax over candidates and binary loss for each candidate.
         soft_classes, alignment_weight, itm_weight, contrast_weight, contrast_temperature: see `pair_terms`; not in the
             paper.
-        pretrained, position_offset: see `load_into_model`; None starts from random weights.
-        learning_rate, warmup_steps: see `adam`; counted in updates.
+        pretrained, position_offset: see `load_into_model`; None means random weights.
+        learning_rate, warmup_steps: see `adam`; warm-up counts updates.
         selection: weights to test and to keep in the last checkpoint: `best` by `validate`, or `last`.
         select_every: iterations between two validations.
         tokens_per_batch, captions_per_image: see `RetrievalTest`.
@@ -102,14 +102,14 @@ class M3PModule(pl.LightningModule):
             "mrm_regression": weight_mrm_regression,
             "t2i": weight_t2i,
             "i2t": weight_i2t,
-            "in_batch": (weight_t2i + weight_i2t) / 2,  # all pairs of a batch are both directions at once
+            "in_batch": (weight_t2i + weight_i2t) / 2,  # all pairs of a batch include both directions
             "vlm_ce": vlm_ce_weight,
             "vlm_bce": vlm_bce_weight,
             "alignment": alignment_weight,
             "itm": itm_weight,
             "contrast": contrast_weight,
         }
-        # Parameters that no task trains must not wait for gradients of other processes.
+        # Freeze parameters that no task trains, because processes would wait for their gradients.
         model.encoder.language.requires_grad_(weight_xmlm > 0)
         model.vocabulary_head.requires_grad_(weight_xmlm + weight_mlm > 0)
         model.region_heads.requires_grad_(weight_mrm_class + weight_mrm_regression > 0)
@@ -128,7 +128,7 @@ class M3PModule(pl.LightningModule):
             self.groups += 1
             for name, value in terms.items():
                 logs.setdefault(f"train/{name}", []).append(value.detach())
-            # The match losses are weighted within their direction.
+            # Match losses are also multiplied by the weight of their direction.
             factors = {
                 name: weights[name] * (weights[kind] if name in MATCH else 1.0) for name in terms if name in weights
             }
@@ -144,7 +144,7 @@ class M3PModule(pl.LightningModule):
         return loss.detach()
 
     def terms_of(self, batch: dict[str, Any]) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Kind and losses of each group of an iteration: text blocks first, then groups of pairs."""
+        """Yield the kind and the losses of each group in an iteration: first text blocks, then groups of pairs."""
         for block in batch["xmlm"] if self.weights["xmlm"] > 0 else []:
             yield "xmlm", text_terms(self.model, block)
         h: Any = self.hparams
@@ -158,7 +158,7 @@ class M3PModule(pl.LightningModule):
     # -- updates -------------------------------------------------------------------------------------------------------
 
     def learn(self, loss: Tensor, kind: str, updates: bool) -> None:
-        """Add the gradients of a loss and, with `updates`, update with their average over processes."""
+        """Add the gradients of a loss. With `updates`, average them over processes and update."""
         with torch.autocast(self.device.type, enabled=False):  # keeps the backward pass of losses in float32
             if not updates:
                 loss.backward()
@@ -168,7 +168,7 @@ class M3PModule(pl.LightningModule):
             with self.averages.of(learning, kind):
                 loss.backward()
                 for parameter in learning:
-                    # As in the released code, parameters unused since the last update still move by their momentum.
+                    # As in the released code, a parameter unused since the last update still moves by its momentum.
                     if parameter.grad is None and parameter in optimizer.state:
                         parameter.grad = torch.zeros_like(parameter)
         self.update()
@@ -184,12 +184,12 @@ class M3PModule(pl.LightningModule):
 
     @property
     def batches_per_update(self) -> float:
-        """Average iterations per update; needs one iteration to know the number of groups."""
+        """Average number of iterations per update; known after an iteration, which counts the groups."""
         h: Any = self.hparams
         return h.accumulate / (self.groups if h.updates == "per_group" else 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the gradients since the last update; the processes share them equally."""
+        """Save the gradients since the last update, averaged over the processes."""
         gathered = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
         average_in_place(list(gathered.values()))
         checkpoint["gathered"] = gathered
@@ -215,14 +215,14 @@ class M3PModule(pl.LightningModule):
             self.best.compare(self, self.validate, iteration, iteration)
 
     def on_train_end(self) -> None:
-        self.zero_grad()  # of iterations after the last update, which the released code leaves behind as well
+        self.zero_grad()  # drop gradients since the last update; the released code doesn't use them either
         if self.best is not None:
             iterations = self.trainer.fit_loop.total_batch_idx + 1
             self.best.compare(self, self.validate, iterations, iterations, at_end=True)
             self.best.restore()
 
     def validate(self) -> dict[str, float]:
-        """Percent of validation groups whose true pair scores highest; equal on all processes.
+        """Return the percentage of validation groups whose true pair scores highest, equal on all processes.
 
         Source: [10].
         """
@@ -248,25 +248,25 @@ class M3PModule(pl.LightningModule):
         check_sizes(self.model.encoder, self.data)
         if stage == "fit" and str(self.trainer.precision).startswith("16"):
             raise ValueError(
-                "trainer.precision 16 needs scaled losses, which several updates of one step do not have: bf16-mixed"
+                "trainer.precision 16 needs scaled losses, which several updates per step do not have: use bf16-mixed"
             )
         if stage == "fit" and self.hparams["soft_classes"] and not self.data.distributions:
-            raise ValueError("model.soft_classes needs the detector's distributions: data.distributions true")
+            raise ValueError("model.soft_classes needs the detector's distributions: set data.distributions to true")
         if stage == "fit" and self.weights["contrast"] > 0 and not isinstance(self.data.candidates, InBatch):
             raise ValueError("model.contrast_weight compares the pairs of a batch: set data.vlm_candidates to in_batch")
         if stage == "fit" and self.best is not None:
-            self.data.validation_loader()  # the record names it even if a resumed run does not validate again
+            self.data.validation_loader()  # the record names the split even if a resumed run doesn't validate again
         if self.hparams["pretrained"] is not None and self.trainer.ckpt_path is None:
             start_from(self.hparams["pretrained"], self.model, self.hparams["position_offset"])
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Refuse a region class that the model lacks; on an accelerator, the lookup would abort without a message."""
+        """Raise an error for a class that the model lacks; on an accelerator, the lookup aborts without a message."""
         count = self.model.region_heads.classifier.out_features
         for group in (group for relation in batch.get("relations", []) for group in relation.values()):
             if "region_classes" in group and (group["region_classes"] >= count).any():
                 raise ValueError(
                     f"a region is of class {int(group['region_classes'].max())} and model.model.region_classes is "
-                    f"{count}: give it the number of the detector's classes, with one more for the background"
+                    f"{count}: give it the number of the detector's classes, plus one for the background"
                 )
         return batch
 
@@ -286,7 +286,7 @@ class M3PModule(pl.LightningModule):
 
 
 def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) -> Any:
-    """Adam with XLM's settings: linear warm-up from 1e-7, then inverse square root decay.
+    """Return Adam with XLM's settings: linear warm-up from 1e-7, then inverse square root decay.
 
     Source: [7].
     """

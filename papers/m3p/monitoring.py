@@ -1,4 +1,4 @@
-"""Diagnostics: images found for captions."""
+"""Diagnostics: the images retrieved for captions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
     from papers.m3p.search import RetrievalTest
 
-#: Captions shown per language, and pictures per caption.
+#: Captions to show per language, and pictures per caption.
 CAPTIONS_SHOWN, PICTURES_SHOWN = 3, 5
 
 
 def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
     """Write the best images for some captions of each set to `retrieved.png` and `.csv`.
 
-    Into the `media` folder of a tested stage, on the main process only.
+    The files go into the `media` folder of a tested stage; only the main process writes.
     """
     if not module.trainer.is_global_zero or not test.results:
         return
@@ -32,7 +32,7 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
         for column in range(0, count, max(count // CAPTIONS_SHOWN, 1))[:CAPTIONS_SHOWN]:
             scores, true = result.scores[:, column], int(result.caption_image[column])
             best = scores.topk(min(PICTURES_SHOWN, len(scores))).indices.tolist()
-            # As in the recalls, ties and NaN rank ahead of the caption's picture.
+            # Like the recalls, rank ties and NaN ahead of the caption's picture.
             rank = int((~(scores < scores[true])).sum())
             text = result.set.texts[int(result.caption[column])]
             numbers = [int(result.image[row]) for row in best]
@@ -41,6 +41,6 @@ def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
             cells = [GridCell(result.set.picture(number), color=color) for number, color in zip(numbers, colors)]
             lines.append(GridRow(f"{name}, own picture at {rank}: {text}", cells))
     write_table(module, folder / "retrieved.csv", ["set", "caption", "rank of its picture", "found pictures"], rows)
-    # Some sets have regions but no images.
+    # Some sets have only regions, no images.
     if any(cell.image is not None for line in lines for cell in line.cells):
         save_figure(module, image_grid(lines), folder / "retrieved.png", data.credit)

@@ -1,6 +1,6 @@
-"""Images as regions, pairs of image and caption, groups of candidates, and batches of all.
+"""Images as regions, pairs of image and caption, groups of candidates, and batches of them.
 
-A sample holds its random numbers; masking, padding and normalizing act on a whole batch ([6.2] and [9]).
+A sample contains its random numbers; masking, padding and normalizing act on a whole batch ([6.2] and [9]).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from papers.m3p.masking import NO_LABEL, REGION_NOISE, WORD_NOISE, Ints, Masking
 
 @dataclass
 class LanguageSet:
-    """Captioned images in one language; a pre-training epoch shows `captions_per_image` captions of each."""
+    """Captioned images in one language; a pre-training epoch shows `captions_per_image` captions of each image."""
 
     dataset: LanguageCaptioned
     language: str = "en"
@@ -47,11 +47,11 @@ def find_images(
     max_missing: float,
     first: int | None = None,
 ) -> tuple[Listing, Sequence[str], RegionFeatures]:
-    """The `first` images of some sets that have captions and regions: their listing, keys, and features by key.
+    """Find the `first` images of some sets that have captions and regions; return listing, keys, and features by key.
 
-    Images with the same key are the same. A set with its own splits (COCO-CN) only adds captions to sets that show the
-    same data set's images, because some of its training images are test images of the others. The released code also
-    pools the 113,287 images of COCO [9]. `max_missing` is the largest fraction of images without regions.
+    Images with the same key are the same. A set with its own splits (COCO-CN) adds captions but no images to a set
+    that shows the same data set's images, because some of its training images are test images there. The released code
+    also pools the 113,287 images of COCO [9]. `max_missing` is the largest fraction of images without regions.
     """
     datasets: list[Any] = [captioned.dataset for captioned in sets]
     paths = tuple(dict.fromkeys(path for dataset in datasets for path in dataset.region_paths(split)))
@@ -65,7 +65,7 @@ def find_images(
         for source, dataset, tokens in zip(sources, datasets, captions)
         if not (dataset.own_splits and source in whole)
     ]
-    # A single set keeps its `keys` object, which makes later comparisons fast.
+    # Keep the `keys` object of a single set, which makes later comparisons fast.
     keys: Sequence[str] = adding[0] if len(adding) == 1 else list(dict.fromkeys(key for keys in adding for key in keys))
     keys = keys[:first] if first is not None and first < len(keys) else keys
     total, missing = len(keys), features.missing(keys)
@@ -77,7 +77,7 @@ def find_images(
         raise TooManyBrokenFiles(
             f"{name}, {split}: {len(missing)} of {total} images have no region features in "
             f"{', '.join(map(str, paths))}, more than {100 * max_missing:g} %; first {', '.join(missing[:5])}. Extract "
-            "them (for training, data.max_skipped_fraction may allow more)"
+            "them, or for training raise data.max_skipped_fraction"
         )
     languages = ",".join(dict.fromkeys(captioned.language for captioned in sets))
     listing = Listing(
@@ -88,7 +88,7 @@ def find_images(
 
 
 class RegionItems(ItemDataset):
-    """Images as regions for evaluation: `regions` and `index`; cached if `cache_bytes` suffice for all."""
+    """Images as regions, for evaluation: `regions` and `index`. Caches all of them if `cache_bytes` is large enough."""
 
     def __init__(
         self,
@@ -118,8 +118,8 @@ class RegionItems(ItemDataset):
             raise MediaError(f"{self.listing.name}, picture {key}: {error}") from error
         if self.distributions and stored.distribution is None:
             raise ValueError(
-                f"{self.listing.name}: its region features hold one class each and no `distribution`, which "
-                "data.distributions asks for; extract them with it, or set that to false"
+                f"{self.listing.name}: data.distributions is true, but the region features have no `distribution`; "
+                "extract them with it, or set data.distributions to false"
             )
         regions = stored.first(self.max_regions, self.distributions)
         if self._cache is not None:
@@ -130,14 +130,14 @@ class RegionItems(ItemDataset):
         return {"regions": self.regions(item.file)}
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Batch of images: that of `region_batch`, and `index` [B]."""
+        """Make a batch of images: the fields of `region_batch`, and `index` [B]."""
         index = torch.stack([sample["index"] for sample in samples])
         return region_batch([sample["regions"] for sample in samples], self.max_regions) | {"index": index}
 
     def fill_cache(self) -> None:
         if self._cache is not None:
             for file in range(len(self.listing)):
-                with contextlib.suppress(MediaError):  # met again, and counted, when it is asked for
+                with contextlib.suppress(MediaError):  # `read` raises the error again and counts it
                     self.regions(file)
 
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
@@ -145,14 +145,14 @@ class RegionItems(ItemDataset):
 
 
 def pad_regions(images: Sequence[Regions], rows: int) -> dict[str, npt.NDArray[Any]]:
-    """Regions of several images in one array, padded with zeros to `rows` of each.
+    """Stack the regions of several images, padded with zeros to `rows` each.
 
     Text starts after the last region row. Its position affects the encoder's output, so it must not depend on the other
     images of a batch, process or data set.
 
     Returns:
         `features` float32 [P, R, F], `boxes` float32 [P, R, 5], `classes` int64 [P, R], `mask` bool [P, R], and
-        `distribution` float32 [P, R, C] if the images have one.
+        `distribution` float32 [P, R, C] if the images have it.
     """
     mask = np.arange(rows) < np.array([len(image) for image in images])[:, None]
     columns: dict[str, npt.NDArray[Any]] = {"mask": mask}
@@ -167,13 +167,13 @@ def pad_regions(images: Sequence[Regions], rows: int) -> dict[str, npt.NDArray[A
 
 
 def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Vectors scaled to length 1; zero vectors stay zero."""
+    """Scale vectors to length 1; zero vectors stay zero."""
     lengths = np.sqrt(np.einsum("...f,...f->...", features, features))[..., None]
     return features / np.maximum(lengths, np.float32(1e-12))
 
 
 def region_batch(images: Sequence[Regions], rows: int) -> dict[str, Tensor]:
-    """Encoder inputs of some images: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
+    """Make encoder inputs of some images: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
     columns = pad_regions(images, rows)
     return {
         "regions": torch.from_numpy(unit_length(columns["features"])),
@@ -186,13 +186,13 @@ def region_batch(images: Sequence[Regions], rows: int) -> dict[str, Tensor]:
 
 
 class PairItems(RegionItems):
-    """One caption of each image per pass, with its candidates: a sample has a `PairGroup` of each kind.
+    """One caption of each image per pass, with candidates. A sample has a `PairGroup` of each kind.
 
     Args:
         pool: the captions, in the order of the images.
         max_pieces: longest caption, without boundary tokens.
-        captions_per_image: per epoch; repeats captions of an image with fewer.
-        masked: draw the random numbers that masking takes.
+        captions_per_image: captions per epoch; repeats captions of an image with fewer.
+        masked: draw the random numbers for masking.
         switcher: translates words of captions.
         options: see `RegionItems`.
     """
@@ -218,16 +218,16 @@ class PairItems(RegionItems):
         return self.candidates.draw(self, item.file, self._caption(item), rng)
 
     def _caption(self, item: Item) -> int:
-        """Number of the caption that an epoch shows in a slot, one of `captions_per_image`."""
+        """Return the number of the caption to show in a slot; an epoch has `captions_per_image` slots per image."""
         captions = self.pool.of(item.file)
         if len(captions) == self.passes == 1:
             return int(captions[0])
-        # The same seed for all slots of an image in an epoch, so they show different captions.
+        # Use the same seed for all slots of an image in an epoch, so that they show different captions.
         rng = np.random.default_rng((self.seed, item.epoch, item.file, self.passes))
         return int(captions[forced_captions(len(captions), self.passes, rng)[item.slot]])
 
     def pieces(self, caption: int, rng: np.random.Generator) -> Tokens:
-        """Tokens of a caption, which may be code-switched."""
+        """Return the tokens of a caption, with code-switching if there is a switcher."""
         tokens, row = self.pool.caption(caption)
         pieces = tokens.pieces(row)
         if self.switcher is not None and tokens.captions.language == self.switcher.source:
@@ -236,7 +236,7 @@ class PairItems(RegionItems):
         return pieces[: self.max_pieces]
 
     def noise(self, pairs: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
-        """Random numbers to mask some pairs with."""
+        """Draw the random numbers for masking some pairs."""
         if not self.masked:
             return {}
         return {
@@ -248,24 +248,24 @@ class PairItems(RegionItems):
 
 @dataclass
 class PairCollator:
-    """Batches samples of `PairItems` with `max_regions` region rows; without `masking` it masks nothing."""
+    """Makes batches of `PairItems` samples with `max_regions` region rows, and masks them if `masking` is set."""
 
     tokenizer: XLMRTokenizer
     masking: Masking | None
     max_regions: int
 
     def step(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """A batch as a step of training, see `MultitaskSteps`."""
+        """Make a training step from samples, in the form of `MultitaskSteps`."""
         index = torch.tensor([int(sample["index"]) for sample in samples])
         return {"xmlm": [], "relations": [self(samples)], "index": index}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, dict[str, Tensor]]:
-        """A batch of each kind in the samples, with one row per image and caption that `Candidates.joined` joins.
+        """Make a batch of each kind in the samples. `Candidates.joined` combines its images and captions to pairs.
 
         Returns:
             `tokens` int64 [P, L], padded at the end, and `token_mask` bool [P, L]; `regions` float32 [P, R, F], of
             length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive` int64 [G], or `group`
-            int64 [P] for in-batch pairs. With masking also what to predict of the true pairs, K words or regions: their
+            int64 [P] for in-batch pairs. With masking also the K words or regions of the true pairs to predict: their
             places [K] in the joined G sequences of R + L, and `word_targets`, or `region_classes`, `region_features`
             and possibly `region_distributions`.
         """
@@ -280,7 +280,7 @@ class PairCollator:
         pairs = len(groups) * len(groups[0])
         tokens, lengths = pad_captions([caption for group in groups for caption in group.captions], self.tokenizer)
         regions = pad_regions([image for group in groups for image in group.images], self.max_regions)
-        # A group's single caption or image is repeated for each of its pairs.
+        # Repeat a group's single caption or image for each of its pairs.
         tokens, lengths = (np.repeat(rows, pairs // len(rows), axis=0) for rows in (tokens, lengths))
         regions = {name: np.repeat(rows, pairs // len(rows), axis=0) for name, rows in regions.items()}
         columns: dict[str, npt.NDArray[Any]] = {
@@ -303,7 +303,7 @@ class PairCollator:
         regions: Mapping[str, npt.NDArray[Any]],
         masking: Masking,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Masked tokens and regions, and what to predict of the true pairs, by position in their joined sequences."""
+        """Return masked tokens and regions, and what to predict of true pairs, by place in the joined sequences."""
         noise = {name: np.concatenate([group.noise[name] for group in groups]) for name in groups[0].noise}
         position = np.arange(tokens.shape[1])
         masked_tokens, words = mask_words(
@@ -315,7 +315,7 @@ class PairCollator:
             masking,
         )
         zeroed, classes = mask_regions(regions["classes"], regions["mask"], noise["regions"], masking)
-        # A pair has masked words or masked regions, never both; only true pairs are predicted.
+        # A pair has either masked words or masked regions; only true pairs are predicted.
         masks_words = noise["text"] < masking.text_fraction
         true = np.arange(len(groups)) * len(groups[0]) + [group.positive for group in groups]
         word_row, word = np.nonzero((words[true] != NO_LABEL) & masks_words[true, None])

@@ -1,7 +1,7 @@
-"""Regions without a detector: a small classifier describes a picture and its quarters.
+"""Computes regions without a detector: a small classifier describes a picture and its quarters.
 
-Its features are written once, in the layout of published ones. Regions of the paper come from a real detector
-(`assemble data m3p --extract-regions`) or from third-party files.
+The features are written once, in the published layout. The paper's regions come from a real detector (`assemble data
+m3p --extract-regions`) or from third-party files.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from common.encoders.checkpoint_files import CheckpointError, named_tensors, rea
 from common.encoders.image import ImageResNet
 from common.files import cache_folder, exclusive, parsing
 
-#: Regions per picture: the whole picture and its quarters.
+#: Number of regions per picture: the whole picture and its quarters.
 REGIONS = 5
-_AT_ONCE = 256  # pictures
-# Part of the cache key: increase it when the computation of the features changes.
+_AT_ONCE = 256  # pictures per batch
+# Part of the cache key; increase it when the features are computed differently.
 _VERSION = 1
 
 
 class RegionNetwork(nn.Module):
-    """A residual network and a linear classifier; `channels` are those of the four stages.
+    """A residual network and a linear classifier. `channels` are those of the four stages.
 
     Shapes:
         [B, 3, side, side] -> scores [B, classes]
@@ -57,7 +57,7 @@ class RegionNetwork(nn.Module):
 
 
 def read_region_network(checkpoint: str | Path) -> RegionNetwork:
-    """The trained network of a `papers.m3p.miniature.RegionClassifier` checkpoint, in evaluation mode."""
+    """Load the trained network from a `papers.m3p.miniature.RegionClassifier` checkpoint, in evaluation mode."""
     content = read_checkpoint(checkpoint)
     with parsing(Path(checkpoint), CheckpointError):
         settings = content["hyper_parameters"]
@@ -70,8 +70,8 @@ def read_region_network(checkpoint: str | Path) -> RegionNetwork:
 def prepare_regions(dataset: LanguageCaptioned, split: str, checkpoint: str | Path) -> Path:
     """Compute and cache region features of a split's pictures in the published layout, `<split>.npz`.
 
-    One process computes them while the others wait. Set the data set's `regions_root` to the returned folder, which is
-    the same for data sets of the same pictures. `checkpoint` is of a `papers.m3p.miniature.RegionClassifier`.
+    A single process computes while the others wait. Set the data set's `regions_root` to the returned folder; data sets
+    with the same pictures share it. `checkpoint` comes from a `papers.m3p.miniature.RegionClassifier`.
     """
     network = read_region_network(checkpoint)
     pictures = getattr(dataset, "coco", dataset).root.resolve()
@@ -80,7 +80,7 @@ def prepare_regions(dataset: LanguageCaptioned, split: str, checkpoint: str | Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     keys = dict.fromkeys(key for language in dataset.languages for key in dataset.captions(split, language).keys)
     with exclusive(path.with_suffix(".lock")):
-        # Another data set may split the same pictures differently.
+        # Keep stored regions, because another data set may split the same pictures differently.
         stored = dict.fromkeys(RegionFeatures(path).keys if path.is_file() else ())
         if not keys.keys() <= stored.keys():
             pictures = ((key, dataset.image_path(key, split)) for key in {**stored, **keys})
@@ -90,7 +90,7 @@ def prepare_regions(dataset: LanguageCaptioned, split: str, checkpoint: str | Pa
 
 @torch.inference_mode()
 def region_rows(network: RegionNetwork, pictures: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, Regions]]:
-    """Key and regions of each picture and its quarters.
+    """Yield each picture's key and the regions of the picture and its quarters.
 
     Class c + 1 is category c of the network; class 0, the background, never occurs.
     """
@@ -111,7 +111,7 @@ def region_rows(network: RegionNetwork, pictures: Iterable[tuple[str, Path]]) ->
 
 
 def region_boxes(height: int, width: int) -> np.ndarray:
-    """The whole picture and its quarters: left, top, right, bottom in pixels, float32 [5, 4]."""
+    """Return the boxes of the picture and its quarters: left, top, right, bottom in pixels, float32 [5, 4]."""
     middle, half = width // 2, height // 2
     return np.array(
         [

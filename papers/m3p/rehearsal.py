@@ -1,4 +1,4 @@
-"""Tiny data sets in the layouts of the real ones and XLM-R with random weights, to rehearse the recipes with."""
+"""Writes tiny data sets in the layouts of the real ones, and XLM-R with random weights."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from common.errors import StageError
 from common.files import read_yaml
 from papers.m3p.weights import RELEASED
 
-#: Of Visual Genome's detector: width of a feature and number of classes.
+#: Sizes of Visual Genome's detector: width of the features and number of classes.
 FEATURES, CLASSES = 2048, 1600
 REGIONS = 12
 VOCABULARY = 8002
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that a recipe reads, with region features, and dictionaries, to `$DATA`."""
+    """Write all data sets that recipes read from `$DATA`, with region features and dictionaries."""
     world = EmojiLanguagesWorld(
         size=32,
         concepts=30,
@@ -48,7 +48,7 @@ def write_datasets(root: Path) -> None:
     world.prepare(list(folders))
     for name, folder in folders.items():
         shutil.move(world.root_of(name), root / folder)
-    # Real sets don't say what their images show.
+    # Real data sets don't list which images show the same thing.
     for groups in root.glob("*/groups.json"):
         groups.unlink()
     _write_other_languages(root / "wikipedia")
@@ -57,13 +57,13 @@ def write_datasets(root: Path) -> None:
         Multi30K(root / "multi30k"),
         COCOKarpathy(root / "coco", restval=True),
     ):
-        for split in sorted({*dataset.splits} - {"restval"}):  # a part of `train`
+        for split in sorted({*dataset.splits} - {"restval"}):  # restval is part of `train`
             keys = dataset.captions(split, dataset.languages[0]).keys
             write_regions(dataset.regions_folder / f"{split}.h5", _regions(f"{dataset.name}/{split}", keys))
 
 
 def _write_other_languages(folder: Path) -> None:
-    """Text in every language of the recipes; English if the world has none."""
+    """Write text in all languages of the recipes, in English if the world lacks a language."""
     recipes = Path(__file__).parents[2] / "configs" / "m3p"
     languages = read_yaml(recipes / "base.yaml", StageError)["data"]["init_args"]["languages"]
     for language in languages:
@@ -83,7 +83,7 @@ def _regions(part: str, keys: Sequence[str]) -> Iterator[tuple[str, Regions]]:
 
 
 def write_weights(root: Path) -> None:
-    """Write XLM-R to `$DATA`: random weights with the pieces of the tiny text."""
+    """Write XLM-R with random weights to `$DATA`; its vocabulary has the pieces of the tiny text."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
@@ -95,7 +95,7 @@ def write_weights(root: Path) -> None:
 
 
 def write_released(stage: str, module: Any, data: object, path: Path) -> None:
-    """Write a model with the names of the released one, which has a prefix and layers for generation."""
+    """Write a model like the released checkpoint: names with a prefix, and extra layers for generation."""
     import torch
 
     state = module.model.state_dict()

@@ -1,8 +1,8 @@
-"""Retrieval with a cross-encoder: scores of all pairs of images and captions, and their recalls.
+"""Retrieval with a cross-encoder: scores all pairs of images and captions and computes their recalls.
 
-There are no separate towers, so 1,000 images and 5,000 captions need five million forward passes per language. Regions
-are embedded once per image, captions of similar length share a batch, the last block computes only the position that
-the match head reads, processes share the work, and an interrupted evaluation resumes.
+There are no separate towers, so 1,000 images and 5,000 captions need five million forward passes per language. To save
+time, each image's regions are embedded once, captions of similar length share a batch, the last block computes only the
+position that the match head reads, processes share the work, and an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ SAVE_EVERY = 60.0
 
 
 class EvaluationSet:
-    """Images and captions to search, in one language; sets may share images.
+    """Images and captions to search, in one language. Sets may share images.
 
     Args:
-        each: the first so many captions of each image; None for all.
+        each: use only this many captions of each image, the first ones; None for all.
         longest: longest caption with its boundary tokens; None for the longest of all.
 
     Shapes:
@@ -71,7 +71,7 @@ class EvaluationSet:
         self.token_mask = torch.from_numpy(np.arange(width) < lengths[:, None] + 2)
 
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
-        """An image by its `index`, uint8 [H, W, 3]; None if only its regions exist."""
+        """Read an image by its `index`, uint8 [H, W, 3]; None if it has only regions."""
         try:
             return np.asarray(read_image(self.source.dataset.image_path(self.images.keys[image], TEST)))
         except MediaError:
@@ -88,18 +88,18 @@ def score_pairs(
     partial: Path | None = None,
     title: str = "",
 ) -> Tensor:
-    """Scores [N, M] float32 of all pairs of N images and M captions, on the host of every process.
+    """Score all pairs of N images and M captions: float32 [N, M] on the host of every process.
 
     Args:
         tokens_per_batch: regions and tokens per batch, over all its pairs.
-        partial: file of this process for partial scores, to resume an interrupted run.
+        partial: this process's file of partial scores, to resume an interrupted run.
 
     Shapes:
         image [N, R, D] of `start_regions`; image_mask bool [N, R]
         tokens int64 [M, W]; token_mask bool [M, W]; on the host
     """
     tiles = similar_lengths(token_mask)[rank() :: world_size()]
-    # What the scores depend on.
+    # The digest covers all that the scores depend on.
     sums = [value.detach().double().sum().cpu() for value in (*model.parameters(), image)]
     parts = [torch.stack(sums), tokens, token_mask, *tiles]
     digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in parts)).hexdigest()
@@ -115,7 +115,7 @@ def score_pairs(
             write_torch(partial, {"digest": digest, "tiles": done})
             saved = time.monotonic()
         STOP.check()
-    # Captions are rows, because processes may have different numbers of them.
+    # Gather captions as rows, because processes may have different numbers of captions.
     rows = torch.cat([torch.zeros(0, len(image)), *(tile.T for tile in done)])
     columns = torch.cat([torch.zeros(0, dtype=torch.int64), *tiles])
     rows, columns = gather_rows(rows), gather_rows(columns)
@@ -123,10 +123,10 @@ def score_pairs(
 
 
 def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
-    """Columns [N * k] with exactly k captions per image: the first k, or all of them repeated.
+    """Return columns [N * k] with exactly k captions per image: the first k, or all of them repeated.
 
-    The released code chooses k at random. The best K results count all copies of a caption. `caption_image` int64 [M]
-    is the row of each caption's image and contains every row.
+    The released code chooses k at random. Copies of a caption count separately among the best K results.
+    `caption_image` int64 [M] is the row of each caption's image; every row occurs.
 
     Source: [8] and [10].
     """
@@ -140,7 +140,7 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
 
 @dataclass
 class SearchResult:
-    """Scores [N, M]; `caption_image` [M] is the row of each caption's image, `caption` and `image` are numbers."""
+    """Scores [N, M]. `caption_image` [M] is the row of each caption's image; `caption` and `image` are numbers."""
 
     set: EvaluationSet
     scores: Tensor
@@ -150,11 +150,11 @@ class SearchResult:
 
 
 class RetrievalTest:
-    """Collects the images of all test sets, scores them with the captions and computes the recalls.
+    """Collects the images of all test sets, scores them with the captions, and computes the recalls.
 
     Args:
         tokens_per_batch: see `score_pairs`.
-        captions_per_image: captions counted per image, see `exactly`; None uses them unchanged.
+        captions_per_image: number of captions to count per image, see `exactly`; None counts them as they are.
 
     Source: [10].
     """
@@ -164,7 +164,7 @@ class RetrievalTest:
         self.captions_per_image = captions_per_image
 
     def reset(self, module: Any) -> None:
-        """Begin a test of `module.model` on the sets of its data module."""
+        """Begin a test of `module.model` on the test sets of its data module."""
         self.module = module
         self.sets: list[EvaluationSet] = module.trainer.datamodule.evaluation_sets
         self.rows = {test_set.images: RowsOncePerSample("start", "region_mask") for test_set in self.sets}
@@ -175,7 +175,7 @@ class RetrievalTest:
         list(self.rows.values())[loader].update(batch["index"], start=start, region_mask=batch["region_mask"])
 
     def compute(self) -> dict[str, Tensor]:
-        """Recalls in percent, `<set>_mr`, `<set>_t2i_r1` etc., and `non_english_mr`; all processes must call this."""
+        """Return recalls in percent: `<set>_mr`, `<set>_t2i_r1`, ..., `non_english_mr`; all processes must call it."""
         device = self.module.device
         images = {items: rows.compute(device) for items, rows in self.rows.items()}
         folder = Path(self.module.trainer.default_root_dir) / "partial_scores"
@@ -183,7 +183,7 @@ class RetrievalTest:
         for test_set in self.sets:
             index, rows = images[test_set.images]
             index = index.cpu()
-            owner, readable = owner_rows(index, test_set.owner)  # the features of an image may be broken
+            owner, readable = owner_rows(index, test_set.owner)  # an image may have broken features
             captions = test_set.tokens[readable], test_set.token_mask[readable]
             partial = folder / f"{test_set.name}.{rank()}.pt"
             scores = self.scores(rows["start"], rows["region_mask"], *captions, test_set.name, partial)
@@ -201,13 +201,13 @@ class RetrievalTest:
         return {name: value.float().to(device) for name, value in recalls.items()}
 
     def start(self, regions: Tensor, boxes: Tensor, region_mask: Tensor) -> Tensor:
-        """What to keep of some images, [B, R, D]."""
+        """Embed some images for scoring, [B, R, D]."""
         return self.module.model.encoder.start_regions(regions, boxes, region_mask)
 
     def scores(
         self, image: Tensor, image_mask: Tensor, tokens: Tensor, token_mask: Tensor, name: str, partial: Path
     ) -> Tensor:
-        """Scores [N, M] of images from `start` and captions."""
+        """Score images from `start` with captions: [N, M]."""
         trainer = self.module.trainer
         title = f"  scoring {name}" if trainer.progress_bar_callback is not None else ""
         inputs = self.module.model, image, image_mask, tokens, token_mask, self.tokens_per_batch

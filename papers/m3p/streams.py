@@ -1,4 +1,4 @@
-"""Multilingual text as blocks of tokens, and the text and captions that each step reads ([6.1], [6.3])."""
+"""Text in many languages as blocks of tokens, and the text and captions that each step reads ([6.1], [6.3])."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from papers.m3p.pairs import PairCollator, PairItems
 class LanguageStream:
     """The text of a language as blocks of `bptt` tokens in `batch_size` rows ([6.1]).
 
-    All sentences, each closed by `</s>`, form one stream. It's padded with closing tokens at the start and cut into one
-    piece per row. Block i holds the i-th `bptt` tokens of every piece, shifted by one, so the first block starts with a
-    closing token. `tokens` may be memory-mapped.
+    All sentences, each closed by `</s>`, form one stream. It is padded with closing tokens at the start and cut into
+    one piece per row. Block i has the i-th `bptt` tokens of every piece, shifted by one, so the first block starts with
+    a closing token. `tokens` may be memory-mapped.
     """
 
     tokens: npt.NDArray[Any]
@@ -33,19 +33,19 @@ class LanguageStream:
         return -(-len(self.tokens) // (self.batch_size * self.bptt))
 
     def block(self, number: int) -> Ints:
-        """A block, int64 [batch_size, bptt]."""
+        """Return a block, int64 [batch_size, bptt]."""
         piece = len(self) * self.bptt
         filled = self.batch_size * piece - len(self.tokens)
         start = np.arange(self.batch_size, dtype=np.int64) * piece
         offset = number * self.bptt + np.arange(self.bptt) - 1
         position = start[:, None] + offset - filled
-        # A piece is preceded by a closing token, not by the end of the previous piece.
+        # A piece starts after a closing token, not after the end of the previous piece.
         inside = (position >= 0) & (offset >= 0)
         return np.where(inside, self.tokens[np.where(inside, position, 0)], self.end_id).astype(np.int64)
 
 
 def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str, float]:
-    """Probability of each language: proportional to (its share)^alpha.
+    """Return each language's probability, proportional to (its share)^alpha.
 
     Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """
@@ -55,14 +55,14 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
 
 # -- steps -------------------------------------------------------------------------------------------------------------
 
-#: `xmlm`, text blocks; `relations`, `PairCollator` batches; `index` of their images, to report a non-finite loss.
+#: `xmlm`: text blocks; `relations`: `PairCollator` batches; `index`: their images, to report a non-finite loss.
 Step = dict[str, Any]
-#: Independent random streams of an epoch.
+#: Numbers of an epoch's independent random streams.
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
 
 
 def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Ints:
-    """Sample sources with replacement; draws per step are limited to the number of sources.
+    """Sample sources with replacement. A step has at most as many draws as there are sources.
 
     Returns:
         The number of each source, and how often it was drawn before in the epoch: int64 [steps, draws, 2]
@@ -80,13 +80,13 @@ def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np
 
 @dataclass(frozen=True)
 class Schedule:
-    """The steps of an epoch.
+    """The settings of an epoch's steps.
 
     Args:
         batch_size: pairs or groups of a batch, over all ranks.
         xmlm_steps, relation_steps: draws of each kind per step, at most the number of sources.
-        text_groups: groups of rows of a text block that draw their own languages; row i belongs to group
-            i mod `text_groups`.
+        text_groups: number of groups of rows in a text block, each with separately drawn languages; row i belongs to
+            group i mod `text_groups`.
     """
 
     steps: int
@@ -101,17 +101,17 @@ class Schedule:
 class MultitaskSteps(Dataset[Step]):
     """The steps of an epoch: some text blocks and some batches of pairs.
 
-    A step is a function of (seed, epoch, step). Each group of rows draws its own languages, like each process of the
-    released code. Rank r of W reads rows r, r + W, ... of a batch, so the joined batches of W ranks equal that of one
-    rank. With as many groups as ranks, every rank reads its own languages.
+    A step depends only on (seed, epoch, step). Each group of rows draws its languages, like each process of the
+    released code. Rank r of W reads rows r, r + W, ... of a batch, so the batches of W ranks together equal that of one
+    rank. With as many groups as ranks, each group is one rank's rows.
 
     A text block has `tokens` int64 and `token_mask` bool [B, L], `languages` [B], `word_places` [K] among the B * L
     positions, and `word_targets` [K].
 
     Args:
-        streams: text per language in blocks with the rows of one group, in the order of the language numbers.
+        streams: text of each language in blocks with the rows of one group, in the order of the language numbers.
         languages: probability of each stream.
-        pairs: caption sets, which are equally likely.
+        pairs: caption sets, all equally likely.
 
     Source: [6.3].
     """
@@ -144,7 +144,7 @@ class MultitaskSteps(Dataset[Step]):
         }
 
     def draws(self, epoch: int) -> tuple[list[Ints], Ints]:
-        """Languages drawn by each group of rows, and caption sets, in an epoch; caches the last result."""
+        """Draw each row group's languages, and the caption sets, for an epoch; caches the last result."""
         if self._epoch is None or self._epoch[0] != epoch:
             plan = self.schedule
             rng = np.random.default_rng((plan.seed, epoch))
@@ -158,7 +158,7 @@ class MultitaskSteps(Dataset[Step]):
         return self._epoch[1:]
 
     def _order(self, count: int, epoch: int, again: int, *source: int) -> Ints:
-        """Order of a source's `count` blocks or pairs in its n-th pass of an epoch; caches the last one."""
+        """Return the order of a source's `count` blocks or pairs in its n-th pass of an epoch; caches the last."""
         last = self._orders.get(source)
         if last is None or last[0] != (epoch, again):
             rng = np.random.default_rng((self.schedule.seed, epoch, again, *source))
@@ -166,21 +166,21 @@ class MultitaskSteps(Dataset[Step]):
         return last[1]
 
     def _block(self, place: tuple[int, int, int], group: int, number: int, turn: int) -> dict[str, Any]:
-        """The rows of a group in a text block at `place`: epoch, step and draw."""
-        groups = (group,) if group else ()  # group 0's seed leaves out the group number, to match recorded runs
+        """Make a group's rows of the text block at `place`: epoch, step and draw."""
+        groups = (group,) if group else ()  # group 0's seed has no group number, to match recorded runs
         stream, tokenizer = self.streams[number], self.collator.tokenizer
         again, block = divmod(turn, len(stream))
         tokens = stream.block(int(self._order(len(stream), place[0], again, number, _TEXT_ORDER, *groups)[block]))
-        # Drawn for the rows of all ranks, so masking doesn't depend on their number.
+        # Draw for the rows of all ranks, so that masking doesn't depend on the number of ranks.
         rng = np.random.default_rng((self.schedule.seed, *place, _TEXT_NOISE, *groups))
         noise, valid = rng.random((*tokens.shape, WORD_NOISE)), tokens != tokenizer.pad_id
-        maskable = valid & (np.arange(tokens.shape[1]) > 0)  # closing tokens inside a row, too
+        maskable = valid & (np.arange(tokens.shape[1]) > 0)  # includes closing tokens inside a row
         masking, sizes = self.collator.masking or DEFAULT_MASKING, (tokenizer.mask_id, tokenizer.vocabulary_size)
         masked, labels = mask_words(tokens, maskable, noise, *sizes, masking, each_row=False)
         return {"tokens": masked, "token_mask": valid, "labels": labels, "languages": np.full(len(tokens), number)}
 
     def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """This rank's rows of a text block, in which the rows of the groups alternate."""
+        """Return this rank's rows of a text block; the rows of its groups alternate."""
         joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
         flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
         block = {name: rows[self.rank :: self.world_size] for name, rows in flat.items()}
@@ -194,5 +194,5 @@ class MultitaskSteps(Dataset[Step]):
         again, batch = divmod(turn, len(pairs) // batch_size)
         order = self._order(len(pairs), epoch, again, number, _PAIR_ORDER)
         rows = order[batch * batch_size : (batch + 1) * batch_size][self.rank :: self.world_size]
-        # Random numbers of an item also depend on the pass: an epoch passes a small set many times.
+        # Random numbers also depend on the pass, because an epoch reads a small set many times.
         return [pairs[(epoch << 16) + again, int(row)] for row in rows]

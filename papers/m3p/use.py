@@ -1,4 +1,4 @@
-"""Use a trained M3P: match and search images and captions in many languages."""
+"""Matches and searches images and captions in many languages with a trained M3P."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class M3P(encoder.M3P, TrainedModel):
     Attributes:
         detector: the miniature's region network; None at paper scale, where regions come from feature files.
         regions: region features by picture name without suffix; None uses the detector.
-        languages: languages with an embedding; text may be in any language of the vocabulary. Empty after a fine-tuning
-            that doesn't name the languages of its pre-training.
+        languages: languages with an embedding; text may be in any language of the vocabulary. Empty after fine-tuning
+            that doesn't list the languages of its pre-training.
     """
 
     paper = "m3p"
     kinds = ("papers.m3p.module.M3PModule",)
     classes: ClassVar[tuple[type, ...]] = (M3PEncoder, RegionNetwork, XLMRTokenizer)
     example = "m3p/mini/seed0/m3p"
-    otherwise = "cannot compare images and captions: give the checkpoint of a pre-training, such as m3p"
+    otherwise = "cannot compare images and captions: give the checkpoint of a pre-training stage, such as m3p"
     embeds: ClassVar[tuple[Modality, ...]] = ("image", "text")
     retrieval = "pairs"
 
@@ -48,14 +48,14 @@ class M3P(encoder.M3P, TrainedModel):
 
     @property
     def language(self) -> str | None:
-        """Language of texts that are embedded without an image; None adds no language embedding."""
+        """Language of texts embedded without an image; None adds no language embedding."""
         return None if self._language is None else self.languages[self._language]
 
     @language.setter
     def language(self, name: str | None) -> None:
         if name is not None and name not in self.languages:
             languages = ", ".join(self.languages) or (
-                "no language: leave it out, take the stage of pre-training, or fine-tune again with data.languages"
+                "no language: leave it out, use the pre-training stage, or fine-tune again with data.languages"
             )
             raise StageError(f"--language {name}: the model knows {languages}")
         self._language = None if name is None else self.languages.index(name)
@@ -64,13 +64,13 @@ class M3P(encoder.M3P, TrainedModel):
 
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
-        """The encoder's state [B, D] at each picture's first region, read without text; not comparable with texts."""
+        """Return the encoder's state [B, D] at each picture's first region, without text; not comparable with texts."""
         start, mask = self._start(images)
         return self.encoder.encode(start, mask, True)[:, 0].float()
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
-        """The encoder's state [B, D] at the first token of each text, read without regions."""
+        """Return the encoder's state [B, D] at each text's first token, without regions."""
         ids, mask = (value.to(self.device) for value in self._tokens(texts))
         languages = None if self._language is None else torch.full((len(ids),), self._language, device=self.device)
         start = self.encoder.start_text(ids, mask, 0, languages)
@@ -78,7 +78,7 @@ class M3P(encoder.M3P, TrainedModel):
 
     @torch.no_grad()
     def match(self, images: Items, texts: Items) -> Tensor:
-        """Scores float32 [N, M] of images (paths or `read_image` results) and texts, on the CPU; higher is better."""
+        """Score images (paths or `read_image` results) with texts: float32 [N, M] on the CPU. Higher is better."""
         start, mask = self._start(images)
         ids, token_mask = self._tokens(texts)
         scores = torch.empty(len(start), len(ids))
@@ -99,17 +99,17 @@ class M3P(encoder.M3P, TrainedModel):
     # -- inputs --------------------------------------------------------------------------------------------------------
 
     def read_image(self, file: str | Path) -> Regions:
-        """The regions of a picture; with `regions` set, its name without suffix is enough."""
+        """Return the regions of a picture. With `regions` set, the picture's name without suffix is enough."""
         if self.regions is not None:
             if self.regions.feature_size != self.encoder.feature_dim:
                 raise StageError(
-                    f"--regions: the features have {self.regions.feature_size} dimensions, but the model reads "
-                    f"{self.encoder.feature_dim}: use the detector that it was trained with"
+                    f"--regions: the features have {self.regions.feature_size} dimensions, but the model needs "
+                    f"{self.encoder.feature_dim}: use the detector that the model was trained with"
                 )
             regions = self.regions[picture_key(Path(file).name)]
         elif self.detector is None:
             raise StageError(
-                "this model reads region features and has no detector: pass a file of them as --regions FILE; "
+                "this model reads region features and has no detector: pass a file of features as --regions FILE; "
                 "`assemble data m3p --extract-regions` makes one"
             )
         else:
@@ -117,13 +117,13 @@ class M3P(encoder.M3P, TrainedModel):
         return regions.first(self.max_regions)
 
     def _start(self, images: Items) -> tuple[Tensor, Tensor]:
-        """Inputs [B, R, D] of the first block, and their mask [B, R]."""
+        """Return inputs [B, R, D] of the first block, and their mask [B, R]."""
         batch = region_batch(self.read_all("image", images), self.max_regions)
         regions, boxes, mask = (batch[name].to(self.device) for name in ("regions", "boxes", "region_mask"))
         return self.encoder.start_regions(regions, boxes, mask), mask
 
     def _tokens(self, texts: Items) -> tuple[Tensor, Tensor]:
-        """Ids [B, L] and their mask [B, L], on the CPU."""
+        """Return ids [B, L] and their mask [B, L], on the CPU."""
         rows = [self.tokenizer.encode(text) for text in self.read_all("text", texts)]
         ids = pad_tokens(rows, self.tokenizer.pad_id)
         return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
@@ -143,7 +143,7 @@ class M3P(encoder.M3P, TrainedModel):
             data.tokenizer.prepare()
         weights = {name.removeprefix("model."): value for name, value in stage.state.items()}
         languages = data.languages
-        # A fine-tuning has the languages of its sets, which may have other numbers than in its pre-training.
+        # Fine-tuning uses the languages of its sets, whose numbers may differ from those in pre-training.
         if data.stated_languages is None and len(languages) != len(weights["encoder.language.weight"]):
             languages = []
         inputs: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Convert weights of M3P: our, released and XLM-R checkpoints as input, third-party layouts as output."""
+"""Converts M3P's weights: loads our, released and XLM-R checkpoints, and exports third-party layouts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _MOST_BLOCKS = 99
 
 
 def _tensors(parts: Mapping[str, str]) -> dict[str, str]:
-    """Our name of each tensor and that in another layout, from names of modules; `{}` is the number of a block."""
+    """Turn a mapping of module names into one of tensor names; `{}` stands for the number of a block."""
     modules = {
         ours.format(number): theirs.format(number)
         for ours, theirs in parts.items()
@@ -77,16 +77,16 @@ _XLM_R = _tensors(
         "encoder.blocks.{}.output_norm": "encoder.layer.{}.output.LayerNorm",
     }
 )
-#: The table of words again, tensors that our positions contain or that are no weights, and the bias of words.
+#: Tensors outside the tables above: copies of the word table, the token type (part of our positions), the word bias.
 _TABLE, _XLM_R_KIND, _XLM_R_BIAS = "pred_layer.proj.weight", "embeddings.token_type_embeddings.weight", "lm_head.bias"
 _XLM_R_USED = (_XLM_R_KIND, "embeddings.position_ids", _XLM_R_BIAS, "lm_head.decoder.bias", "lm_head.decoder.weight")
 
 
 def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", position_offset: int = 2) -> list[str]:
-    """Load a checkpoint into a model in place; the tensor names tell its layout. Returns the names of unused tensors.
+    """Load a checkpoint into a model in place, and return the names of unused tensors. Tensor names tell the layout.
 
-    On error the model is unchanged. XLM-R provides the text encoder and the vocabulary bias; regions and the match head
-    keep their weights. The generation layers of the released checkpoint are unused. `position_offset` is the first row
+    An error leaves the model unchanged. XLM-R only sets the text encoder and the vocabulary bias; regions and match
+    head keep their weights. The released checkpoint's generation layers are unused. `position_offset` is the first row
     to use of XLM-R's position table: 2, where its positions start, or 0.
 
     Args:
@@ -117,15 +117,15 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
     problem = differences(wanted, weights)
     if problem:
         raise CheckpointError(
-            f"{field}: the weights in {path} are of another architecture than model.model: {problem}. Give its encoder "
-            "the sizes, languages and vocabulary that it was trained with."
+            f"{field}: the weights in {path} do not fit model.model: {problem}. Give its encoder the sizes, languages "
+            "and vocabulary that the weights were trained with."
         )
     model.load_state_dict(weights, strict=False)
     return sorted(set(state) - used)
 
 
 def check(path: Path, module: Any, data: object) -> None:
-    """Raise an error unless a file holds all weights of a pre-training's model, under our or the released names."""
+    """Raise an error unless a file has all weights of a pre-training stage's model, with our or the released names."""
     state = tensors_in(read_checkpoint(path, "'model' or 'state_dict'"))
     names = _our_names(state)
     if not names:
@@ -135,11 +135,11 @@ def check(path: Path, module: Any, data: object) -> None:
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -> Path:
-    """Write the weights of a Lightning or released checkpoint for another library, without the optimizer, atomically.
+    """Write the weights of a Lightning or released checkpoint for another library, atomically, without the optimizer.
 
-    Layout `m3p` has the released code's names under the entry `model`, without the generation layers, which the
-    released code fills from a fresh model. Layout `xlm_roberta` is the text encoder for `transformers.XLMRobertaModel`,
-    without regions and language embeddings. An output `.safetensors` has that format.
+    Layout `m3p` uses the released code's names under the entry `model`. It omits the generation layers, for which the
+    released code uses fresh weights. Layout `xlm_roberta` writes the text encoder for `transformers.XLMRobertaModel`,
+    without regions and language embeddings. An output that ends in `.safetensors` has that format.
     """
     state = tensors_in(read_checkpoint(checkpoint, "'model' or 'state_dict'"))
     names = _our_names(state)
@@ -150,7 +150,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "m3p") -
     if layout == "m3p":
         written[_TABLE] = written["embeddings.weight"].clone()
     else:
-        # XLM-R's positions start after two unused rows; those and its token type are zero.
+        # XLM-R's positions start after two unused rows; write zeros there and for its token type.
         positions = written["embeddings.position_embeddings.weight"]
         unused = positions.new_zeros(2, positions.shape[1])
         written["embeddings.position_embeddings.weight"] = torch.cat([unused, positions])
@@ -167,24 +167,24 @@ def _file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise CheckpointError(
-        f"{path}: holds neither model.safetensors nor pytorch_model.bin. Fetch XLM-R once, with "
+        f"{path}: holds neither model.safetensors nor pytorch_model.bin. Download XLM-R once with "
         f"`hf download FacebookAI/xlm-roberta-base --local-dir {path}`"
     )
 
 
 def _our_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Our name and the name in a checkpoint of ours or a released one of each tensor; empty for another checkpoint."""
+    """Map our tensor names to those in a checkpoint of ours or a released one; empty for other checkpoints."""
     if "attentions.0.q_lin.weight" in state:
         return {ours: theirs for ours, theirs in RELEASED.items() if theirs in state}
-    prefix = "model." if "model.encoder.token.weight" in state else ""  # none in a model that is passed on
+    prefix = "model." if "model.encoder.token.weight" in state else ""  # an exported model has no prefix
     if f"{prefix}encoder.token.weight" not in state:
         return {}
-    other = "detector."  # beside the miniature's models
+    other = "detector."  # part of the miniature's exported models
     return {n.removeprefix(prefix): n for n in state if n.startswith(prefix) and not n.startswith(other)}
 
 
 def _of_xlm_r(state: Mapping[str, Tensor], table: Tensor, position_offset: int) -> dict[str, Tensor]:
-    """Tensors of XLM-R under our names ([3], traps a and b); `table` provides the position rows that XLM-R lacks."""
+    """Return XLM-R's tensors with our names ([3], traps a and b). `table` has the position rows that XLM-R lacks."""
     weights = {ours: state[theirs].clone() for ours, theirs in _XLM_R.items() if theirs in state}
     rows = weights.get("encoder.position.weight")
     if rows is not None:

@@ -130,9 +130,9 @@ def test_a_warm_start_trains_the_tables_alone_and_hands_over(layouts: Layouts, t
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"vocabulary_size": 20}, "vocabulary_size, which is 20"),
-        ({"languages": 2}, "languages, which is 2"),
-        ({"positions": 8}, "positions, which is 8"),
+        ({"vocabulary_size": 20}, "vocabulary_size is 20"),
+        ({"languages": 2}, "languages is 2"),
+        ({"positions": 8}, "positions is 8"),
         ({"feature_dim": 9}, f"have {WIDTH} dimensions"),
     ],
 )

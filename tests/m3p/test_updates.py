@@ -168,7 +168,7 @@ def test_wrong_settings_are_named(layouts: Layouts, tmp_path: Path) -> None:
     run = quiet_trainer(tmp_path, precision="16-true")
     with pytest.raises(ValueError, match=r"trainer\.precision 16 needs scaled losses"):
         run.fit(module("fine_tuning"), datamodule=data("fine_tuning", layouts))
-    with pytest.raises(ValueError, match=r"model\.selection is best: data\.validation_split must name"):
+    with pytest.raises(ValueError, match=r"model\.selection is best: set data\.validation_split"):
         quiet_trainer(tmp_path).fit(module("fine_tuning", selection="best"), datamodule=data("fine_tuning", layouts))
 
 
