@@ -93,7 +93,7 @@ class Groups:
             if other not in drawn and pool.groups[other] != pool.groups[image]:
                 drawn.add(other)
                 yield other, number
-        raise MediaError(f"{pairs.listing.name}: too few readable images to draw negatives from")
+        raise MediaError(f"{pairs.listing.name}: too few usable images to draw negatives from")
 
     # -- a batch -------------------------------------------------------------------------------------------------------
 

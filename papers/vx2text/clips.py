@@ -28,7 +28,7 @@ class VideoInput:
         clips: S, clips per video, spread over its length.
         crop: height and width of a clip in pixels.
         resize: shorter side before cropping.
-        mean, std: per channel, as in the training of the classifier's weights.
+        mean, std: per channel; must match the classifier's pre-training.
     """
 
     fps: PositiveFloat = 15.0
@@ -117,7 +117,7 @@ class LogMel:
 
 
 class ClipReader:
-    """Cuts clips and a window of sound from a video, or only one of the two if the other format is None.
+    """Cuts clips and a window of sound from a video; skips a modality whose format is None.
 
     In training, one clip starts at random in each of S equal parts of the video, with one random crop for all clips. In
     evaluation, clips and crops are centered. A video with too few frames is looped, and short sound is padded with
@@ -138,8 +138,8 @@ class ClipReader:
                 mode="crop",
                 crop=video.crop,
                 resize=video.resize,
-                jitter=(0.0, 0.0, 0.0, 0.0),  # captions and answers mention colors,
-                flip=0.0,  # left and right
+                jitter=(0.0, 0.0, 0.0, 0.0),  # because texts mention colors
+                flip=0.0,  # because texts mention left and right
                 mean=video.mean,
                 std=video.std,
                 training=training,
@@ -170,7 +170,7 @@ class ClipReader:
         return sample
 
     def transform(self, batch: Sequence[Sample]) -> None:
-        """Replace what `read` cut by `video` [S, 3, T, crop, crop] and `audio` [1, 1, frames, mel_bins], in float32."""
+        """Turn what `read` cut into `video` [S, 3, T, crop, crop] and `audio` [1, 1, frames, mel_bins], in float32."""
         if self.video is not None:
             together(batch, "video", self.video_transform.together)
             for sample in batch:
@@ -185,7 +185,7 @@ class ClipReader:
         start, end = limits_of(media.video_limits, clip, "video")
         duration = min(video.frames / video.fps, end - start)
         slower = min(media.video_fps, video.fps)
-        if duration < 1 / slower:  # some moments of TVC are shorter than one frame of TVQA
+        if duration < 1 / slower:  # some moments of TVC are shorter than one frame at TVQA's rate
             duration = 1.5 / slower
         within = (np.arange(video.clips) + (places if self.training else 0.5)) / video.clips
         pieces = []
@@ -208,7 +208,7 @@ def black(video: VideoInput) -> Tensor:
 def made_up_clips(
     video: VideoInput | None, audio: AudioInput | None, size: int, draw: RandomTensors
 ) -> dict[str, Tensor]:
-    """Draw random clips [B, S, 3, T, H, W] and spectrograms [B, 1, 1, frames, bands], named as in a batch."""
+    """Draw random clips [B, S, 3, T, H, W] and spectrograms [B, 1, 1, frames, bands] for a batch."""
     clips: dict[str, Tensor] = {}
     if video is not None:
         clips["video"] = draw.normal(size, video.clips, 3, video.frames, video.crop, video.crop)

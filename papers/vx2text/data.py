@@ -97,7 +97,7 @@ class VideoTextItems(ClipDataset):
 
 
 def option_targets(prompt: Prompt, options: Sequence[str], correct: int, scoring: Scoring) -> Sample:
-    """Return the labels of the right option (empty if withheld, -1), and what distinguishes the options."""
+    """Return `labels` of the right option (empty if `correct` is -1), and `option_labels` or `answer_options`."""
     if scoring == "loglik":
         labels = [prompt.answer(option) for option in options]
         return {"labels": labels[correct] if correct >= 0 else [], "option_labels": labels}
@@ -152,7 +152,7 @@ class VideoTextData(ShardedDataModule):
 
     Attributes:
         options: number of options per question.
-        rows_per_item: training samples per item that the publication counts.
+        rows_per_item: training samples per item, to estimate the length of an epoch.
         test_split: the split to measure; "val" if the answers of "test" are withheld.
     """
 
@@ -290,7 +290,7 @@ class DialogData(VideoTextData):
 
     Args:
         with_summary: append the video's summary to its caption; `prompt.caption: 0` removes both.
-        every_turn: train on all turns of each dialogue; recipes state it for the record.
+        every_turn: always true: train on all turns of each dialogue.
     """
 
     rows_per_item = 10  # turns per dialogue
@@ -334,7 +334,7 @@ class DialogData(VideoTextData):
 
 
 class CaptioningData(VideoTextData):
-    """TVC: descriptions of moments ([10]); each is a training sample. In `val`, all of a moment are its references."""
+    """TVC: descriptions of moments ([10]). Each one is a training sample; in `val`, they are a moment's references."""
 
     rows_per_item = 2
     test_split = "val"

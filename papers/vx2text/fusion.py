@@ -70,7 +70,7 @@ class VX2Text(nn.Module):
             table = table_of(tokens.pieces, self.language_model) if tokens.tied else None
             rows, chosen, scores = tokens(batch[name], (noise or {}).get(name), table)
             embeddings = place(embeddings, ids, rows, name)
-            # Mask the tokens of a clip without this modality, because they would be made up.
+            # Mask the tokens of a missing modality, because its input is only black or silent.
             absent = ~batch[f"{name}_present"][:, None] & (ids <= PLACES[name]) & (ids > PLACES[name] - rows.shape[1])
             mask = mask & ~absent
             named[name] = chosen, scores

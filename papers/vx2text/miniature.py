@@ -138,7 +138,7 @@ class TextPretraining(pl.LightningModule):
 
 
 def words_loss(logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
-    """Return the cross-entropy against a uniform distribution over the true words, smoothed; both inputs are [B, C].
+    """Return the label-smoothed cross-entropy with a uniform target over the true words; both inputs are [B, C].
 
     Source: [14], step 1.
     """
@@ -148,7 +148,7 @@ def words_loss(logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
 
 
 def precision_and_loss(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the precision [B] of the n best words, for n true words, and the loss [B]; both inputs are [B, C]."""
+    """Return the precision [B] of the n most probable words, where n are true, and the loss [B]; inputs are [B, C]."""
     words = words.float()
     number = words.sum(1)
     loss = -(logits.float().log_softmax(1) * words).sum(1) / number
@@ -180,7 +180,7 @@ class CategoryItems(ClipDataset):
 
 
 def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
-    """Mark each class's categories, bool [classes, categories]: its whole name, or else each word of its name."""
+    """Mark the true categories of each class, bool [classes, categories]: its whole name, or else the words in it."""
     # Treat "crying_baby" and "Crying baby" as the same name.
     labels, words = [
         [re.sub(r"[\s_]+", " ", name.lower().strip()) for name in names] for names in (classes, categories)

@@ -35,7 +35,7 @@ class VX2TextModule(pl.LightningModule):
     """Trains and tests VX2TEXT ([6] to [8]).
 
     Args:
-        auxiliary_weight: of a classification loss, which no source mentions; recipes state the 0 for the record.
+        auxiliary_weight: of a classification loss; always 0, because no source mentions one.
         protocols: of the caption metrics; metrics of the first protocol have no prefix.
         meteor: compute METEOR, which needs Java and 1.5 GB.
         learning_rate: of the language model; `table_learning_rate` is for category tables and projections.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 #: Number of samples to list.
 SHOWN = 16
-#: Number of categories to plot: this many of the most frequent ones, and this many of the most changed ones.
+#: Plot this many of the most frequent categories, and this many of the most changed ones.
 LISTED = 10
 #: How often each category is chosen, before and after end-to-end training, in the classifier's order.
 Counts = Mapping[str, tuple[int, int]]

@@ -1,4 +1,4 @@
-"""Writes tiny data sets in the layouts of the real ones, and random weights in those of the released ones."""
+"""Writes tiny data sets and random weights in the layouts of the real data sets and the released weights."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _write_t5(folder: Path, heads: int) -> None:
 def _write_classifiers(folder: Path) -> None:
     """Write R(2+1)D of Kinetics with torchvision's names and CNN14 of AudioSet with PANNs' names.
 
-    Training doesn't update their batch normalization, so the files store its statistics on noise. Otherwise the
+    Training doesn't update their batch normalization, so the files contain statistics measured on noise. Otherwise the
     activations and gradients of a deep random network explode.
     """
     import torch

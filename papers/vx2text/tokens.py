@@ -21,7 +21,7 @@ from papers.vx2text.prompt import PLACES, Modality
 #: categories of a frozen classifier; `nondifferentiable`, sampled like `st_topk` but without a gradient; or
 #: `continuous`, projected features of a trained encoder instead of categories, which the paper argues against.
 Tokenization = Literal[Estimator, "frozen", "nondifferentiable", "continuous"]
-#: Category embeddings: `tied` uses the mean of the word embeddings of the name; `learned` is only initialized with it.
+#: Category embeddings: `tied` is the mean of the name's word embeddings; `learned` only starts from this mean.
 Table = Literal["learned", "tied"]
 
 
@@ -127,7 +127,7 @@ class ModalityTokens(nn.Module):
             self.table = nn.Embedding.from_pretrained(torch.zeros(categories, width), freeze=False)
         if not self.learns:
             classifier.requires_grad_(False)
-        # Set the mode here, because Lightning keeps each module's mode.
+        # Lightning doesn't change the mode of modules, so set it here.
         self.train()
 
     def train(self, mode: bool = True) -> ModalityTokens:

@@ -53,8 +53,8 @@ class VX2Text(fusion.VX2Text, TrainedModel):
     no_files = SOURCES | {"categories"}
     example = "vx2text/mini/seed0/avsd"
     otherwise = (
-        "writes no text about clips: give the checkpoint of a stage that answers or describes, such as avsd, tvqa or "
-        "tvc"
+        "writes no text about clips: give the checkpoint of a stage that answers questions or describes "
+        "clips, such as avsd, tvqa or tvc"
     )
     embeds: ClassVar[tuple[AnyModality, ...]] = ("video", "audio")
     retrieval = None
@@ -145,7 +145,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         if not question.strip():
             raise StageError("the question is empty; to describe the clip, run: assemble caption vx2text CLIP")
         if self.task == "caption":
-            raise StageError("this model only describes clips; for that, run: assemble caption vx2text CLIP")
+            raise StageError("this model only describes clips, so run: assemble caption vx2text CLIP")
         text = TextSample(self.task, question, tuple(speech), known, tuple(history), tuple(options))
         return self._write(clip, text)
 
@@ -163,7 +163,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
             if getattr(text, part) and not getattr(self.prompt.limits, part):
                 raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): remove {flag}")
         if len(text.options) != (expected := len(LETTERS) if self.task == "question" else 0):
-            raise StageError(f"this model reads {expected} options (--option); {len(text.options)} are given")
+            raise StageError(f"this model needs {expected} options (--option), but got {len(text.options)}")
         sample = self._read(clip, *MODALITIES)
         if self.tokens and not any(sample[f"{name}_present"] for name in self.tokens):
             raise MediaError.of(Path(clip), f"has no {' and no '.join(self.tokens)}, which this model needs")

@@ -90,7 +90,7 @@ def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetic
     if part in _HEADS:
         # A stage that trains one classifier doesn't name its modality; only audio networks start with this layer.
         if weights and ("encoder.bn0.weight" in weights) != (part == "audio"):
-            raise CheckpointError(f"--checkpoint: {checkpoint} holds a classifier, but not of {part}")
+            raise CheckpointError(f"--checkpoint: {checkpoint} holds a classifier, but not for {part}")
         weights = {
             name.replace("fc.", _HEADS[part], 1) if name.startswith("fc.") else name.removeprefix("encoder."): value
             for name, value in weights.items()
@@ -116,7 +116,7 @@ def _trained(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def _released(state: dict[str, Tensor], modality: Modality) -> dict[str, Tensor]:
-    """Rename a released classifier's weights to ours: the head to `fc.`, and all others to `encoder.`."""
+    """Rename a released classifier's weights: the head's to `fc.`, and all others' to `encoder.`."""
     head = _HEADS[modality]
     return {
         f"fc.{name.removeprefix(head)}" if name.startswith(head) else f"encoder.{name}": value.clone()

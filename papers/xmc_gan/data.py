@@ -263,7 +263,7 @@ class TextToImageData(ShardedDataModule):
         return [column[int(number)] for number in captions]
 
     def attributes(self, role: Role) -> Tensor:
-        """Return attributes int64 [N, A] of left and right thing and ground, by `index`; only for two-sided worlds."""
+        """Return attributes int64 [N, A] (left thing, right thing, ground) by `index`; only for two-sided worlds."""
         if not isinstance(self.world, TwoSidesWorld) or not hasattr(self, "annotations"):
             raise StageError("pictures have no attributes: set data.world to two_objects or emoji_scenes")
         every = self.world.attributes_of(self.annotations[self.split_of(role)])

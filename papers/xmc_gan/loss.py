@@ -37,7 +37,7 @@ class Contrast(NamedTuple):
     entropy: Tensor
 
 
-#: Functions that compute a network's contrastive terms, by the terms' names.
+#: Functions that compute a network's contrastive terms, by name of the term.
 Terms = Mapping[str, Callable[[], Contrast]]
 
 
@@ -62,7 +62,7 @@ class XMCGANLoss:
         temperature: of the contrastive losses S and I.
         word_gammas: see `word_similarity`; the third is the inverse temperature of W.
         negatives_group: number of images that share negatives and may span devices; null for the whole batch.
-        captions_at_once: null compares all captions at once; recipes state it for the record.
+        captions_at_once: always null: all captions are compared at once.
 
     Source: [5.7].
     """
@@ -91,7 +91,7 @@ class XMCGANLoss:
         self.negatives_group = negatives_group
 
     def discriminator(self, output: DiscriminatorOutput, captions: Captions) -> Loss:
-        """Compute the discriminator's loss from outputs of all real, then all generated images; contrasts only real."""
+        """Compute the discriminator's loss from outputs of real, then generated images. Contrasts use the real ones."""
         n = len(captions.length)
         terms: Terms = {
             "real_sentence": lambda: self.pairs(output.pooled[:n], output.sentence),
@@ -100,9 +100,9 @@ class XMCGANLoss:
         return self.total("discriminator", hinge_discriminator(output.logit[:n], output.logit[n:]), terms)
 
     def generator(self, output: DiscriminatorOutput, captions: Captions, features: Sequence[Tensor] = ()) -> Loss:
-        """Compute the generator's loss from outputs of all real, then all generated images.
+        """Compute the generator's loss from outputs of real, then generated images.
 
-        `features` [B, F] are the frozen network's features of the real and the generated images, if it has a weight.
+        `features` are the frozen network's features [B, F] of the real and the generated images, for `image_net`.
         """
         n = len(captions.length)
         terms: Terms = {

@@ -67,7 +67,9 @@ class XMCGANModule(pl.LightningModule):
         self.save_hyperparameters(ignore=parts, logger=False)
         self.automatic_optimization = False
         if loss.weights["image_net"] > 0 and image_network is None:
-            raise ValueError("model.image_network is null, but model.loss.weight_image_net is not 0: set one of them")
+            raise ValueError(
+                "model.image_network is null, but model.loss.weight_image_net is not 0: set the network, or the weight to 0"
+            )
         if loss.weights["real_word"] == 0:
             discriminator.regions = None
         self.generators = MomentumPair(generator)

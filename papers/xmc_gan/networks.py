@@ -87,8 +87,8 @@ class GeneratorBlock(nn.Module):
 class Generator(nn.Module):
     """Generates an image from noise, a sentence vector and word vectors.
 
-    A vector of noise and sentence conditions the blocks below `cond_size`. At `cond_size`, every place attends to the
-    words; the result also conditions the later blocks, place by place.
+    The blocks below `cond_size` are conditioned on a vector of noise and sentence. At `cond_size`, every place attends
+    to the words; later blocks are also conditioned on the result at each place.
 
     Args:
         width: ch; every number of channels is a multiple of it.
@@ -140,7 +140,7 @@ class Generator(nn.Module):
             z [B, z_dim], words [B, T, E], sentence [B, E], length [B] -> [B, 3, S, S]
         """
         vector = torch.cat([self.sentence(sentence), z], dim=1)
-        # Put places before channels, so that the official code's weights fit.
+        # Places come before channels, as in the official code's weights.
         x = self.start(z).unflatten(1, (SMALLEST, SMALLEST, -1)).permute(0, 3, 1, 2)
         for block in self.blocks:
             x = block(x, vector)
@@ -260,7 +260,7 @@ class Discriminator(nn.Module):
         return F.relu(x).sum((2, 3)), regions
 
     def forward(self, images: Tensor, sentence: Tensor) -> DiscriminatorOutput:
-        """Score images in [0, 1] given sentences. Images are sets of B, first real, then generated.
+        """Score images in [0, 1] given sentences: B real images, then B generated ones, in the order of the sentences.
 
         Shapes:
             images [k * B, 3, S, S], sentence [B, E]
@@ -280,7 +280,7 @@ class ImageNetFeatures(nn.Module):
 
     Args:
         network: `resnet50` (the official code) or `vgg19` (the paper's ablation).
-        features: `logits`, all 1000 of them; recipes state it for the record.
+        features: always `logits`, all 1000.
         size: side to which images are resized.
 
     Shapes:

@@ -17,7 +17,7 @@ from common.encoders.text import BertEncoder
 
 
 class BertText(nn.Module):
-    """Frozen BERT in evaluation mode: its last hidden states are the words, and their pool is the sentence.
+    """Frozen BERT in evaluation mode. Words are its last hidden states; the sentence pools them.
 
     Args:
         pretrained: folder of released weights, or a name in transformers' local cache. Nothing is downloaded; missing

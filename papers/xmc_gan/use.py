@@ -149,8 +149,8 @@ class XMCGAN(TrainedModel):
 
     @torch.no_grad()
     def generate(self, captions: str | Sequence[str], number: int = 1, seed: int = 0) -> Tensor:
-        """Generate images [captions, number, 3, S, S] in [0, 1] on the CPU; n-th images share noise."""
-        captions = [captions] if isinstance(captions, str) else list(captions)  # a single text, not its letters
+        """Generate images [captions, number, 3, S, S] in [0, 1] on the CPU, with the same noise for every caption."""
+        captions = [captions] if isinstance(captions, str) else list(captions)  # `list` would split a text into letters
         noise = noise_of(torch.arange(number), self.generator.z_dim, seed).to(self.device)
         vectors, rows = self.vectors(captions), []
         for row in range(len(captions)):
