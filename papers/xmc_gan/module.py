@@ -68,7 +68,7 @@ class XMCGANModule(pl.LightningModule):
         self.automatic_optimization = False
         if loss.weights["image_net"] > 0 and image_network is None:
             raise ValueError(
-                "model.image_network is null, but model.loss.weight_image_net is not 0: set the network, or the weight to 0"
+                "model.image_network is null, but model.loss.weight_image_net is not 0: set it, or the weight to 0"
             )
         if loss.weights["real_word"] == 0:
             discriminator.regions = None
