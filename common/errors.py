@@ -94,7 +94,7 @@ def message(error: BaseException) -> str:
 def nearest(name: str, valid: Iterable[str]) -> str:
     """Suggest a name for a misspelled one: `did you mean 'x'? valid: ...`. Of over 20 names, list the nearest five."""
     names = sorted(set(valid))
-    cased = {one.lower(): one for one in names}
+    cased = {option.lower(): option for option in names}
     close = difflib.get_close_matches(name.lower(), cased, n=1, cutoff=0.5)
     hint = f"did you mean {cased[close[0]]!r}? " if close else ""
     if len(names) > 20:

@@ -251,7 +251,7 @@ def exclusive(path: Path) -> Iterator[bool]:
 
 
 def lock(stream: IO[Any], wait: bool = True) -> bool:
-    """Lock an open file until it closes; False if locks are unsupported, BlockingIOError if held and not `wait`."""
+    """Lock an open file until it closes; False if locks are unsupported. Without `wait`, a held lock is an error."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:

@@ -54,14 +54,14 @@ def outside(cls: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
         part = next((h for h in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(h)), None)
         if isinstance(part, type) and isinstance(value, dict) and "class_path" not in value:
             fields = hints_of(part)
-            unknown = [one for one in value if one not in fields]
-            yield from ((f"{name}.{one}", f"is unknown; {nearest(str(one), fields)}") for one in unknown)
+            unknown = [key for key in value if key not in fields]
+            yield from ((f"{name}.{key}", f"is unknown; {nearest(str(key), fields)}") for key in unknown)
             yield from ((f"{name}.{inner}", problem) for inner, problem in outside(part, value))
         elif has_range(hint):
             try:
                 TypeAdapter(hint).validate_python(value)
             except ValidationError as error:
-                problems = dict.fromkeys(one["msg"].lower() for one in error.errors())
+                problems = dict.fromkeys(details["msg"].lower() for details in error.errors())
                 yield name, f"is {value!r}: {'; '.join(problems)}"
 
 
@@ -73,8 +73,8 @@ def arguments_of(cls: Any) -> frozenset[str] | None:
         function = base.__dict__.get("__init__") if isinstance(cls, type) else cls
         if function is not None:
             parameters = inspect.signature(function).parameters.values()
-            names |= {one.name for one in parameters if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)}
-            if all(one.kind is not one.VAR_KEYWORD for one in parameters):
+            names |= {item.name for item in parameters if item.kind not in (item.VAR_POSITIONAL, item.VAR_KEYWORD)}
+            if all(item.kind is not item.VAR_KEYWORD for item in parameters):
                 return frozenset(names - {"self"})
     return None
 
@@ -82,21 +82,21 @@ def arguments_of(cls: Any) -> frozenset[str] | None:
 @functools.cache
 def hints_of(cls: type) -> dict[str, Any]:
     """Return the annotated types of the constructor arguments of a class and its bases, with their ranges."""
-    found: dict[str, Any] = {}
+    hints: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
         if base is not object and "__init__" in base.__dict__:
             try:
-                found |= typing.get_type_hints(
+                hints |= typing.get_type_hints(
                     base.__init__,  # type: ignore[misc]
                     vars(sys.modules[base.__module__]),
                     include_extras=True,
                 )
             except NameError:  # a third-party class imports its types under TYPE_CHECKING
                 continue
-    return {name: kind for name, kind in found.items() if name not in ("args", "kwargs", "return")}
+    return {name: kind for name, kind in hints.items() if name not in ("args", "kwargs", "return")}
 
 
 def has_range(hint: Any) -> bool:
     """Whether a type or any type in it has a range."""
-    own = any(isinstance(entry, FieldInfo) for entry in getattr(hint, "__metadata__", ()))
-    return own or any(map(has_range, typing.get_args(hint)))
+    ranged = any(isinstance(entry, FieldInfo) for entry in getattr(hint, "__metadata__", ()))
+    return ranged or any(map(has_range, typing.get_args(hint)))

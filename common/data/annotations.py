@@ -91,8 +91,8 @@ class LanguageCaptions:
 def read_json(path: Path, without: frozenset[str] = frozenset()) -> Any:
     """Read a JSON file without some object keys, such as masks, which take ten times the memory of the rest."""
 
-    def drop(found: dict[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in found.items() if key not in without}
+    def drop(entries: dict[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in entries.items() if key not in without}
 
     with parsing(path, DatasetError):
         return json.loads(read_bytes(path, None), object_hook=drop if without else None)
@@ -176,13 +176,13 @@ def captioned_images(
 ) -> CaptionedImages:
     """Join images (file name, number, group) with their non-blank captions (text, number, image)."""
     names, image_ids, groups = zip(*images)
-    own: dict[int, list[tuple[str, int]]] = {image_id: [] for image_id in image_ids}
+    captions_of: dict[int, list[tuple[str, int]]] = {image_id: [] for image_id in image_ids}
     for text, number, image_id in captions:
-        if image_id not in own:
+        if image_id not in captions_of:
             raise DatasetError(f"{path}: caption {number} is of image {image_id}, which the file does not list")
         if text.strip():
-            own[image_id].append((text, number))
-    numbers = [number for rows in own.values() for _, number in rows]
+            captions_of[image_id].append((text, number))
+    numbers = [number for rows in captions_of.values() for _, number in rows]
     for what, values in (("image id", image_ids), ("file name", names), ("caption id", numbers)):
         twice = [value for value, count in Counter(values).items() if count > 1]
         if twice:
@@ -192,8 +192,8 @@ def captioned_images(
         names,
         np.array(image_ids, dtype=np.int64),
         np.array(groups, dtype=np.int64),
-        Rows.texts([text for text, _ in rows] for rows in own.values()),
-        Rows.numbers([number for _, number in rows] for rows in own.values()),
+        Rows.texts([text for text, _ in rows] for rows in captions_of.values()),
+        Rows.numbers([number for _, number in rows] for rows in captions_of.values()),
     )
 
 

@@ -182,7 +182,7 @@ class AudioVisualClips(ClipDataset):
             video_start, audio_start = window
             if self.video_transform is not None:
                 frames, actual_start = media.read_video(video_start, self.video_duration, self.video_fps, video[1])
-                # The video starts at a whole frame; shift the sound as much.
+                # The clip starts at a whole frame; shift the sound by the same time.
                 audio_start += actual_start - video_start
             samples = sound.read_audio(audio_start, audio_duration, self.audio_transform.sample_rate)
         sample: Sample = {}

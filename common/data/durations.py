@@ -61,15 +61,15 @@ def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
     path = kept_at(listing)
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path.with_suffix(".lock")), ThreadPoolExecutor(min(32, 4 * usable_cores())) as pool:
-        known = _kept(listing)
-        left = np.flatnonzero(np.isnan(known))
+        measured = _kept(listing)
+        left = np.flatnonzero(np.isnan(measured))
         for first in range(0, len(left), _AT_ONCE):
             if len(left) > _AT_ONCE:
                 console().print(f"  {listing.name}: checking for sound, {first:,} of {len(left):,} files")
             rows = left[first : first + _AT_ONCE]
-            known[rows] = list(pool.map(lambda row: _of_clip(listing[int(row)]), rows))
-            write_whole(path, lambda file: np.save(file, known))
-    return known
+            measured[rows] = list(pool.map(lambda row: _of_clip(listing[int(row)]), rows))
+            write_whole(path, lambda file: np.save(file, measured))
+    return measured
 
 
 def kept_at(listing: Listing) -> Path:
@@ -78,15 +78,15 @@ def kept_at(listing: Listing) -> Path:
     return cache_folder() / "durations" / f"{listing.name}-{key}.npy"
 
 
-def is_known(listing: Listing) -> bool:
+def is_measured(listing: Listing) -> bool:
     return not np.isnan(_kept(listing)).any()
 
 
 def _kept(listing: Listing) -> npt.NDArray[np.float64]:
     with contextlib.suppress(OSError, ValueError, EOFError):  # a damaged cache is measured again
-        known = np.load(kept_at(listing))
-        if known.shape == (len(listing),):
-            return known
+        measured = np.load(kept_at(listing))
+        if measured.shape == (len(listing),):
+            return measured
     return np.full(len(listing), np.nan)
 
 

@@ -66,8 +66,8 @@ def addressed(file: str) -> OpenData | None:
     """Find the entry that downloads a file of this name, reduced to this file; None if there is none."""
     for name in read_yaml(TABLE, StageError):
         entry = open_data(name)
-        if found := tuple(one for one in entry.files if Path(one.file).name == file):
-            return replace(entry, files=found)
+        if matching := tuple(entry_file for entry_file in entry.files if Path(entry_file.file).name == file):
+            return replace(entry, files=matching)
     return None
 
 

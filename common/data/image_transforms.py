@@ -99,7 +99,7 @@ class ImageTransform:
 
     def together(self, images: Sequence[Image.Image], draws: Sequence[Sequence[float]]) -> list[Tensor]:
         """Transform several pictures, each with its draws. For small pictures this is faster than separate calls."""
-        views = [self._view(image, own) for image, own in zip(images, draws)]
+        views = [self._view(image, draw) for image, draw in zip(images, draws)]
         count = max(CACHED_PIXELS // self.crop**2, 1)
         blocks = (views[first : first + count] for first in range(0, len(views), count))
         return list(chain.from_iterable(normalized(np.stack(block), self.mean, self.std) for block in blocks))
@@ -169,7 +169,7 @@ class SquashTransform:
 
     def together(self, images: Sequence[Image.Image], draws: Sequence[Sequence[float]]) -> list[Tensor]:
         return [
-            self._squashed(ImageOps.mirror(image) if self.flips(own) else image) for image, own in zip(images, draws)
+            self._squashed(ImageOps.mirror(image) if self.flips(draw) else image) for image, draw in zip(images, draws)
         ]
 
     def _squashed(self, image: Image.Image) -> Tensor:

@@ -51,8 +51,8 @@ class ImageItems(ItemDataset):
 
     def describe(self) -> dict[str, Any]:
         annotations: ImageAnnotations | None = getattr(self, "annotations", None)
-        own = {} if annotations is None else {"annotations": annotations.fingerprint()[:16]}
-        return {**super().describe(), **own}
+        extra = {} if annotations is None else {"annotations": annotations.fingerprint()[:16]}
+        return {**super().describe(), **extra}
 
     def fill_cache(self) -> None:
         if self.cache is not None:
@@ -63,7 +63,7 @@ class ImageItems(ItemDataset):
 
 
 def require_captions(listing: Listing, annotations: ImageAnnotations) -> None:
-    without = np.flatnonzero([not own for own in annotations.captions])
+    without = np.flatnonzero([not captions for captions in annotations.captions])
     if len(without):
         raise ValueError(
             f"{listing.root}: {len(without)} of {len(listing)} images have no caption, such as "

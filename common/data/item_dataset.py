@@ -59,14 +59,14 @@ class SkipLedger:
         logger.warning("skipped %s", error)
         self.check(f" Last: {error}.")
 
-    def check(self, more: str = "") -> None:
+    def check(self, detail: str = "") -> None:
         """Raise if too many files were skipped."""
         count = self.count()
         if count > self.max_share * len(self.flags):
             some = ", ".join(self.names()[:5])
             raise TooManyBrokenFiles(
                 f"{self.listing.name}: {count} of {len(self.flags)} files cannot be used, more than "
-                f"max_skipped_fraction = {self.max_share:g} allows. First: {some}.{more} Repair the files "
+                f"max_skipped_fraction = {self.max_share:g} allows. First: {some}.{detail} Repair the files "
                 "and rerun to resume, or raise max_skipped_fraction, which starts again."
             )
 

@@ -151,5 +151,5 @@ class Listing(MadeOnDemand[Clip]):
     def of_columns(cls, columns: Mapping[str, npt.NDArray[Any]]) -> Listing:
         kept = json.loads(columns["kept"].tobytes())
         root, names, sounds = Path(kept.pop("root")), file_names(kept.pop("names")), Texts(kept.pop("sounds"))
-        own: dict[str, Any] = {name: tuple(one) if isinstance(one, list) else one for name, one in kept.items()}
-        return cls(root=root, names=names, numbers=columns["numbers"], sounds=sounds, **own)
+        others: dict[str, Any] = {name: tuple(item) if isinstance(item, list) else item for name, item in kept.items()}
+        return cls(root=root, names=names, numbers=columns["numbers"], sounds=sounds, **others)

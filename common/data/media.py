@@ -161,8 +161,8 @@ class FileCache:
     def get(self, path: Path, decode: Callable[[], Content]) -> Content:
         """Return a file's content; the first call decodes it."""
         with parsing(path, MediaError):
-            found = path.stat()
-        key = (os.fspath(path), found.st_mtime_ns, found.st_size)
+            status = path.stat()
+        key = (os.fspath(path), status.st_mtime_ns, status.st_size)
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
@@ -272,7 +272,7 @@ class AudioTrack:
         if source.dtype.kind == "f" and not np.isfinite(source).all():
             raise MediaError.of(self.path, "its sound has values that are not finite")
         if sample_rate == self.rate:
-            # Here each sample is converted separately, so convert the whole track once instead of each window.
+            # Without resampling, a sample doesn't depend on its neighbors, so convert the whole track only once.
             self.mono = self._resampled(self.samples, sample_rate) if self.mono is None else self.mono
             window = self.mono[first : first + wanted]
         else:
@@ -429,7 +429,7 @@ class MediaFile:
             raise MediaError.of(self.path, f"damaged, or not one of {CONTAINERS}") from error
         self._opened.enter_context(container)
         self._fresh = True
-        films = [one for one in container.streams.video if not one.disposition & Disposition.attached_pic]
+        films = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
         for kind, streams in (("video", films), ("audio", container.streams.audio)):
             for stream in streams[:1]:
                 context: Any = stream.codec_context
@@ -474,9 +474,9 @@ class MediaFile:
         if container.duration:
             # Matroska and others store the whole file's duration. Most writers store a stream's duration in a tag.
             end = ((container.start_time or 0) + container.duration) / av.time_base
-            told = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
-            own = 3600 * int(told[1]) + 60 * int(told[2]) + float(told[3]) if told else end
-            return start, min(own, end) if own > start else end
+            tag = _CLOCK.fullmatch(stream.metadata.get("DURATION", ""))
+            stream_end = 3600 * int(tag[1]) + 60 * int(tag[2]) + float(tag[3]) if tag else end
+            return start, min(stream_end, end) if stream_end > start else end
         return start, max(start, self._ends.get(stream.index, start))
 
     @cached_property
@@ -520,10 +520,10 @@ class MediaFile:
         first = boundary - 0.5 * step
         if first - self.info.video_limits[0] > step:
             frames = self._frames("video", first)
-            found = next(frames, None)
+            first_frame = next(frames, None)
             # A seek may go too far, or to a part that can't be decoded (such as MPEG's last group of pictures).
-            if found is not None and found[0] < boundary:
-                return chain([found], frames)
+            if first_frame is not None and first_frame[0] < boundary:
+                return chain([first_frame], frames)
         return self._frames("video", None)
 
     def _pixels(self, frame: VideoFrame) -> Pixels:
@@ -607,11 +607,11 @@ class FrameFolder:
             names = sorted(os.listdir(self.path))
         # Skip hidden files, which some systems create when they copy pictures.
         matches = [_NUMBERED.fullmatch(name) for name in names if not name.startswith(".")]
-        found = {int(match[1]): match[0] for match in matches if match}
-        if not found:
+        numbered = {int(match[1]): match[0] for match in matches if match}
+        if not numbered:
             raise MediaError.of(self.path, "holds no numbered frame (00001.jpg, 00002.jpg, ...)")
-        self._numbers = np.array(sorted(found))
-        self._names = [found[number] for number in self._numbers.tolist()]
+        self._numbers = np.array(sorted(numbered))
+        self._names = [numbered[number] for number in self._numbers.tolist()]
         self.video_limits: Limits = (0.0, int(self._numbers[-1]) / self.video_fps)
 
     def read_video(self, start: float, duration: float, fps: float) -> tuple[Tensor, float]:

@@ -112,19 +112,19 @@ class RegionExtractor:
             whole = np.array([[0, 0, size[1], size[0]]], dtype=np.float32)
             shares = np.eye(1, scores.shape[1], dtype=np.float32)
             return Regions(head, whole, np.zeros(1, dtype=np.int64), *size, shares)
-        own = scores[:, 1:]
-        rows, classes = torch.nonzero(own >= _LEAST_SCORE, as_tuple=True)
-        kept = batched_nms(boxes[rows], own[rows, classes], classes, _OVERLAP)
+        class_scores = scores[:, 1:]
+        rows, classes = torch.nonzero(class_scores >= _LEAST_SCORE, as_tuple=True)
+        kept = batched_nms(boxes[rows], class_scores[rows, classes], classes, _OVERLAP)
         best = torch.zeros(len(boxes), device=boxes.device)
-        best.scatter_reduce_(0, rows[kept], own[rows[kept], classes[kept]], "amax")
+        best.scatter_reduce_(0, rows[kept], class_scores[rows[kept], classes[kept]], "amax")
         # Rank duplicates last instead of dropping them, in case there are too few others.
-        order = torch.argsort(best + 1e-6 * own.amax(1), descending=True, stable=True)[: self.regions]
+        order = torch.argsort(best + 1e-6 * class_scores.amax(1), descending=True, stable=True)[: self.regions]
         scale = torch.tensor([size[1] / shown[1], size[0] / shown[0]] * 2, device=boxes.device)
-        found = clip_boxes_to_image(boxes[order] * scale, size)
+        final_boxes = clip_boxes_to_image(boxes[order] * scale, size)
         return Regions(
             features[order].float().cpu().numpy(),
-            found.cpu().numpy(),
-            1 + own[order].argmax(1).cpu().numpy().astype(np.int64),
+            final_boxes.cpu().numpy(),
+            1 + class_scores[order].argmax(1).cpu().numpy().astype(np.int64),
             *size,
             scores[order].cpu().numpy(),
         )
@@ -155,13 +155,14 @@ def extract_regions(
                     logger.warning("skipped %s", printable(str(error)))
             if not images:
                 continue
-            rows = zip(images, extractor(list(images.values())))
-            write_regions(part, ((key, own if distribution else replace(own, distribution=None)) for key, own in rows))
+            regions = extractor(list(images.values()))
+            regions = regions if distribution else [replace(item, distribution=None) for item in regions]
+            write_regions(part, zip(images, regions))
         files.append(part)
     if not files:
         raise StageError(f"{folder}: none of its {len(pictures)} images, such as {pictures[keys[0]]}, can be read")
     # Hold only one part in memory at a time.
-    write_regions(output, ((key, own[key]) for own in map(RegionFeatures, files) for key in own.keys))
+    write_regions(output, ((key, part[key]) for part in map(RegionFeatures, files) for key in part.keys))
     shutil.rmtree(parts)
     features = RegionFeatures(output)
     skipped = tuple(str(pictures[key]) for key in features.missing(keys))

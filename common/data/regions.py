@@ -144,11 +144,11 @@ def _encoded_keys(file: _RegionFile, key: KeyKind) -> npt.NDArray[np.bytes_]:
             raise RegionError(
                 f"{file.path}: image_id {file.names[digits.index([])]!r} has no number of a caption's row"
             )
-        keys = [str(int(found[-1])) for found in digits]
+        keys = [str(int(numbers[-1])) for numbers in digits]
     encoded = np.array([_encoded(name) for name in keys], dtype=np.bytes_)
-    found, counts = np.unique(encoded, return_counts=True)
+    unique, counts = np.unique(encoded, return_counts=True)
     if (counts > 1).any():
-        raise RegionError(f"{file.path}: the picture {_decoded(found[counts > 1][0])!r} occurs twice")
+        raise RegionError(f"{file.path}: the picture {_decoded(unique[counts > 1][0])!r} occurs twice")
     return encoded
 
 
@@ -193,12 +193,12 @@ class _RegionFile:
             columns = self._columns
             count = int(columns["num_boxes"][row])
             height, width = (int(value) for value in columns["height_width"][row])
-            own = {name: np.asarray(columns[name][row, :count]) for name in _COLUMNS[3:] if name in columns}
-            shares = own["distribution"].astype(np.float32) if "distribution" in own else None
-            labels = own["objects"] if shares is None or "objects" in own else shares.argmax(axis=-1)
+            values = {name: np.asarray(columns[name][row, :count]) for name in _COLUMNS[3:] if name in columns}
+            shares = values["distribution"].astype(np.float32) if "distribution" in values else None
+            labels = values["objects"] if shares is None or "objects" in values else shares.argmax(axis=-1)
             regions = Regions(
-                own["features"].astype(np.float32),
-                own["bbox"].astype(np.float32),
+                values["features"].astype(np.float32),
+                values["bbox"].astype(np.float32),
                 labels.astype(np.int64),
                 height,
                 width,
@@ -212,14 +212,14 @@ class _RegionFile:
         with parsing(self.path, RegionError):
             if h5py is None:
                 with open_regular(self.path) as stream, np.load(stream) as held:
-                    found = {name: held[name] for name in {*_COLUMNS, "wh"} & set(held)}
+                    read = {name: held[name] for name in {*_COLUMNS, "wh"} & set(held)}
             else:
                 file = h5py.File(open_regular(self.path))
-                found = {name: plain_column(file, name) for name in {*_COLUMNS, "wh"} & set(file)}
+                read = {name: plain_column(file, name) for name in {*_COLUMNS, "wh"} & set(file)}
         self._owner = None if h5py is None else os.getpid()
-        if "wh" in found:
-            found["height_width"] = found["wh"]
-        self._columns = {name: found[name] for name in _COLUMNS if name in found}
+        if "wh" in read:
+            read["height_width"] = read["wh"]
+        self._columns = {name: read[name] for name in _COLUMNS if name in read}
 
 
 def plain_column(file: Any, name: str) -> Any:

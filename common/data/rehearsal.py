@@ -36,12 +36,12 @@ def _written(path: Path, number: int) -> Path:
 
 def _instances(number: int, classes: int) -> tuple[Instance, ...]:
     """Return two objects: one fills most of the picture, the other is small."""
-    found = []
+    objects = []
     for place, (left, top, right, bottom) in enumerate(((6.0, 4.0, 80.0, 60.0), (10.0, 8.0, 30.0, 28.0))):
         outline = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
         category = (number + 7 * place) % classes
-        found.append(Instance(category, (left, top, right, bottom), (right - left) * (bottom - top), outline))
-    return tuple(found)
+        objects.append(Instance(category, (left, top, right, bottom), (right - left) * (bottom - top), outline))
+    return tuple(objects)
 
 
 def captions_of(number: int, names: Sequence[str]) -> tuple[str, ...]:
@@ -132,6 +132,6 @@ def write_random_bert(folder: Path, words: Iterable[str], layers: int = 12) -> N
     torch.manual_seed(0)
     BertForPreTraining(BertConfig(vocab_size=VOCABULARY, num_hidden_layers=layers)).save_pretrained(folder)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,'-"
-    known = dict.fromkeys((*_SPECIAL, *letters, *(f"##{letter}" for letter in letters), *sorted(set(words))))
-    pieces = [*known, *(f"[unused{number}]" for number in range(VOCABULARY - len(known)))]
+    vocabulary = dict.fromkeys((*_SPECIAL, *letters, *(f"##{letter}" for letter in letters), *sorted(set(words))))
+    pieces = [*vocabulary, *(f"[unused{number}]" for number in range(VOCABULARY - len(vocabulary)))]
     (folder / "vocab.txt").write_text("".join(f"{piece}\n" for piece in pieces), encoding="utf-8")

@@ -96,8 +96,8 @@ class Rows(MadeOnDemand[tuple[Item, ...]]):
         return len(self.starts) - 1
 
     def _item(self, position: int) -> tuple[Item, ...]:
-        own = self.column[self.starts[position] : self.starts[position + 1]]
-        return tuple(own.tolist() if isinstance(own, np.ndarray) else own)
+        values = self.column[self.starts[position] : self.starts[position + 1]]
+        return tuple(values.tolist() if isinstance(values, np.ndarray) else values)
 
 
 def _offsets(lengths: list[int]) -> npt.NDArray[np.int64]:

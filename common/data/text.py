@@ -174,7 +174,7 @@ class WordPieceTokenizer(CaptionTokenizer):
     ) -> None:
         super().__init__(vocabulary, max_tokens)
         self.largest_size = vocabulary_size
-        self._known: dict[str, list[int]] = {}
+        self._pieces_of: dict[str, list[int]] = {}
 
     @property
     def mask_id(self) -> int:
@@ -182,11 +182,11 @@ class WordPieceTokenizer(CaptionTokenizer):
 
     def _numbers(self, text: str) -> list[int]:
         words = text.split(" ")
-        if len(self._known) > KNOWN_WORDS:
-            self._known.clear()
+        if len(self._pieces_of) > KNOWN_WORDS:
+            self._pieces_of.clear()
         # No piece spans a space, so cache words: a look-up takes a tenth of the time of splitting.
-        self._known |= {word: self._vocabulary.encode(word).ids for word in words if word not in self._known}
-        return [piece for word in words for piece in self._known[word]]
+        self._pieces_of |= {word: self._vocabulary.encode(word).ids for word in words if word not in self._pieces_of}
+        return [piece for word in words for piece in self._pieces_of[word]]
 
     def _learn(self, texts: Sequence[str]) -> bytes:
         from tokenizers.trainers import WordPieceTrainer
@@ -219,7 +219,7 @@ class WordPieceTokenizer(CaptionTokenizer):
         numbers = {token: number for number, token in enumerate(tokens)}
         if set(self.special) - set(numbers) or numbers["[PAD]"] != self.pad_id:
             raise ValueError(f"expected one piece per line, [PAD] first, including {', '.join(self.special)}")
-        self._vocabulary, self._known = _uncased(numbers), {}
+        self._vocabulary, self._pieces_of = _uncased(numbers), {}
         self.start_id, self.end_id = numbers["[CLS]"], numbers["[SEP]"]
         self.vocabulary_size = len(tokens)
 

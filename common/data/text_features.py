@@ -152,13 +152,13 @@ def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
 def bert_digest(folder: Path) -> str:
     """Return the SHA-256 of a BERT's configuration and weights."""
     state = hashlib.sha256()
-    found = [folder / name for name in _BERT_FILES if (folder / name).is_file()]
-    if len(found) < 2:
+    files = [folder / name for name in _BERT_FILES if (folder / name).is_file()]
+    if len(files) < 2:
         raise FileNotFoundError(
             f"{folder} must hold config.json and model.safetensors of BERT base, uncased. Nothing is downloaded; fetch "
             f"it once with `hf download google-bert/bert-base-uncased --local-dir {folder}`"
         )
-    for path in found[:2]:
+    for path in files[:2]:
         with path.open("rb") as stream:
             state.update(hashlib.file_digest(stream, "sha256").digest())
     return state.hexdigest()

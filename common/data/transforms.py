@@ -117,7 +117,7 @@ class VideoTransform:
         alike: dict[tuple[int, ...], list[int]] = {}
         for number, (pixels, draws) in enumerate(zip(cropped, drawn)):
             order = sorted(range(4), key=draws[-8:].__getitem__) if draws else []
-            alike.setdefault((pixels.shape[1], *(one for one in order if self.jitter[one])), []).append(number)
+            alike.setdefault((pixels.shape[1], *(n for n in order if self.jitter[n])), []).append(number)
         results: dict[int, Tensor] = {}
         for (_, *order), numbers in alike.items():
             video = torch.stack([cropped[number] for number in numbers])
@@ -181,17 +181,17 @@ class VideoTransform:
         return self._standardized(video.to(torch.float32, memory_format=torch.contiguous_format).div_(255.0))
 
     def _standardized(self, colors: Tensor) -> Tensor:
-        mean, std = (_column(one)[:, None].to(colors.device) for one in (self.mean, self.std))
+        mean, std = (_column(values)[:, None].to(colors.device) for values in (self.mean, self.std))
         return colors.sub_(mean).div_(std)
 
     def _jitter(self, colors: Pixels, order: Sequence[int], draws: npt.NDArray[np.float64]) -> None:
         for operation in order:
-            strength, own = self.jitter[operation], draws[:, operation, None, None, None, None]
+            strength, draw = self.jitter[operation], draws[:, operation, None, None, None, None]
             if operation == 3:
-                shift_hue(colors, (2.0 * own[:, 0] - 1.0) * strength)
+                shift_hue(colors, (2.0 * draw[:, 0] - 1.0) * strength)
                 continue
             low = max(1.0 - strength, 0.0)
-            factor = (low + own * (1.0 + strength - low)).astype(np.float32)
+            factor = (low + draw * (1.0 + strength - low)).astype(np.float32)
             # Brightness blends with black, contrast with the mean gray, saturation with the gray version.
             if operation == 0:
                 colors *= factor
@@ -438,13 +438,13 @@ def read_statistics(path: Path) -> dict[str, np.ndarray]:
     """Read the statistics of frequency bins from an .npz file or one of our pre-training checkpoints."""
     if path.suffix == ".npz":
         with parsing(path, StageError), open_regular(path) as file, np.load(file) as content:
-            found = {name: content[name] for name in ("mean", "std") if name in content}
+            statistics = {name: content[name] for name in ("mean", "std") if name in content}
     else:
         checkpoint = read_checkpoint(path)
-        found = {name: value.numpy() for name, value in (checkpoint.get("audio_statistics") or {}).items()}
-    if set(found) != {"mean", "std"}:
+        statistics = {name: value.numpy() for name, value in (checkpoint.get("audio_statistics") or {}).items()}
+    if set(statistics) != {"mean", "std"}:
         raise StageError(
             f"data.audio.statistics: {path} holds no audio statistics (`mean` and `std`); give the checkpoint of the "
             "pre-training whose encoder is evaluated, or leave the field empty to compute them"
         )
-    return found
+    return statistics

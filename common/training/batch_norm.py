@@ -28,9 +28,9 @@ def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
         group: samples that share statistics; capped at the batch size.
         batch_size: global batch, divisible by `devices`.
     """
-    own, group = batch_size // devices, min(group, batch_size)
+    per_device, group = batch_size // devices, min(group, batch_size)
     require_groups("batch_norm_group", group, batch_size, devices)
-    return None if own == group else max(group // own, 1)
+    return None if per_device == group else max(group // per_device, 1)
 
 
 def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices: int) -> None:

@@ -276,12 +276,12 @@ class ShardedDataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return each training set's fingerprint and skipped files, and a learned vocabulary; all ranks call this."""
-        found: dict[str, Any] = {
+        state: dict[str, Any] = {
             role: (self._training[role], items.skipped.flags.nonzero().flatten())
             for role, _, items in self._combined()
             if role in self._training
         }
-        return found | (self.tokenizer.state() if isinstance(self.tokenizer, CaptionTokenizer) else {})
+        return state | (self.tokenizer.state() if isinstance(self.tokenizer, CaptionTokenizer) else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._before = state

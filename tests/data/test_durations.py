@@ -12,7 +12,7 @@ import pytest
 from common.data import durations as module
 from common.data.datasets.audioset import AudioSet, write_audioset
 from common.data.datasets.kinetics import Kinetics400
-from common.data.durations import common_seconds, is_known, kept_at, long_enough
+from common.data.durations import common_seconds, is_measured, kept_at, long_enough
 from common.data.item_dataset import TooManyBrokenFiles
 from common.data.listing import Clip, Listing
 from common.data.media import MediaError, MediaInfo
@@ -64,12 +64,12 @@ def test_what_is_known_is_not_asked_again(
     monkeypatch.setattr(module, "ThreadPoolExecutor", lambda _: ThreadPoolExecutor(1))
     with pytest.raises(KeyboardInterrupt):
         common_seconds(listing)
-    assert not is_known(listing)
+    assert not is_measured(listing)
     first = common_seconds(listing)
     assert asked == ["a.mp4", "b.mp4", "c.mp4", "d.mp4", "c.mp4", "d.mp4", "b.mp4", "b.mp4"]
     printed = capsys.readouterr().out.splitlines()
     assert printed[-2:] == [f"  test: checking for sound, {done} of 4 files" for done in (0, 2)]
-    assert is_known(listing)
+    assert is_measured(listing)
     np.testing.assert_array_equal(common_seconds(listing), first)
     assert first == pytest.approx([2.0, 3.0, 1.0, -1.0, 1.0, 0.0], abs=0.15)
     kept_at(listing).write_bytes(b"damaged")

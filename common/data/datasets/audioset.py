@@ -129,8 +129,8 @@ class AudioSet(MediaDataset):
             identifiers, classes = _class_names(class_list)
         else:
             # Read all lists, so that every split has the same labels.
-            found = (first_of(self.root, self._list_names(name)) for part, name in _LIST_OF.items() if part != split)
-            others = [path for path in found if path is not None]
+            paths = (first_of(self.root, self._list_names(name)) for part, name in _LIST_OF.items() if part != split)
+            others = [path for path in paths if path is not None]
             watched += others
             rows = itertools.chain(segments, *map(_segments, others))
             identifiers = classes = tuple(sorted({label for *_, labels in rows for label in labels}))
@@ -196,9 +196,9 @@ def _segments(path: Path) -> Iterator[tuple[str, float, float, tuple[str, ...]]]
 def _class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return identifiers and display names of the classes, in the order of their official index."""
     rows = read_csv(path, lambda row: (int(row["index"]), row["mid"], row["display_name"]), skipinitialspace=True)
-    if not (known := sorted(rows)):
+    if not (ordered := sorted(rows)):
         raise DatasetError(f"{path}: lists no classes; download it again")
-    _, identifiers, names = zip(*known)
+    _, identifiers, names = zip(*ordered)
     return identifiers, names
 
 

@@ -119,10 +119,10 @@ class AVSD(MediaDataset):
         dialogs = _dialogs(path)
         if split == "test":
             for names, merge in ((_ANSWERS, _disclosed), (_REFERENCES, _referenced)):
-                more = self._file(names)
-                if more is not None:
-                    watched.append(more)
-                    dialogs = merge(dialogs, path, more)
+                extra = self._file(names)
+                if extra is not None:
+                    watched.append(extra)
+                    dialogs = merge(dialogs, path, extra)
         return [(videos.get(dialog.video), dialog) for dialog in dialogs]
 
     def _videos(self, watched: list[Path]) -> dict[str, str]:
@@ -133,12 +133,12 @@ class AVSD(MediaDataset):
             folders = [home]
         if not folders:
             raise self._lacks(home / _VIDEO_FOLDERS[0], "the videos are missing")
-        found: dict[str, str] = {}
+        files: dict[str, str] = {}
         for folder in folders:
             prefix = Path(os.path.relpath(folder, self.root)).as_posix()
             for name, stem in walk(folder, VIDEO_SUFFIXES, watched):
-                found.setdefault(stem, f"{prefix}/{name}")
-        return found
+                files.setdefault(stem, f"{prefix}/{name}")
+        return files
 
 
 def _dialogs(path: Path) -> list[Dialog]:
@@ -164,15 +164,15 @@ def _turn(question: str, answer: str) -> Turn:
 
 def _disclosed(dialogs: list[Dialog], path: Path, answers: Path) -> list[Dialog]:
     """Insert the original last answers into the test dialogues."""
-    known = _dialogs(answers)
+    answer_dialogs = _dialogs(answers)
 
     def asked(dialog: Dialog) -> tuple[str, int, str]:
         return dialog.video, len(dialog.turns), dialog.turns[-1].question
 
-    if list(map(asked, known)) != list(map(asked, dialogs)):
+    if list(map(asked, answer_dialogs)) != list(map(asked, dialogs)):
         raise DatasetError(f"{answers} is about other dialogues than {path}; remove it, or download both again")
     disclosed = []
-    for dialog, other in zip(dialogs, known):
+    for dialog, other in zip(dialogs, answer_dialogs):
         last = dialog.turns[-1]
         answered = replace(last, answer=last.answer or other.turns[-1].answer)
         disclosed.append(replace(dialog, turns=(*dialog.turns[:-1], answered)))
@@ -188,6 +188,6 @@ def _referenced(dialogs: list[Dialog], path: Path, references: Path) -> list[Dia
         for entry in document["annotations"]:
             texts[entry["image_id"]].append(single_spaced(entry["caption"]))
     videos = [names[number].rpartition("_")[0] for number in sorted(names)]
-    if len(videos) != len(dialogs) or any(name not in ("", own.video) for name, own in zip(videos, dialogs)):
+    if len(videos) != len(dialogs) or any(name not in ("", dialog.video) for name, dialog in zip(videos, dialogs)):
         raise DatasetError(f"{references} is about other dialogues than {path}; remove it, or download both again")
     return [replace(dialog, references=tuple(texts[number])) for number, dialog in zip(sorted(texts), dialogs)]

@@ -174,8 +174,8 @@ class MediaDataset(ABC):
     def _checked(self, split: str, fold: int | None) -> tuple[str, int | None]:
         split = self.split_aliases.get(split, split)
         if split not in self.splits:
-            known = ", ".join([*self.splits, *(f"{alias} (= {real})" for alias, real in self.split_aliases.items())])
-            raise ValueError(f"{self.title} has no split {split!r}; it has: {known}")
+            valid = ", ".join([*self.splits, *(f"{alias} (= {real})" for alias, real in self.split_aliases.items())])
+            raise ValueError(f"{self.title} has no split {split!r}; it has: {valid}")
         if fold is not None:
             if not self.num_folds:
                 raise ValueError(f"{self.title} has no folds; leave fold empty instead of {fold!r}")
@@ -187,10 +187,10 @@ class MediaDataset(ABC):
 
     def _one_of(self, *names: str, reason: str = "") -> Path:
         """Return the first of these files or folders (relative to the root) that exists."""
-        found = first_of(self.root, names)
-        if found is None:
+        path = first_of(self.root, names)
+        if path is None:
             raise self._lacks(self.root / names[0], reason)
-        return found
+        return path
 
     # ------------------------------------------------------------------------------------------------ errors, status
     def _lacks(self, path: Path, reason: str = "") -> DatasetMissing:
@@ -214,9 +214,9 @@ class MediaDataset(ABC):
             try:
                 listing = self._all(split, fold)
                 if self.common_seconds is not None:
-                    from common.data.durations import is_known, long_enough
+                    from common.data.durations import is_measured, long_enough
 
-                    if is_known(listing):  # an overview must not open files
+                    if is_measured(listing):  # an overview must not open files
                         listing = long_enough(listing, self.common_seconds)
                     else:
                         notes.append(f"{part}: clips without sound are still counted; the first run leaves them out")
@@ -238,10 +238,10 @@ class MediaDataset(ABC):
             notes += [f"{part}: {note}" for note in listing.notes]
         return DatasetStatus(self, "; ".join(dict.fromkeys(layouts)), counts, problems, tuple(dict.fromkeys(notes)))
 
-    def _unlike_published(self, part: str, found: int, published: int | None) -> list[str]:
-        if published is None or abs(found - published) <= self.count_tolerance * published:
+    def _unlike_published(self, part: str, count: int, published: int | None) -> list[str]:
+        if published is None or abs(count - published) <= self.count_tolerance * published:
             return []
-        return [f"{part}: {found:,} {self.unit}, published {'about ' if self.count_tolerance else ''}{published:,}"]
+        return [f"{part}: {count:,} {self.unit}, published {'about ' if self.count_tolerance else ''}{published:,}"]
 
 
 @dataclass(frozen=True)
@@ -277,8 +277,8 @@ def entries(folder: Path) -> tuple[list[str], list[str]]:
     """Return the sorted names of a folder's subfolders and files, without hidden ones."""
     folders: list[str] = []
     files: list[str] = []
-    with os.scandir(folder) as found:
-        for entry in found:
+    with os.scandir(folder) as listed:
+        for entry in listed:
             if not entry.name.startswith("."):
                 (folders if entry.is_dir() else files).append(entry.name)
     return sorted(folders), sorted(files)
@@ -316,9 +316,9 @@ def read_lines(path: Path) -> list[str]:
     return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
 
 
-def in_order(found: Iterable[tuple[str | None, Record]]) -> list[Record]:
+def in_order(records: Iterable[tuple[str | None, Record]]) -> list[Record]:
     """Return the records that have a file, ordered like a listing: by file name, then as given."""
-    having = [(name, record) for name, record in found if name is not None]
+    having = [(name, record) for name, record in records if name is not None]
     return [record for _, record in sorted(having, key=lambda row: row[0])]
 
 

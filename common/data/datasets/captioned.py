@@ -80,9 +80,9 @@ class LanguageCaptioned(MediaDataset):
         places.append((folder, "*"))  # last, files of any name, for all splits
         for parent, pattern in places:
             seen = (path for path in parent.glob(pattern) if not path.name.startswith("."))
-            found = [path for path in seen if path.suffix.lower() in REGION_SUFFIXES]
-            if found:
-                return tuple(sorted(found, key=_natural))
+            paths = [path for path in seen if path.suffix.lower() in REGION_SUFFIXES]
+            if paths:
+                return tuple(sorted(paths, key=_natural))
         return ()
 
     def region_notes(self, split: str) -> list[str]:
@@ -128,8 +128,8 @@ class CaptionedDataset(LanguageCaptioned):
         if not path.is_file():
             return captions
         with parsing(path, DatasetError):
-            known = read_json(path)[self._checked(split, None)[0]]
-            return replace(captions, groups=np.array([known[key] for key in captions.keys], dtype=np.int64))
+            group_of = read_json(path)[self._checked(split, None)[0]]
+            return replace(captions, groups=np.array([group_of[key] for key in captions.keys], dtype=np.int64))
 
     def _all(self, split: str, fold: int | None) -> Listing:
         # Don't cache the listing: it would miss that a caption list grew when its download finished.
@@ -143,12 +143,12 @@ class CaptionedDataset(LanguageCaptioned):
         prefix = prefix_of(home, self.root)
         scan = Scan((), prefix)
         numbered = self.region_keys == "number"
-        found = {
+        files = {
             str(int(stem)) if numbered and stem.isdecimal() else stem: prefix + name
             for name, stem in walk(home, IMAGE_SUFFIXES, scan.watched)
         }
         for key in sorted(keys):
-            scan.add(found.get(key), key)
+            scan.add(files.get(key), key)
         return scan
 
     def status(self) -> DatasetStatus:
@@ -204,11 +204,11 @@ def read_text_lines(path: Path) -> list[str]:
 
 def one_language(path: Path, language: str, rows: Iterable[tuple[str, Iterable[str]]]) -> LanguageCaptions:
     """Collect captions by image key. Leave out blank captions, and images that only have blank ones."""
-    found = [(key, tuple(single_spaced(text) for text in texts if text.strip())) for key, texts in rows]
-    kept = {key: texts for key, texts in found if texts}
+    captions = [(key, tuple(single_spaced(text) for text in texts if text.strip())) for key, texts in rows]
+    kept = {key: texts for key, texts in captions if texts}
     if not kept:
         raise DatasetError(f"{path}: has no captions; download it again")
-    if len({key for key, _ in found}) < len(found):
+    if len({key for key, _ in captions}) < len(captions):
         raise DatasetError(f"{path}: an image occurs twice")
     return LanguageCaptions(language, Texts(kept), Rows.texts(kept.values()), np.arange(len(kept)))
 

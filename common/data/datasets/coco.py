@@ -68,13 +68,13 @@ class COCO(MediaDataset):
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._captions(split)
-        found = images.annotations(name.removeprefix(f"{split}{self.year}/") for name in listing.names)
+        annotations = images.annotations(name.removeprefix(f"{split}{self.year}/") for name in listing.names)
         path = self._instances_path(split)
         if not path.is_file():
-            return found
+            return annotations
         instances = read_instances(path)
-        tags, boxes = instances.tags(found.image_ids), functools.partial(boxes_of, path, found.image_ids)
-        return replace(found, tags=tags, tag_names=instances.categories, read_boxes=boxes)
+        tags, boxes = instances.tags(annotations.image_ids), functools.partial(boxes_of, path, annotations.image_ids)
+        return replace(annotations, tags=tags, tag_names=instances.categories, read_boxes=boxes)
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         folder = self._one_of(f"{split}{self.year}")
@@ -117,8 +117,8 @@ def fill_scan(
 def read_captions(path: Path) -> CaptionedImages:
     with parsing(path, DatasetError):
         document = read_json(path)
-        images = ((str(one["file_name"]), one["id"], one.get("group_id", one["id"])) for one in document["images"])
-        captions = ((one["caption"], one["id"], one["image_id"]) for one in document["annotations"])
+        images = ((str(item["file_name"]), item["id"], item.get("group_id", item["id"])) for item in document["images"])
+        captions = ((entry["caption"], entry["id"], entry["image_id"]) for entry in document["annotations"])
         return captioned_images(path, images, captions)
 
 
@@ -182,17 +182,17 @@ def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:
     """Read the boxes of some images from an instance file, without empty boxes."""
     instances = read_instances(path)
     solid = np.all(instances.boxes[:, 2:] > instances.boxes[:, :2], axis=1)
-    found: list[Boxes] = []
+    boxes: list[Boxes] = []
     for positions in instances.by_image(image_ids):
         positions = positions[solid[positions]]
-        found.append(
+        boxes.append(
             {
                 "boxes": instances.boxes[positions],
                 "labels": instances.labels[positions],
                 "iscrowd": instances.crowd[positions],
             }
         )
-    return found
+    return boxes
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -202,7 +202,7 @@ PER_IMAGE = 100
 
 @dataclass(frozen=True)
 class Instance:
-    """An object in a picture: category from 0; in pixels box (left, top, right, bottom), area, polygon [points, 2]."""
+    """An object: `category` from 0; box (left, top, right, bottom), area and polygon [points, 2] are in pixels."""
 
     category: int
     box: tuple[float, float, float, float]

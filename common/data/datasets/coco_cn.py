@@ -56,8 +56,8 @@ class COCOCN(OnCOCO):
             return captions
         parts = [self.coco.images(part) for part in self.coco.splits]
         shown = {key: group for keys, _, groups in parts for key, group in zip(keys, groups)}
-        found = [shown.get(key) for key in captions.keys]
-        return captions if None in found else replace(captions, groups=np.array(found, dtype=np.int64))
+        group_numbers = [shown.get(key) for key in captions.keys]
+        return captions if None in group_numbers else replace(captions, groups=np.array(group_numbers, dtype=np.int64))
 
 
 @read_once()

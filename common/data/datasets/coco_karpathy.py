@@ -71,8 +71,8 @@ class COCOKarpathy(LanguageCaptioned):
         self.restval = restval
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
-        more = self.published_counts["restval"] if self.restval and split == "train" else 0
-        return self.published_counts[split] + more
+        restval = self.published_counts["restval"] if self.restval and split == "train" else 0
+        return self.published_counts[split] + restval
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
         """Return the captions of a listing's images, in its order, without tags and boxes; None = the whole split."""
@@ -104,7 +104,7 @@ class COCOKarpathy(LanguageCaptioned):
         """Return the region feature files of all splits."""
         paths_of = super().region_paths
         rest = ["restval"] if any(self.regions_folder.glob("restval[._]*")) else []  # else `*` would match
-        return tuple(dict.fromkeys(path for one in ("train", *rest, "val", "test") for path in paths_of(one)))
+        return tuple(dict.fromkeys(path for split in ("train", *rest, "val", "test") for path in paths_of(split)))
 
     def has_list(self) -> bool:
         return (self.root / _LIST).exists()
@@ -114,19 +114,19 @@ class COCOKarpathy(LanguageCaptioned):
 
     def status(self) -> DatasetStatus:
         """Count the images, or the captions if there are only region features, which some models read instead."""
-        found, splits = super().status(), ("train", "val", "test")
+        status, splits = super().status(), ("train", "val", "test")
         if not self.has_list():
-            return found
+            return status
         if not any(map(self.region_paths, splits)):
             note = f"without region features in {self.regions_folder}, which only some models need"
-            return replace(found, notes=(*found.notes, note))
+            return replace(status, notes=(*status.notes, note))
         notes = [note for split in splits for note in self.region_notes(split)]
         try:
             counts = {split: len(self.captions(split)) for split in splits if self.regions(split)}
         except (DatasetMissing, ValueError, OSError):  # damaged files
             counts = {}
-        if found.counts or not counts:
-            return replace(found, notes=(*found.notes, *notes))
+        if status.counts or not counts:
+            return replace(status, notes=(*status.notes, *notes))
         notes.append("no images; models that read region features do not need them")
         return DatasetStatus(self, "captions by image", counts, notes=tuple(notes))
 
@@ -166,8 +166,8 @@ def read_splits(path: Path) -> tuple[CaptionedImages, npt.NDArray[np.str_]]:
             (f"{entry['filepath']}/{entry['filename']}", entry["cocoid"], entry.get("group_id", entry["cocoid"]))
             for entry in entries
         ]
-        sentences = ((one, entry["cocoid"]) for entry in entries for one in entry["sentences"])
-        captions = ((one["raw"], one["sentid"], number) for one, number in sentences)
+        sentences = ((sentence, entry["cocoid"]) for entry in entries for sentence in entry["sentences"])
+        captions = ((sentence["raw"], sentence["sentid"], number) for sentence, number in sentences)
         return captioned_images(path, images, captions), np.array([entry["split"] for entry in entries], dtype=np.str_)
 
 

@@ -62,7 +62,7 @@ class DCASE2014(MediaDataset):
                 prefix = prefix_of(folder, self.root)
                 names = walk(folder, AUDIO_SUFFIXES, scan.watched)
                 scenes[part] = {prefix + name: _scene(folder / name, stem) for name, stem in names}
-        scan.classes = tuple(sorted({scene for found in scenes.values() for scene in found.values()}))
+        scan.classes = tuple(sorted({scene for scene_of in scenes.values() for scene in scene_of.values()}))
         for name, scene in scenes[split].items():
             label = scan.classes.index(scene)
             scan.add(name, label=label, sound_label=label)

@@ -62,8 +62,8 @@ class ESC50(MediaDataset):
         scan = Scan(classes, f"{prefix} with meta/esc50.csv", watched)
         for name, own_fold, target, _ in rows:
             if fold is None or split == "all" or (own_fold == fold) == (split == "test"):
-                found = prefix + name if name in files else None
-                scan.add(found, name, label=target, sound_label=target, fold=own_fold)
+                file_name = prefix + name if name in files else None
+                scan.add(file_name, name, label=target, sound_label=target, fold=own_fold)
         return scan
 
 

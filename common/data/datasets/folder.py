@@ -126,7 +126,7 @@ class OwnFolder(MediaDataset):
                 "leave fold empty"
             )
         if present <= {"train"}:
-            return [row for row, own in enumerate(folds) if (own == (fold or 1)) != (split == "train")]
+            return [row for row, assigned in enumerate(folds) if (assigned == (fold or 1)) != (split == "train")]
         wanted = split if split in present else _OTHER.get(split)
         return [row for row, item in enumerate(items) if item.split == wanted]
 
@@ -228,10 +228,10 @@ class OwnFolder(MediaDataset):
         )  # fmt: skip
 
     def _check_columns(self, columns: Iterable[str]) -> None:
-        known = ("file_name", "label", "split", *self.columns)
+        valid = ("file_name", "label", "split", *self.columns)
         for column in columns:
-            if column not in known and not ("caption" in known and column.startswith("caption_")):
-                raise ValueError(f"unknown column {column!r}; a list of {self.unit} has {', '.join(known)}")
+            if column not in valid and not ("caption" in valid and column.startswith("caption_")):
+                raise ValueError(f"unknown column {column!r}; a list of {self.unit} has {', '.join(valid)}")
 
     def _joined(self, before: Entry, item: Entry) -> Entry:
         """Add the captions and tags of a further line to a file."""
@@ -320,7 +320,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         numbers = np.cumsum([0, *map(len, texts)])
         tagged = any(item.tags for item in items)
         tags_of = [item.tags if tagged else (item.label,) * bool(item.label) for item in items]
-        names = tuple(sorted({tag for own in tags_of for tag in own}))
+        names = tuple(sorted({tag for item_tags in tags_of for tag in item_tags}))
         column = {name: number for number, name in enumerate(names)}
         tags = np.zeros((len(rows), len(names)), dtype=np.bool_)
         for place, row in enumerate(rows):
@@ -342,9 +342,9 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         items, _ = self._contents()
         names = set(self.listing(split).names)
         if not any(self._captions_of(item, language) for item in items):
-            known = sorted({own or self.language for item in items for own in item.captions})
+            listed = sorted({code or self.language for item in items for code in item.captions})
             raise DatasetError(
-                f"{self.root} has no captions in {language!r}; it has {', '.join(known) or 'none at all'}: write them "
+                f"{self.root} has no captions in {language!r}; it has {', '.join(listed) or 'none at all'}: write them "
                 f"into the column caption_{language} of {LIST}"
             )
         keys: dict[str, Entry] = {}
@@ -363,15 +363,15 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
     def image_path(self, key: str, split: str) -> Path:
         wanted = SPLIT_OF.get(split, split)
         if wanted not in self._names:  # read the folder once, not for every picture
-            own = set(self.listing(split).names)
-            items = sorted(self._contents()[0], key=lambda item: item.name not in own)
+            preferred = set(self.listing(split).names)
+            items = sorted(self._contents()[0], key=lambda item: item.name not in preferred)
             # The last entry wins: the reversed order gives this split's files precedence over others of the same name.
             self._names[wanted] = {picture_key(Path(item.name).name): item.name for item in reversed(items)}
         return self.root / self._names[wanted].get(key, f"{key}.jpg")
 
     def _captions_of(self, item: Entry, language: str) -> tuple[str, ...]:
-        own = item.captions.get(language, ())
-        return (*item.captions.get("", ()), *own) if language == self.language else own
+        captions = item.captions.get(language, ())
+        return (*item.captions.get("", ()), *captions) if language == self.language else captions
 
     def _options(self) -> dict[str, object]:
         return {"language": self.language}

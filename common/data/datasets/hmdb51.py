@@ -96,11 +96,11 @@ def write_hmdb51(
     for number in range(clips_per_class):
         for name in classes:
             put((root / "hmdb51_org" if nested else root) / name / clips[name][number], write)
-    for name, own in clips.items():
+    for name, files in clips.items():
         for fold in range(3):
             flags = ["0"] * clips_per_class
             for offset in range(test + train):
                 flags[(fold * test + offset) % clips_per_class] = "2" if offset < test else "1"
-            lines = [f"{clip} {flag} " for clip, flag in zip(own, flags)]
+            lines = [f"{clip} {flag} " for clip, flag in zip(files, flags)]
             write_lines(root / "testTrainMulti_7030_splits" / f"{name}_test_split{fold + 1}.txt", lines)
     return root

@@ -72,8 +72,8 @@ class ImageNet(MediaDataset):
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         folder = self._one_of(*_FOLDERS[split])
-        found, files = entries(folder)
-        if not found and any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
+        folders, files = entries(folder)
+        if not folders and any(os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES for name in files):
             raise self._lacks(
                 folder,
                 "expected one folder per class, but all images are in one; move each validation image into the "
@@ -81,20 +81,20 @@ class ImageNet(MediaDataset):
             )
         # Read both splits, so that they have the same labels even if one lacks a class.
         watched = [path for names in _FOLDERS.values() if (path := first_of(self.root, names)) is not None]
-        known = {name for path in watched for name in entries(path)[0]}
+        class_names = {name for path in watched for name in entries(path)[0]}
         if self.class_list is not None:
-            strangers = sorted({*self._listed()} - known)
+            strangers = sorted({*self._listed()} - class_names)
             if strangers:
                 raise DatasetError(
                     f"class_list: {self.class_list} names {len(strangers)} classes without a folder in {folder}, "
                     f"such as {strangers[0]}"
                 )
-            known = {*self._listed()}
-        classes = tuple(sorted(known))
+            class_names = {*self._listed()}
+        classes = tuple(sorted(class_names))
         prefix = prefix_of(folder, self.root)
         scan = Scan(classes, f"class folders in {prefix}", watched)
         for label, name in enumerate(classes):
-            if name in found:
+            if name in folders:
                 for image, _ in walk(folder / name, IMAGE_SUFFIXES, watched):
                     scan.add(f"{prefix}{name}/{image}", label=label)
         empty = len(classes) - len({numbers[0] for _, numbers, _ in scan.rows})

@@ -104,7 +104,7 @@ class Kinetics400(MediaDataset):
         lists = {own_list, *(path for part in ("train", "validation") if (path := first_of(self.root, _LISTS[part])))}
         watched += [place for path in lists for place in (path.parent, path)]
         rows = {path: list(_rows(path)) for path in lists}
-        classes = tuple(sorted({label for own in rows.values() for label, _ in own if label}))
+        classes = tuple(sorted({label for listed in rows.values() for label, _ in listed if label}))
         label_of = {name: label for label, name in enumerate(classes)}
         prefix = prefix_of(folder, self.root)
         files = {stem: prefix + name for name, stem in walk(folder, VIDEO_SUFFIXES, watched)} | replacements
@@ -115,12 +115,12 @@ class Kinetics400(MediaDataset):
 
     def _replacements(self, watched: list[Path]) -> dict[str, str]:
         """Map file stems to replacements, relative to the root."""
-        found: dict[str, str] = {}
+        files: dict[str, str] = {}
         for folder in (self.root / name for name in _REPLACEMENTS):
             if folder.is_dir():
                 for name, stem in walk(folder, VIDEO_SUFFIXES, watched):
-                    found.setdefault(stem, prefix_of(folder, self.root) + name)
-        return found
+                    files.setdefault(stem, prefix_of(folder, self.root) + name)
+        return files
 
 
 def _class_names(folder: Path) -> list[str]:

@@ -148,10 +148,10 @@ def read_narratives(paths: tuple[Path, ...], digits: int) -> CaptionedImages:
 
 
 def _narrative_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
-    found = list(read_json_lines(path, lambda record: (str(record["image_id"]), str(record["caption"]))))
-    captions = Texts(caption for _, caption in found)
+    narratives = list(read_json_lines(path, lambda record: (str(record["image_id"]), str(record["caption"]))))
+    captions = Texts(caption for _, caption in narratives)
     return {
-        "image_ids": np.array([image_id for image_id, _ in found], dtype=np.str_),
+        "image_ids": np.array([image_id for image_id, _ in narratives], dtype=np.str_),
         "captions": np.frombuffer(captions.buffer, dtype=np.uint8),
         "ends": captions.ends,
     }

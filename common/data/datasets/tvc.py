@@ -98,10 +98,10 @@ class TVC(MediaDataset):
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         scan = Scan((), "moments in JSON lines, frames in folders")
-        found = self._found(split, scan.watched)
-        for name, moment in found:
+        moments = self._found(split, scan.watched)
+        for name, moment in moments:
             scan.add(name, f"{moment.clip} (moment {moment.number})", start=moment.span[0], end=moment.span[1])
-        subtitle_notes(scan, self, {moment.clip for name, moment in found if name is not None})
+        subtitle_notes(scan, self, {moment.clip for name, moment in moments if name is not None})
         return scan
 
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Moment]]:

@@ -116,10 +116,10 @@ class TVQA(MediaDataset):
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         scan = Scan(OPTION_LETTERS, "questions in JSON lines, frames in folders")
-        found = self._found(split, scan.watched)
-        for name, question in found:
+        questions = self._found(split, scan.watched)
+        for name, question in questions:
             scan.add(name, f"{question.clip} (question {question.number})", label=question.answer)
-        subtitle_notes(scan, self, {question.clip for name, question in found if name is not None})
+        subtitle_notes(scan, self, {question.clip for name, question in questions if name is not None})
         return scan
 
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Question]]:
@@ -150,7 +150,7 @@ def frame_folders(dataset: MediaDataset, home: Path, watched: list[Path]) -> dic
     folder = first_of(home, _FRAME_FOLDERS)
     if folder is None:
         raise dataset._lacks(home / "frames_hq", "the frames are missing")
-    found: dict[str, str] = {}
+    frames_of: dict[str, str] = {}
     pending = [folder]
     while pending:
         current = pending.pop()
@@ -160,8 +160,8 @@ def frame_folders(dataset: MediaDataset, home: Path, watched: list[Path]) -> dic
             if name.endswith(_SHOW_SUFFIX):
                 pending.append(current / name)
             else:
-                found[name] = prefix + name
-    return found
+                frames_of[name] = prefix + name
+    return frames_of
 
 
 def folder_of(clip: str, folders: Mapping[str, str]) -> str | None:

@@ -104,20 +104,20 @@ class PascalVOC(MediaDataset):
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         label_of = {name: label for label, name in enumerate(listing.classes)}
-        found = []
+        boxes = []
         for clip in listing:
             path = clip.path.parent.parent / "Annotations" / f"{clip.path.stem}.xml"
             if not path.is_file():
                 raise self._lacks(path, "the boxes of an image are missing")
-            found.append(_read_boxes(path, label_of))
-        return found
+            boxes.append(_read_boxes(path, label_of))
+        return boxes
 
     def _options(self) -> dict[str, object]:
         return {"years": self.years}
 
     def _scan(self, split: str, fold: int | None) -> Scan:
         years = self._years_of(split)
-        endings = tuple(f"_{one}.txt" for one in self.splits)
+        endings = tuple(f"_{part}.txt" for part in self.splits)
         names = [name for name in entries(self._lists(self.years[0]))[1] if name.endswith(endings)]
         classes = tuple(sorted({name.rpartition("_")[0] for name in names}))
         scan = Scan(classes, ", ".join(f"VOC{year}" for year in years))
@@ -188,10 +188,10 @@ def write_voc(
 
 def _voc_flag(image: Annotated, category: int) -> int:
     """Return 1 if the image shows the category, 0 if only with difficult instances, -1 if not."""
-    own = [instance for instance in image.instances if instance.category == category]
-    if not own:
+    shown = [instance for instance in image.instances if instance.category == category]
+    if not shown:
         return -1
-    return 0 if all(instance.difficult for instance in own) else 1
+    return 0 if all(instance.difficult for instance in shown) else 1
 
 
 def _voc_annotation(image: Annotated, folder: str, classes: Sequence[str]) -> ElementTree.Element:

@@ -84,10 +84,10 @@ class WikipediaText(MediaDataset):
     @property
     def languages(self) -> tuple[str, ...]:
         self.require_folder()
-        found = tuple(sorted(path.name.split(".")[0] for path in self.root.glob("[!.]*.train.txt")))
-        if not (self._wanted or found):
+        available = tuple(sorted(path.name.split(".")[0] for path in self.root.glob("[!.]*.train.txt")))
+        if not (self._wanted or available):
             raise self._lacks(self.root, "no file of text")
-        return self._wanted or found
+        return self._wanted or available
 
     def sentences(self, split: str, language: str) -> TextLines:
         split, _ = self._checked(split, None)

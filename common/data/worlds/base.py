@@ -27,9 +27,9 @@ def write_jpeg(path: Path, image: np.ndarray) -> None:
     Image.fromarray(image).save(path, "JPEG", quality=95, subsampling=0)
 
 
-def arguments_of(found: Mapping[str, Any]) -> dict[str, Any]:
+def arguments_of(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that affect the files, given the `locals()` at the start of a world's constructor."""
-    return {name: value for name, value in found.items() if name not in ("self", "root", "__class__")}
+    return {name: value for name, value in variables.items() if name not in ("self", "root", "__class__")}
 
 
 class World:

@@ -35,7 +35,7 @@ _PICTURE, _SOUND, _SHARED = 0, 1, 2  # independent random streams of one clip
 
 @dataclass(frozen=True)
 class Nuisance:
-    """Uncertainty of the class cues, and strength of the factors of one modality.
+    """How uncertain the class cues are, and how strong the factors that only one modality has.
 
     Spreads of color and pitch are standard deviations, in units of the distance between neighboring classes. Background
     and pixel noise are standard deviations too. `distractors` are small static discs; `snr` is a range in decibels.

@@ -223,8 +223,8 @@ class EmojiWorld(World):
         outline = np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
         area = float(opacity.sum()) * scale**2
         box = (float(left), float(top), float(right), float(bottom))
-        own = set(concept.keywords[self.language])
-        return tuple(Instance(n, box, area, outline) for n, tag in enumerate(self.tag_names) if tag in own)
+        tags = set(concept.keywords[self.language])
+        return tuple(Instance(n, box, area, outline) for n, tag in enumerate(self.tag_names) if tag in tags)
 
     # -- layouts -------------------------------------------------------------------------------------------------------
 

@@ -88,16 +88,16 @@ def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, 
         for term in sorted(terms):
             targets[term].add(concept.index)
             terms_of[concept.index].append(term)
-    found = {}
-    for word, own in sorted(sources.items()):
-        shared = Counter(term for index in own for term in terms_of[index])
+    dictionary = {}
+    for word, ids in sorted(sources.items()):
+        shared = Counter(term for index in ids for term in terms_of[index])
         scores = {
-            term: 2 * count / (len(own) + len(targets[term])) for term, count in shared.items() if count >= LEAST_SHARED
+            term: 2 * count / (len(ids) + len(targets[term])) for term, count in shared.items() if count >= LEAST_SHARED
         }
         best = sorted((term for term in scores if scores[term] >= LEAST_DICE), key=lambda term: (-scores[term], term))
         if best:
-            found[word] = best[:TRANSLATIONS]
-    return found
+            dictionary[word] = best[:TRANSLATIONS]
+    return dictionary
 
 
 class EmojiLanguagesWorld(World):
@@ -156,8 +156,8 @@ class EmojiLanguagesWorld(World):
         parameters = arguments_of(locals())
         if chinese == 1:
             del parameters["chinese"]  # keeps the folder name of a world with all Chinese captions
-        known = tuple(concept for concept in read_concepts() if concept.group != "Flags")
-        every = tuple(concept for concept in known if concept.core)
+        named = tuple(concept for concept in read_concepts() if concept.group != "Flags")
+        every = tuple(concept for concept in named if concept.core)
         count = len(every) if concepts is None else concepts
         if count > len(every):
             raise ValueError(f"concepts: at most {len(every)}, got {concepts}")
@@ -177,7 +177,7 @@ class EmojiLanguagesWorld(World):
         spread = [every[row * len(every) // count] for row in range(count)]
         # The split doesn't use the seed, so that all seeds have the same test pictures.
         order = [spread[row] for row in np.random.default_rng(0).permutation(count)]
-        apart = told_apart(order, test)
+        apart = dissimilar(order, test)
         if len(apart) < test:
             raise ValueError(f"test: only {len(apart)} of {count} concepts are dissimilar, fewer than {test}")
         tested = {concept.index for concept in apart}
@@ -191,9 +191,9 @@ class EmojiLanguagesWorld(World):
         self.pretraining_concepts = _ordered((*self.text_concepts, *again))
         self.tuned_concepts = _ordered((*self.fine_tune_concepts, *again))
         #: Concepts for the dictionaries, with or without pictures.
-        self.named_concepts = known
+        self.named_concepts = named
         self._sheets: dict[str, dict[int, np.ndarray]] = {}
-        # Validation pictures show these, drawn by the test designer.
+        # Concepts of the validation pictures, which the test designer drew.
         self.held_out_concepts = self.text_concepts[:_HELD_OUT_IMAGES]
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
@@ -237,7 +237,7 @@ class EmojiLanguagesWorld(World):
         used = {word for concept in self.concepts for word in _english(concept)}
         return {
             language: {
-                word: own for word, own in induced_dictionary(self.named_concepts, language).items() if word in used
+                word: terms for word, terms in induced_dictionary(self.named_concepts, language).items() if word in used
             }
             for language in LANGUAGES[1:]
         }
@@ -340,7 +340,7 @@ class EmojiLanguagesWorld(World):
                 path = root / "flickr30k-images" / f"{picture_number(style, concept)}.jpg"
                 write(path, partial(write_jpeg, path, pixels))
             rows = self._captioned(split, ("en", "de", "fr", "cs"))
-            captions = {language: [own[language] for _, _, own in rows] for language in ("en", "de", "fr", "cs")}
+            captions = {language: [texts[language] for _, _, texts in rows] for language in ("en", "de", "fr", "cs")}
             write_multi30k(root, split, [str(number) for number, _, _ in rows], captions)
             groups[split] = {str(number): concept.index for number, concept, _ in rows}
         write_json(root / "groups.json", groups)
@@ -355,8 +355,8 @@ class EmojiLanguagesWorld(World):
 
     def _annotated(self, split: str, language: str) -> list[Annotated]:
         return [
-            Annotated(number, karpathy_name(number, split), self.size, self.size, own[language], group=concept.index)
-            for number, concept, own in self._captioned(split, (language,))
+            Annotated(number, karpathy_name(number, split), self.size, self.size, texts[language], group=concept.index)
+            for number, concept, texts in self._captioned(split, (language,))
         ]
 
     def _fill_stair_captions(self, root: Path, write: Write) -> None:
@@ -389,13 +389,13 @@ class EmojiLanguagesWorld(World):
 
     def _fill_dictionaries(self, root: Path, write: Write) -> None:
         for language, entries in self.dictionaries.items():
-            lines = [f"{word}\t{translation}" for word, own in entries.items() for translation in own]
+            lines = [f"{word}\t{translation}" for word, translations in entries.items() for translation in translations]
             write_lines(root / f"en-{language}.txt", lines)
 
     def _fill_sentencepiece(self, root: Path, write: Write) -> None:
         texts = [text for language in LANGUAGES for text in self._sentences(language)]
         texts += [
-            text for entries in self.dictionaries.values() for word, own in entries.items() for text in (word, *own)
+            text for entries in self.dictionaries.values() for word, terms in entries.items() for text in (word, *terms)
         ]
         # Include the words of all captions, like the text that XLM-R's tokenizer was trained on.
         texts += [
@@ -427,13 +427,13 @@ class EmojiLanguagesWorld(World):
         write_class_names(root, [concept.name["en"] for concept in self._shown])
 
 
-def told_apart(concepts: Iterable[Concept], count: int) -> list[Concept]:
+def dissimilar(concepts: Iterable[Concept], count: int) -> list[Concept]:
     """Choose up to `count` concepts; each shares few English words with those chosen before."""
     chosen: list[Concept] = []
     said: list[set[str]] = []
     for concept in concepts:
         words = _english(concept)
-        if len(chosen) < count and all(len(words & own) < ALIKE * len(words | own) for own in said):
+        if len(chosen) < count and all(len(words & other) < ALIKE * len(words | other) for other in said):
             chosen.append(concept)
             said.append(words)
     return chosen

@@ -162,8 +162,8 @@ class Scene:
         """Return six ways to say the true answer; dialogues use the first."""
         words = (*self.video_words, self.timbre, self.pitch, self.speaker)
         # All other kinds of questions ask for a single word.
-        told = words if kind == "caption" else (words[_TURN_KINDS.index(kind)],)
-        return tuple(template.format(*told) for template in _ANSWERS[kind])
+        named = words if kind == "caption" else (words[_TURN_KINDS.index(kind)],)
+        return tuple(template.format(*named) for template in _ANSWERS[kind])
 
     def caption(self, omitted: int) -> str:
         """Describe the picture with two of its three words, and say nothing about the sound."""
@@ -201,15 +201,15 @@ def kind_of(question: str) -> str:
 
 def sentences() -> tuple[str, ...]:
     """Return sentences with every word of this world's texts, in a fixed order, to build a vocabulary."""
-    found: dict[str, None] = dict.fromkeys([*QUESTIONS.values(), _FIRST, _LAST])
+    texts: dict[str, None] = dict.fromkeys([*QUESTIONS.values(), _FIRST, _LAST])
     for scene in itertools.starmap(Scene, itertools.product(SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS)):
         for kind in QUESTIONS:
-            found.update(dict.fromkeys(scene.answers(kind)))
-        found.update(dict.fromkeys([*map(scene.caption, range(3)), *map(scene.summary, range(2))]))
-        found.update(dict.fromkeys(text for text, _ in scene.descriptions(scene.speaker)))
-    found.update(dict.fromkeys(map(greeting, SPEAKERS)))
-    found.update(dict.fromkeys(itertools.chain(*_OPTIONS.values())))
-    return tuple(found)
+            texts.update(dict.fromkeys(scene.answers(kind)))
+        texts.update(dict.fromkeys([*map(scene.caption, range(3)), *map(scene.summary, range(2))]))
+        texts.update(dict.fromkeys(text for text, _ in scene.descriptions(scene.speaker)))
+    texts.update(dict.fromkeys(map(greeting, SPEAKERS)))
+    texts.update(dict.fromkeys(itertools.chain(*_OPTIONS.values())))
+    return tuple(texts)
 
 
 # -- pictures and sounds -----------------------------------------------------------------------------------------------
@@ -467,12 +467,12 @@ class NarratedWorld(World):
             folder = {"The Big Bang Theory": "bbt", "Castle": "castle", "Friends": "friends"}[show]
             path = root / "frames_hq" / f"{folder}_frames" / clip
             write(path, partial(self._frames, path, scene, split, index))
-            own = questions.setdefault(part, [])
+            listed = questions.setdefault(part, [])
             for record in self._questions(scene, second, self._rng(split, index, _TEXT)):
                 hidden = {
                     name: value for name, value in record.items() if part != "test_public" or name != "answer_idx"
                 }
-                own.append({**hidden, "qid": len(own), "vid_name": clip, "show_name": show})
+                listed.append({**hidden, "qid": len(listed), "vid_name": clip, "show_name": show})
             middle, end = self.long_seconds / 2, self.long_seconds
             lines = [(greeting(scene.speaker), 0.2, middle - 0.2), (greeting(second), middle + 0.2, end - 0.2)]
             speech.append(_subtitles(clip, lines))
@@ -503,7 +503,7 @@ class NarratedWorld(World):
             rng = self._rng(split, index, _DESCRIPTIONS)
             middle, end = self.long_seconds / 2, self.long_seconds
             halves = ((scene.speaker, 0.0, middle), (self.second_speaker(split, index), middle, end))
-            own = moments.setdefault(part, [])
+            listed = moments.setdefault(part, [])
             for half, (speaker, first, last) in enumerate(halves):
                 number = 2 * index + half
                 record = {"vid_name": clip, "duration": end, "ts": [first, last], "clip_id": number}
@@ -516,7 +516,7 @@ class NarratedWorld(World):
                         {"desc": text, "desc_id": 4 * number + place, "type": kind, "from_retrieval": True}
                         for place, (text, kind) in enumerate(texts)
                     ]
-                own.append(record)
+                listed.append(record)
         for part, records in moments.items():
             _write_json(root / f"tvc_{part}_release.jsonl", *records)
 

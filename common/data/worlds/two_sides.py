@@ -85,7 +85,7 @@ class TwoSidesWorld(World):
     licences: ClassVar[tuple[str, ...]]
     # Name and supercategory of each thing.
     things: ClassVar[tuple[tuple[str, str], ...]]
-    # Number of values of each attribute of a thing; the last attribute varies fastest.
+    # Number of values of each attribute of a thing. In a thing's number, the last attribute varies fastest.
     thing_sizes: ClassVar[tuple[int, ...]]
     # Number of random draws per picture besides its attributes and the tint of its ground.
     _numbers: ClassVar[int]
@@ -120,16 +120,16 @@ class TwoSidesWorld(World):
                     number = _SPLITS[split][0] * _IDS_PER_SPLIT + row
                     path = root / f"{split}2014" / f"COCO_{split}2014_{Path(coco_name(number)).stem}.png"
                     write(path, partial(Image.fromarray(image).save, path, "PNG"))
-                    own = row - first
+                    place = row - first
                     images.append(
                         Annotated(
                             number,
                             path.name,
                             self.size,
                             self.size,
-                            self.captions(split, row, pictures.attributes[own].tolist()),
-                            self._instances(pictures, own),
-                            license=pictures.licences[own],
+                            self.captions(split, row, pictures.attributes[place].tolist()),
+                            self._instances(pictures, place),
+                            license=pictures.licences[place],
                         )
                     )
             write_coco(root, f"{split}2014", images, vocabulary)
@@ -183,7 +183,7 @@ class TwoSidesWorld(World):
         draws = self._rng(split, row, _WORDS).random((self.captions_per_image, 5)).tolist()
         named = [self.things[thing][0] for thing in self.thing_of([attributes])[0]]
         ground = tuple(GROUNDS)[attributes[-1]]
-        return tuple(_caption(own, named, ground, self.relations) for own in draws)
+        return tuple(_caption(draw, named, ground, self.relations) for draw in draws)
 
     def _rng(self, split: str, row: int, stream: int) -> np.random.Generator:
         number, seeded = _SPLITS[split]
@@ -208,8 +208,8 @@ class TwoSidesWorld(World):
     def attributes_of(cls, annotations: ImageAnnotations) -> npt.NDArray[np.int64]:
         """Recover the attributes of pictures, int64 [N, A], from the instances in their annotation file."""
         boxes = annotations.boxes()
-        labels = np.stack([own["labels"] for own in boxes])
-        corners = np.stack([own["boxes"] for own in boxes])
+        labels = np.stack([entry["labels"] for entry in boxes])
+        corners = np.stack([entry["boxes"] for entry in boxes])
         count = len(cls.things)
         # Sort the things from left to right, with the ground last.
         middle = np.where(labels < count, corners[:, :, 0] + corners[:, :, 2], np.inf)
