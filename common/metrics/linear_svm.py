@@ -9,10 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import average_precision_score
-from sklearn.model_selection import cross_val_score
-from sklearn.svm import LinearSVC
 
 
 def classify_windowed(
@@ -37,6 +33,10 @@ def classify_windowed(
 
     Source: docs/papers/avid_cma.md [10.3].
     """
+    # Imported here, because it takes half a second and planning doesn't need it.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.svm import LinearSVC
+
     windows, dims = train_rows.shape[1:]
     x = train_rows[train_mask].reshape(-1, dims)
     mean = x.mean(0, dtype=np.float64)
@@ -100,6 +100,10 @@ def evaluate_class(
 
     Source: docs/papers/mct.md [9].
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.model_selection import cross_val_score
+    from sklearn.svm import LinearSVC
+
     if not (np.isfinite(train_rows).all() and np.isfinite(test_rows).all()):
         raise ValueError("features: some are not finite; is the encoder's checkpoint damaged?")
     target = np.where(np.asarray(train_labels) == 1, 1, -1)
@@ -145,4 +149,6 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
         return float("nan")
     if not np.isfinite(scores[counted]).all():
         raise ValueError("scores: some are not finite; is the checkpoint damaged?")
+    from sklearn.metrics import average_precision_score
+
     return float(average_precision_score(labels[counted], scores[counted]))

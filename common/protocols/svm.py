@@ -9,7 +9,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor, nn
 
 from common.metrics.gathering import RowsOncePerSample
@@ -115,6 +114,8 @@ class SoundSVM(FeatureSVM):
             self.tables[dataloader_idx][layer].update(index, features=features, label=label, fold=fold)
 
     def on_test_epoch_end(self) -> None:
+        from sklearn.utils.parallel import Parallel, delayed  # here, because it slows planning
+
         # Drops the batches of a stage before it joins those of the next.
         train, test = ({layer: table.pop(layer).compute()[1] for layer in self.layers} for table in self.tables)
         layer = next(iter(self.layers))  # every stage has the same files
@@ -200,6 +201,8 @@ class MultiLabelSVM(FeatureSVM):
         self.tables[dataloader_idx].update(batch["index"], features=self(batch["image"]), labels=labels)
 
     def on_test_epoch_end(self) -> None:
+        from sklearn.utils.parallel import Parallel, delayed  # here, because it slows planning
+
         train, test = (
             {name: rows.cpu().numpy() for name, rows in table.compute(self.device)[1].items()} for table in self.tables
         )
