@@ -112,8 +112,9 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool, mirror: str | None
         print(entry.describe())
     if not accepted:
         raise StageError(f"nothing was fetched: read the terms, then add --accept-license to download to {root}")
+    # All files at once, so that one error lists every file that is missing.
+    fetch(replace(entries[0], files=tuple(file for entry in entries for file in entry.files)), root)
     for entry in entries:
-        fetch(entry, root)
         if entry.note:
             print(entry.note)
         print(f"{entry.title} is in {root}; `assemble data {paper} --data {root}` lists what was found")
@@ -128,7 +129,9 @@ def _released(paper: str) -> list[OpenData]:
     from common.data import fetch as fetching
 
     entries: dict[str, OpenData] = {}
-    for file in load(paper).released.values():
+    if not (released := load(paper).released):
+        raise StageError(f"--fetch released: {paper_named(paper).title} has no released weights")
+    for file in released.values():
         entry = fetching.addressed(file.file)
         if entry is None and file.source.endswith(f"/{file.file}"):
             address = fetching.OpenFile(file.source, f"weights/{file.file}", file.checksum or None)

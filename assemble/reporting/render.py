@@ -39,6 +39,7 @@ _MEANINGS = {
     "mini": "a miniature of data and model; compare orderings, not values",
     "smoke": "a few steps on a few samples; the numbers mean nothing",
 }
+_REHEARSAL = "a rehearsal: random weights and tiny data; the numbers mean nothing"
 
 
 @dataclass(frozen=True)
@@ -347,7 +348,8 @@ def caption(result: TableResult, yours: TableResult | None = None) -> str:
     """Say what the cells contain, what the scale means, and where the published values come from."""
     parts = [f"{result.scale.capitalize()} scale, {_draws(result)}"] if result.measured else []
     parts += [f"Yours at {result.scale} scale, {_draws(yours)}"] if yours else []
-    meaning = _MEANINGS[result.scale]
+    rehearsal = any(record.rehearsal for record in result.records)
+    meaning = _REHEARSAL if rehearsal else _MEANINGS[result.scale]
     return f"{'. '.join([*parts, meaning[0].upper() + meaning[1:], *_origin(result)])}."
 
 
@@ -523,23 +525,31 @@ def write(pages: Mapping[Path, str | None]) -> list[Path]:
 # ---- terminal
 
 
-def rich_table(shown: View) -> RichTable:
+def rich_table(shown: View, width: int) -> RichTable:
+    """Lay out a table for a terminal. If its columns don't fit, the values of a metric share a column."""
+    kinds = [list(shown.kinds[metric.id]) for metric in shown.metrics]
+    most: list[str] = max(kinds, key=len, default=[])
+    shared = len(most) > 1 and sum(map(len, kinds)) * NARROW > width
+    order = f" Cells are {' / '.join(most)}." if shared else ""
     table = RichTable(
         title=escape(f"{shown.title} ({shown.scale})"),
         box=box.SIMPLE_HEAD,
-        caption=escape(shown.caption),
+        caption=escape(shown.caption + order),
     )
-    table.add_column("")
-    for metric in shown.metrics:
-        for kind in shown.kinds[metric.id]:
-            words = f", {kind}" if len(shown.kinds[metric.id]) > 1 else ""
+    table.add_column("", overflow="fold")
+    for metric, values in zip(shown.metrics, kinds):
+        for kind in [""] if shared or len(values) == 1 else values:
             style = "dim" if kind == PUBLISHED else ""
-            table.add_column(escape(heading(metric) + words), justify="right", style=style)
+            words = f", {kind}" if kind else ""
+            table.add_column(escape(heading(metric) + words), justify="right", style=style, overflow="fold")
     for row, cells in shown.rows:
-        table.add_row(escape(row_text(row)), *(escape(value.text) for values in cells for value in values))
+        texts = map(_pair, cells) if shared else (value.text for values in cells for value in values)
+        table.add_row(escape(row_text(row)), *map(escape, texts))
     return table
 
 
+NARROW = 12
+"""Width of a terminal's column for `difference` and its margins."""
 WIDE = 140
 """Terminal width at which all cells of a claim fit on one line."""
 
@@ -576,7 +586,7 @@ def print_table(filled: Filled, console: Console, measured_only: bool = False) -
         return
     if measured_only:  # The summary prints the claims.
         claims, checks = [], _run(checks)
-    console.print(rich_table(shown))
+    console.print(rich_table(shown, console.width))
     for note in shown.notes:
         console.print(f"- {note}", markup=False, style="dim")
     for judged in filter(None, (claims, checks)):

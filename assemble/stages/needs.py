@@ -66,10 +66,11 @@ class Needs:
         table = [printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
         if any(item.request.given for item in self.planned):
             able = sum(not item.done for item in self.runnable)
-            go = "no-go" if self.disk_is_short or not able else "go"
-            table.append(
-                f"{go}: {able} stages can run, {len(self.blocked)} lack data; names and shapes in the files are next"
-            )
+            of_all = f"{able} of {able + len(self.blocked)} stages have what they read"
+            if able and not self.disk_is_short:
+                table.append(f"go: {of_all}; a run checks the names and shapes in the given files next")
+            else:
+                table.append(f"no-go: {of_all}" + ", the disk is too small" * self.disk_is_short)
         return table
 
     def require(self, skip_missing: bool) -> list[Planned]:

@@ -16,7 +16,7 @@ from assemble.reporting.records import config_hash
 from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import StageInstance, expand, load
 from assemble.stages.configuration import RunConfiguration
-from assemble.stages.given import given_lines, started
+from assemble.stages.given import Given, given_lines, started
 from assemble.stages.request import (
     Selection,
     StageRequest,
@@ -189,15 +189,22 @@ def default_jobs(hardware: str) -> int:
 
 def fit_arguments(request: StageRequest) -> list[str]:
     """Command line after `assemble` that runs one planned stage."""
-    released = {str(given.path.parent): None for given in request.files.values() if given.source}
-    named = [f"{stage}={given.path}" for stage, given in request.files.items() if not given.source]
     return [
         "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []), *(["--rerun"] if request.rerun else []),
-        *(word for folder in released for word in ("--released", folder)),
-        *(word for file in named for word in ("--given", file)),
+        *given_arguments(request.files),
         "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), "--unless_done",
     ]  # fmt: skip
+
+
+def given_arguments(files: Mapping[str, Given]) -> list[str]:
+    """Return the flags that name the files of given stages."""
+    released = {str(given.path.parent): None for given in files.values() if given.source}
+    named = [f"{stage}={given.path}" for stage, given in files.items() if not given.source]
+    return [
+        *(word for folder in released for word in ("--released", folder)),
+        *(word for file in named for word in ("--given", file)),
+    ]
 
 
 def check_configurations(requests: Sequence[StageRequest]) -> None:

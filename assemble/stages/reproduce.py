@@ -31,6 +31,7 @@ from assemble.stages.plan import (
     count_by_request,
     expected_text,
     fit_arguments,
+    given_arguments,
     given_text,
     other_code,
     plan_stages,
@@ -185,9 +186,10 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
     values, request = max(((len(i.run.values_of_ours()), i.request) for i in planned), key=itemgetter(0))
     if values:
         name = f"{paper.short}/{request.recipe} --scale {selection.scale}"
-        say(f"  {values} values that no source gives: `assemble show {name}` lists them")
-    if selection.scale == "paper" and waiting:
-        say(f"  memory and hours: assemble plan {paper.short} --scale paper --hardware {selection.hardware} --estimate")
+        say(f"  values that no source gives: {values}; `assemble show {name}` lists them")
+    if selection.scale == "paper" and waiting and not selection.rehearsal:
+        command = ["plan", paper.short, "--scale", "paper", "--hardware", selection.hardware, "--estimate"]
+        say(f"  memory and hours: assemble {shlex.join([*command, *given_arguments(selection.given)])}")
     if waiting:
         seconds, measured_here = seconds_by_records(planned)
         expected = expected_text(seconds_left(seconds, waiting, jobs), measured_here)

@@ -82,8 +82,14 @@ def fetch(data: OpenData, root: Path) -> None:
     """Download, check and unpack all files of an entry. Keep existing files, and resume partial ones."""
     root.mkdir(parents=True, exist_ok=True)
     with exclusive(root / ".fetch.lock"):
+        problems = []
         for file in data.files:
-            _fetch_file(file, root)
+            try:
+                _fetch_file(file, root)
+            except StageError as error:
+                problems.append(str(error))
+        if problems:
+            raise StageError("\n".join(problems))
 
 
 def _fetch_file(file: OpenFile, root: Path) -> None:
@@ -121,10 +127,9 @@ def _download(address: str, path: Path) -> None:
     part, problem = path.with_name(f"{path.name}.part"), ""
     for _ in range(_RETRIES + 1):
         try:
-            if _receive(address, part):
+            if not (problem := _receive(address, part)):
                 os.replace(part, path)
                 return
-            problem = f"the connection broke off after {part.stat().st_size:,} bytes; rerun the command to resume"
         except HTTPException as error:
             problem = str(error) or type(error).__name__
         except OSError as error:
@@ -141,8 +146,8 @@ def _download(address: str, path: Path) -> None:
     raise StageError(f"{address} cannot be downloaded: {problem}")
 
 
-def _receive(address: str, part: Path) -> bool:
-    """Append a file's missing bytes, or restart if the server can't resume. Return whether the file is complete."""
+def _receive(address: str, part: Path) -> str:
+    """Append a file's missing bytes, or restart if the server can't resume. Return why it isn't complete."""
     start = part.stat().st_size if part.is_file() else 0
     request = Request(address, headers={"Range": f"bytes={start}-"} if start else {})
     with urlopen(request, timeout=60) as response:
@@ -155,7 +160,10 @@ def _receive(address: str, part: Path) -> bool:
                     print(f"\r{part.stem}: {file.tell() / 1e6:,.0f} of {size / 1e6:,.0f} MB", end="", file=sys.stderr)
     if sys.stderr.isatty():
         print(file=sys.stderr)
-    return size < 0 or part.stat().st_size == size
+    if size < 0 or part.stat().st_size == size:
+        return ""
+    rerun = "start over, since the server cannot resume" if start and not resumes else "resume"
+    return f"the connection broke off after {part.stat().st_size:,} bytes; rerun the command to {rerun}"
 
 
 def _wrong_format(path: Path) -> str:

@@ -300,4 +300,5 @@ def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) ->
 def start_from(path: str, model: M3P, position_offset: int = 2) -> None:
     left = load_into_model(model, path, "model.pretrained", position_offset)
     if left:
-        rank_zero_only(print)(f"  {path}: {len(left)} tensors are not used: {', '.join(left)}", flush=True)
+        parts = sorted({name.removeprefix("module.").partition(".")[0] for name in left})
+        rank_zero_only(print)(f"  {path}: not used: {', '.join(parts)}", flush=True)

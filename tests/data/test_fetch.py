@@ -30,6 +30,7 @@ class Server(BaseHTTPRequestHandler):
 
     body: ClassVar[bytes] = BODY
     stops_after: ClassVar[int | None] = None
+    ignores_ranges: ClassVar[bool] = False
     asked: ClassVar[list[str]] = []
     sent: ClassVar[int] = 0
 
@@ -39,7 +40,7 @@ class Server(BaseHTTPRequestHandler):
         if self.path == "/lost":
             self.send_error(404, "Not Found")
             return
-        start = int(self.headers.get("Range", "bytes=0-")[6:-1])
+        start = 0 if cls.ignores_ranges else int(self.headers.get("Range", "bytes=0-")[6:-1])
         if start >= len(cls.body):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(cls.body)}")
@@ -48,7 +49,7 @@ class Server(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(cls.body) - start))
         self.end_headers()
-        stop, cls.stops_after = cls.stops_after, None
+        stop, cls.stops_after = cls.stops_after, cls.stops_after if cls.ignores_ranges else None
         cls.sent += (sent := cls.body[start:stop]) and len(sent)
         self.wfile.write(sent)
 
@@ -60,7 +61,7 @@ class Server(BaseHTTPRequestHandler):
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    Server.body, Server.stops_after, Server.asked, Server.sent = BODY, None, [], 0
+    Server.body, Server.stops_after, Server.ignores_ranges, Server.asked, Server.sent = BODY, None, False, [], 0
     server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -113,6 +114,14 @@ class TestDownload:
             assert (tmp_path / "set/file.bin").read_bytes() == BODY
             assert Server.sent == sent
         assert [path.name for path in (tmp_path / "set").iterdir()] == ["file.bin"]
+
+    def test_a_server_that_cannot_resume_is_named(self, address: str, tmp_path: Path) -> None:
+        Server.stops_after, Server.ignores_ranges = 300_000, True
+        with pytest.raises(StageError, match="after 300,000 bytes; rerun the command to start over, since the server"):
+            fetch(one(address), tmp_path)
+        Server.stops_after = None
+        fetch(one(address), tmp_path)
+        assert (tmp_path / "set/file.bin").read_bytes() == BODY
 
     @pytest.mark.parametrize("body", [b"<!DOCTYPE html>", b"PK\x03\x04 cut off"])
     def test_a_page_or_a_part_in_place_of_a_checkpoint_is_refused(
@@ -221,8 +230,19 @@ def test_released_weights_come_from_a_mirror_or_a_folder(
     assert main([*second, "--mirror", str(tmp_path / "data" / "weights"), "--accept-license"]) == 0
     assert sorted(path.name for path in (tmp_path / "other" / "weights").iterdir()) == sorted(names)
     assert len(Server.asked) == 4
+    # A folder that lacks files gives the others, and one error names all that are missing.
+    for name in names[:2]:
+        (tmp_path / "data" / "weights" / name).unlink()
+    third = ["data", "avid", "--data", str(tmp_path / "third"), "--fetch", "released"]
+    capsys.readouterr()
+    assert main([*third, "--mirror", str(tmp_path / "data" / "weights"), "--accept-license"]) == 2
+    error = capsys.readouterr().err
+    assert [name in error for name in names] == [True, True, False, False]
+    assert {path.name for path in (tmp_path / "third" / "weights").glob("*.tar")} == {*names[2:]}
+    assert main(["data", "xmcgan", "--fetch", "released"]) == 2
+    assert "XMC-GAN has no released weights" in capsys.readouterr().err
     # Files without a known address are named with their source.
     assert main(["data", "m3p", "--fetch", "released"]) == 2
     assert "checkpoint.pth: get it from https://github.com/microsoft/M3P" in capsys.readouterr().out
     with pytest.raises(StageError, match=r"does not exist|No such file"):
-        fetch(mirrored(one(address), str(tmp_path / "nothing")), tmp_path / "third")
+        fetch(mirrored(one(address), str(tmp_path / "nothing")), tmp_path / "fourth")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from assemble.commands.main import main
 from assemble.reporting import render, report
@@ -122,6 +124,13 @@ def test_cells_from_given_weights_are_marked_and_never_mixed_with_ours(
     assert "| One helps | +0.5 | +4 (n=1) | sign agrees |" in claims
     assert main(["tables", "mct", "--scale", "paper", *runs]) == 0
     assert "Transfer, from the authors' weights (paper)" in capsys.readouterr().out
+    # On a terminal, each kind of value has a column, or if they don't fit, the values of a metric share one.
+    tables = {width: printed_table(filled[-1], width) for width in (200, 60)}
+    assert "UCF (%), published" in tables[200]
+    assert "Cells are" not in tables[200]
+    assert "81.5 / 80.0 † / -1.5" in " ".join(tables[60].split())
+    assert "Cells are published / measured / difference." in " ".join(tables[60].split())
+    assert "…" not in tables[60]
     page = report.page(["mct"], None, project / "runs")
     assert "Transfer, from the authors&#39; weights" in page
     assert page.count(">84.0 †</button>") == 1
@@ -129,6 +138,12 @@ def test_cells_from_given_weights_are_marked_and_never_mixed_with_ours(
     saved("ucf_1@base", 0, 79.0, scale="paper", given={"base": {"file": "mine.ckpt", "sha256": "cd" * 32}})
     filled = render.fill_both(load("mct"), "paper", render.records_of("mct", project / "runs"))
     assert filled[-1].result.origin == "from given weights"
+
+
+def printed_table(filled: render.Filled, width: int) -> str:
+    stream = io.StringIO()
+    render.print_table(filled, Console(width=width, file=stream), measured_only=True)
+    return stream.getvalue()
 
 
 def test_wandb_keeps_cells_from_given_weights_apart() -> None:

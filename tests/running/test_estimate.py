@@ -243,7 +243,7 @@ def test_with_given_weights_the_cheapest_stage_comes_first(
     assert f"  no: ESC-50 missing: {tmp_path / 'esc50'}" in first
     # Below it: what was found, among it the file of statistics, and the verdict.
     assert "no; computed from the evaluated data" in printed
-    assert printed.splitlines()[-1].startswith("no-go: 0 stages can run, 2 lack data")
+    assert printed.splitlines()[-1].endswith("no-go: 0 of 2 stages have what they read")
     # Two passes over the 2,000 files of ten windows, 2.88 GFLOP each.
     found = estimate(resolve("avid_cma", "esc50_svm", scale="paper"))
     assert found.steps == 40_000

@@ -20,6 +20,7 @@ from assemble.reporting.records import Record
 from assemble.stages import needs as needing
 from assemble.stages import plan as planning
 from assemble.stages import reproduce as schedule
+from assemble.stages.given import Given
 from assemble.stages.plan import Planned, fit_arguments, plan_stages, render_plan
 from assemble.stages.request import Selection
 from common.data.datasets.esc50 import write_esc50
@@ -110,7 +111,21 @@ def test_values_without_a_source_are_counted(tmp_path: Path, capsys: pytest.Capt
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path)
     schedule._announce(paper_named("mct"), plan_stages("mct", wanted), wanted, 1)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "no source" in line]
-    assert line.endswith(" values that no source gives: `assemble show mct/shared_128_128 --scale smoke` lists them")
+    assert line.endswith("; `assemble show mct/shared_128_128 --scale smoke` lists them")
+
+
+def test_the_command_for_memory_and_hours_names_the_given_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my weights"
+    folder.mkdir()
+    (folder / "a.pth").write_bytes(b"x")
+    given = {"avid": Given(folder / "a.pth", "https://example.org")}
+    wanted = Selection("paper", runs=tmp_path, data=tmp_path, stages=("esc@avid",), given=given)
+    planned = plan_stages("avid_cma", wanted)
+    schedule._announce(paper_named("avid"), planned, wanted, 1)
+    command = f"assemble plan avid --scale paper --hardware cpu --estimate --released '{folder}'"
+    assert f"  memory and hours: {command}\n" in capsys.readouterr().out
 
 
 def test_a_plan_as_commands(tmp_path: Path) -> None:

@@ -139,6 +139,7 @@ def test_tables_are_rehearsed_from_files_in_the_released_layouts(
     assert "AVID-CMA at scale paper: 4 stages, 2 given, 0 done, 2 to run" in printed
     assert "AVID-CMA: 2 of 2 stages passed" in printed
     assert "Transfer after pre-training on AudioSet, from the authors' weights (paper)" in printed
+    assert "A rehearsal: random weights and tiny data; the numbers mean nothing." in " ".join(printed.split())
     assert printed.count("† Measured here from the authors' weights, which we did not pre-train") == 2
     folder = tmp_path / "data" / "avid_cma" / "released"
     weights = read_checkpoint(folder / "AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar")["model"]
