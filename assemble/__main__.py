@@ -1,4 +1,4 @@
-"""`python -m assemble`: the command line."""
+"""Run the command line as `python -m assemble`."""
 
 import sys
 

@@ -510,9 +510,7 @@ def expand(
             near = nearest(name, {*source.stages, *needed})
             raise ReportingError(f"{source.path}: unknown stage {name!r}: {near}; {listed}")
         if source.stages[name].given and name not in given:
-            raise ReportingError(
-                f"{source.path}: no recipe trains {name!r}; name a file that stands for it with --given"
-            )
+            raise ReportingError(f"{source.path}: no recipe trains {name!r}; name a file that replaces it with --given")
         if tables or rows:
             raise ReportingError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
         _need(name, None, scale, source, needed)

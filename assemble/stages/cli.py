@@ -1,4 +1,4 @@
-"""LightningCLI over a merged configuration."""
+"""Build a stage from its merged configuration, with LightningCLI."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class StageCLI(LightningCLI):
         super()._dump_config()
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration with every default filled in, as plain data."""
+        """Return the configuration with all defaults, as plain data."""
         self._dump_config()
         model = self.config_dump["model"]
         model["init_args"] = {**(model.get("init_args") or {}), **self.stated_switches}
@@ -77,7 +77,7 @@ class StageCLI(LightningCLI):
 
 
 def _brief(error: Exception) -> str:
-    """jsonargparse's message, shortened to the field and its problem."""
+    """Shorten jsonargparse's message to the field and its problem."""
     lines = [line.strip().removeprefix("- ") for line in str(error).splitlines()]
     keys = [line.split('"')[1] for line in lines if line.startswith('Parser key "')]
     problem = "; ".join(dict.fromkeys(line for line in lines if line and not line.startswith(_NOISE)))
@@ -86,7 +86,7 @@ def _brief(error: Exception) -> str:
     return f"{'.'.join(keys)}: {problem}" if keys else problem
 
 
-#: jsonargparse's lines about trying types.
+#: Lines in which jsonargparse lists the types that it tried.
 _NOISE = (
     "Parser key", "Does not validate", "Subtypes:", "Errors:", "Problem with given class_path", "Given value",
     "For further", "Expected a <class 'NoneType'>",
@@ -110,7 +110,7 @@ class _Parsed(StageCLI):
 
 
 def check(request: StageRequest) -> None:
-    """Check names, types and ranges of a stage's configuration, and build only its loss, without storage."""
+    """Check names, types and ranges in a stage's configuration. Build only the loss, without storage."""
     run = request.configuration
     config = run.with_placeholders(DATA="data", RUN="run")
     parents = [Layer(f"tables.yaml, from {name}", place(config, name, None)) for name in request.parents]
@@ -120,13 +120,13 @@ def check(request: StageRequest) -> None:
         check_arguments(started, [*run.layers, *parents])
         _Parsed(config)
         for path, node in classes_in(config["model"]):
-            if path.rpartition(".")[2] == "loss":  # refuses what does not go together
+            if path.rpartition(".")[2] == "loss":  # it refuses arguments that don't fit together
                 try:
                     with torch.device("meta"):
                         class_at(node["class_path"])(**node.get("init_args") or {})
                 except ValueError:
                     raise
-                except Exception:  # needs storage or files: the stage builds it
+                except Exception:  # it needs storage or files, which only the stage has
                     continue
     except ValueError as error:
         raise ConfigurationError(f"{run.paper}/{run.recipe}: {error}") from None

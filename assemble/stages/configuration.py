@@ -10,8 +10,8 @@ A run is `paper` + `recipe` + `scale` + `hardware` + `seed` + overrides. Later l
     configs/<paper>/rehearsal.yaml       (in a rehearsal)
     --config FILE, then --key value      from the command line
 
-jsonargparse only checks the result: if it merged, a plan would import torch, and the old class's init arguments would
-remain when a layer changes `class_path`.
+jsonargparse only checks the result. If it merged the files, a plan would import torch, and a layer that changes
+`class_path` would keep the old class's init arguments.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from assemble.stages.recipes import REHEARSAL, hardware_layer, limit_devices, ov
 from common.errors import ConfigurationError, nearest
 from common.types import class_at
 
-#: Keys of a YAML layer for the stack itself, not for LightningCLI.
-#: `most_devices`: the most devices per node over which the recipe's groups of samples can be split.
+#: Keys of a YAML layer that only the stack reads, not LightningCLI.
+#: `most_devices` is the largest number of devices per node that can share the recipe's groups of samples.
 STACK_KEYS = ("extends", "trains", "start_from", "ours", "most_devices")
 _TOP_LEVEL = ("seed_everything", "trainer", "model", "data")
-#: Flags of `fit` beside the configuration, which may be misspelled.
+#: Flags of `fit` that set no field. An error suggests them for a misspelled key.
 _FLAGS = ("scale", "hardware", "seed", "isa", "runs", "unless_done", "print_config", "given", "config")
 
 
@@ -46,9 +46,9 @@ class RunConfiguration:
         layers: in merge order.
         config: mapping for LightningCLI; keeps the placeholders `$DATA` and `$RUN`, so it does not depend on paths.
         deviations: what the scale changes beyond sizes, each `{field, reason}`.
-        trains: False for evaluation recipes that only test, such as the SVM.
-        start_from: the parents' checkpoint to start from: `last` or the name of a kept one.
-        ours: dotted fields whose values no source of the paper gives (key `ours` of a recipe or base).
+        trains: False for recipes that only test, such as the SVM.
+        start_from: which checkpoint of the parents to start from: `last`, or the name of another one.
+        ours: dotted fields whose values the paper's sources don't give (key `ours` of a recipe or base).
     """
 
     paper: str
@@ -62,11 +62,11 @@ class RunConfiguration:
     ours: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """The stack in one line, in merge order."""
+        """List the layers in one line, in merge order."""
         return " < ".join(layer.name for layer in self.layers)
 
     def values_of_ours(self) -> dict[str, str]:
-        """Values of the fields in `ours` that are set; for a class, its name."""
+        """Return the values of the fields in `ours` that are set. For a class, return its name."""
         short = {short_name(path): str(value) for path, value in leaves(self.config)}
         short |= {
             path.removesuffix(".class_path"): value.rpartition(".")[2]
@@ -76,11 +76,11 @@ class RunConfiguration:
         return {name: short[name] for name in self.ours if name in short}
 
     def describe_ours(self) -> str:
-        """`values_of_ours` in one line, `field=value, ...`; may be empty."""
+        """Write `values_of_ours` in one line: `field=value, ...`, or nothing."""
         return ", ".join(f"{name}={value}" for name, value in self.values_of_ours().items())
 
     def with_placeholders(self, **values: str) -> dict[str, Any]:
-        """The config with `$NAME` replaced; see `substitute`."""
+        """Return the config with every `$NAME` replaced; see `substitute`."""
         return substitute(self.config, {"SEED": str(self.config["seed_everything"]), **values})
 
 
@@ -141,7 +141,7 @@ def resolve(
 
 
 def _for_lightning(merged: dict[str, Any], layers: list[Layer], changes: list[Layer], seed: int) -> dict[str, Any]:
-    """The checked part of a merged configuration that LightningCLI gets; `changes` are layers of stages and users."""
+    """Check a merged configuration and return LightningCLI's part. `changes` are layers of stages and users."""
     switches = _switches_of(merged, changes)
     config = copy.deepcopy({key: value for key, value in merged.items() if key not in (*STACK_KEYS, *SWITCHES)})
     config["seed_everything"] = seed
@@ -156,7 +156,7 @@ def _for_lightning(merged: dict[str, Any], layers: list[Layer], changes: list[La
 
 
 def _fold(*steps: Layer | Callable[[dict[str, Any]], Iterable[Layer]]) -> tuple[dict[str, Any], list[Layer]]:
-    """Merge layers in order; a function makes layers that depend on what was merged before."""
+    """Merge layers in order. A function gets the configuration merged so far, and makes layers from it."""
     config: dict[str, Any] = {}
     layers: list[Layer] = []
     for step in steps:
@@ -167,7 +167,7 @@ def _fold(*steps: Layer | Callable[[dict[str, Any]], Iterable[Layer]]) -> tuple[
 
 
 def _switches_of(config: dict[str, Any], layers: Iterable[Layer]) -> dict[str, Any]:
-    """The switches of a configuration; layers of stages and users may state them among the model's arguments, too."""
+    """Return a configuration's switches. Stages and users may also set them among the model's arguments."""
     switches = {name: config[name] for name in SWITCHES if name in config}
     for layer in layers:
         model = layer.content.get("model")
@@ -178,7 +178,7 @@ def _switches_of(config: dict[str, Any], layers: Iterable[Layer]) -> dict[str, A
 
 
 def take_switches(config: dict[str, Any]) -> tuple[dict[str, bool | str | int | None], dict[str, Any]]:
-    """The switches of a merged configuration, and the configuration without them."""
+    """Split a merged configuration into its switches and the rest."""
     arguments = (config.get("model") or {}).get("init_args") or {}
     switches = {name: arguments[name] for name in SWITCHES if name in arguments}
     if not switches:
@@ -209,14 +209,14 @@ def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[
 
 
 def _elsewhere(name: str, config: dict[str, Any], given: str = "") -> str:
-    """Hint where a misplaced field belongs; may be empty."""
+    """Suggest where a misplaced field belongs, or return nothing."""
     places = [path for path, _ in leaves(config) if path.rpartition(".")[2] == name and path not in (name, given)]
     flags = [f"--{short_name(path)}" for path in places[:3]]
     return f"did you mean {' or '.join(flags)}?" if flags else ""
 
 
 def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
-    """Refuse unknown top-level keys and bare values; names the layer and the nearest valid key."""
+    """Refuse unknown top-level keys and bare values. The error names the layer and the nearest valid key."""
     for key in map(str, config):
         if key not in _TOP_LEVEL:
             raise ConfigurationError(

@@ -1,10 +1,10 @@
 """Estimates memory, operations, steps and GPU hours of a stage from one training batch on tensors without storage.
 
-- memory: tensors alive at once in a step after the first, without library workspaces and allocator fragmentation.
+- memory: the most that live tensors take in a step after the first, without library workspaces and fragmentation.
 - loaders: batches that the loader processes of a node prepare (`loader_plan`).
 - operations: matrix products, convolutions and attention, forward and backward, by torch's FlopCounterMode.
 - steps: from the published sizes of the data sets.
-- hours: operations by a card's rate and an assumed utilization.
+- hours: operations divided by a card's rate and an assumed utilization.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Estimate:
 
 
 def one_core() -> Card:
-    """A core of this processor, by a product of two matrices in float32."""
+    """Measure a core of this processor with a product of two float32 matrices."""
     matrix, rate = torch.rand(1024, 1024), 0.0
     for _ in range(5):
         began = time.process_time()
@@ -122,7 +122,7 @@ def one_core() -> Card:
 
 
 def estimate_test(run: RunConfiguration) -> Estimate:
-    """Estimate a stage that only runs a frozen encoder; fitting to its features, such as an SVM, is not counted."""
+    """Estimate a stage that only runs a frozen encoder. Fits on its features, such as an SVM, are not counted."""
     if not hasattr(class_at(run.config["data"]["class_path"]), "test_example"):
         raise StageError(f"{run.recipe} does not train")
     mode, meter, counter = FakeTensorMode(), fake_step.MemoryMeter(), fake_step.operation_counter()
@@ -148,7 +148,7 @@ def estimate_test(run: RunConfiguration) -> Estimate:
 
 
 def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
-    """Estimate a stage; `size` is the batch on one device of one that trains, None for its share of the recipe's."""
+    """Estimate a stage. `size` is the batch on one device; None is the device's share of the recipe's batch."""
     if not run.trains:
         return estimate_test(run)
     training, meter, counter = fake_training(run, size)
@@ -159,7 +159,7 @@ def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
     accumulated = getattr(module, "batches_per_update", run.config["trainer"].get("accumulate_grad_batches", 1))
     devices = devices_of(run)
     gradients = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
-    # Several devices exchange a copy of the gradients; gradients of earlier batches wait through the next forward pass.
+    # Several devices exchange a copy of the gradients. Accumulated gradients stay during the next forward pass.
     copies = (devices > 1) + (accumulated != 1)
     convolution, products = _operations(counter)
     data, loader_bytes = training.data, 0
@@ -190,7 +190,7 @@ def fake_training(
     watch: AbstractContextManager[Any] | None = None,
     callbacks: Sequence[pl.Callback] = (StopAfter(1),),
 ) -> tuple[SyntheticTraining, fake_step.MemoryMeter, FlopCounterMode]:
-    """Train without storage, as on CUDA; `watch` is active during the training."""
+    """Train on tensors without storage, as on CUDA. `watch` is active during the training."""
     if not run.trains:
         raise StageError(f"{run.recipe} does not train")
     mode = FakeTensorMode(allow_non_fake_inputs=device == CPU)
@@ -217,7 +217,7 @@ def fake_training(
 
 
 def _operations(counter: FlopCounterMode) -> tuple[int, int]:
-    """Counted operations of convolutions, and of all else."""
+    """Return the counted operations of convolutions, and of everything else."""
     counts = counter.get_flop_counts().get("Global", {})
     convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
     return convolution, sum(counts.values()) - convolution
@@ -239,19 +239,19 @@ def _steps(run: RunConfiguration, batches: int | None, accumulated: float) -> in
 
 
 def size_text(count: float) -> str:
-    """`512 MB` or `31.4 GB`, in powers of 1000."""
+    """Write bytes as `512 MB` or `31.4 GB`, in powers of 1000."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def hours_text(hours: float | None) -> str:
-    """`0.4`, `12`, `1,530`, or a dash for None."""
+    """Write hours as `0.4`, `12` or `1,530`, and None as a dash."""
     if hours is None:
         return "-"
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
 
 
 def _estimates(runs: Mapping[str, RunConfiguration]) -> Iterator[tuple[str, Estimate | StageError]]:
-    """Every stage's estimate, or why there is none; stages of equal configuration are estimated once."""
+    """Yield every stage's estimate, or why there is none. Stages of equal configuration are estimated once."""
     estimates: dict[str, Estimate | StageError] = {}
     for name, run in runs.items():
         key = config_hash(run.config, IGNORED_KEYS | SEED_KEYS) + str(devices_of(run))
@@ -263,14 +263,14 @@ def _estimates(runs: Mapping[str, RunConfiguration]) -> Iterator[tuple[str, Esti
         yield name, estimates[key]
 
 
-#: Hours on one core up to which a stage counts as one for a CPU.
+#: The table says that a CPU can run a stage if it takes at most this many hours on one core.
 CPU_HOURS = 24
 
 
 def cheapest_first(
     runs: Mapping[str, RunConfiguration], utilization: float, verdicts: Mapping[str, str]
 ) -> Iterator[str]:
-    """A table of memory and hours, cheapest stage first, with what a CPU can do and each stage's verdict."""
+    """Yield a table of stages, cheapest first: hours, whether a CPU can run them, memory and verdict."""
     card, core = CARDS[1], one_core()
     costs: dict[str, list[float | None]] = {}
     for name, needs in _estimates(runs):
@@ -294,7 +294,7 @@ def cheapest_first(
 
 
 def estimate_lines(runs: Mapping[str, RunConfiguration], utilization: float) -> Iterator[str]:
-    """A table of a plan's stages, line by line; `utilization` is the assumed fraction of a card's matrix rate."""
+    """Yield a table of a plan's stages. `utilization` is the assumed fraction of a card's matrix rate."""
     width = max(map(len, runs), default=0)
 
     def line(name: str, values: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Where a number of a table comes from: its draws, stages, differences, code and command."""
+"""Explain where a table's number comes from: its draws, stages, differences, code and command."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOT_COMPARED = IGNORED_KEYS | SEED_KEYS
 
 @dataclass(frozen=True)
 class Explanation:
-    """A `cell` at one scale with the `records` behind it, and the cell as `recorded`."""
+    """A `cell` at one scale, the `records` behind it, and the same cell of the recorded runs (`recorded`)."""
 
     source: Tables
     table: Table
@@ -50,7 +50,7 @@ class Explanation:
 
     @cached_property
     def stages(self) -> list[StageRequest]:
-        """The stages that fill the cell, after those that they start from."""
+        """Return the stages behind the cell, parents first."""
         return self._chain(self.row)
 
     def _instances(self, row: Row) -> list[str]:
@@ -63,16 +63,16 @@ class Explanation:
         return requests_for(self.source.paper, instances, Selection(self.scale), 0)
 
     def _records_of(self, stage: StageRequest) -> list[Record]:
-        """Newest first."""
+        """Return a stage's records, newest first."""
         return sorted((r for r in self.records if r.stage == stage.stage), key=lambda r: r.started, reverse=True)
 
     def _config(self, stage: StageRequest) -> dict[str, Any]:
-        """The measured configuration, else the recipe's."""
+        """Return the newest record's configuration, or the recipe's if there is no record."""
         records = self._records_of(stage)
         return records[0].config if records else stage.configuration.config
 
     def stage_rows(self) -> list[tuple[str, ...]]:
-        """Stage, recipe, what it starts from, configuration hash, median minutes, revision."""
+        """Return each stage's name, recipe, parents, configuration hash, median minutes and revision."""
         rows: list[tuple[str, ...]] = []
         for stage in self.stages:
             records, start = self._records_of(stage), stage.configuration.start_from
@@ -89,13 +89,13 @@ class Explanation:
 
     @property
     def neighbor(self) -> Row | None:
-        """The nearest row above with this metric, or below for the first row."""
+        """Return the nearest row above that has this metric. For the first row, return the nearest below."""
         rows = [row for row in self.table.rows_at(self.scale) if self._instances(row)]
         place = rows.index(self.row)
         return rows[place - 1] if place else next(iter(rows[1:]), None)
 
     def differences_from(self, neighbor: Row) -> list[tuple[str, str, str]]:
-        """Fields in which the rows' models differ, with both values; of the last stages if the models are the same."""
+        """Return the fields in which two rows' models differ. If the models are equal, compare the last stages."""
 
         def fields(row: Row) -> dict[str, str]:
             chain = self._chain(row)
@@ -107,7 +107,7 @@ class Explanation:
         return _differences(fields(self.row), fields(neighbor))
 
     def differences_from_paper(self) -> list[tuple[bool, str, str, str, str]]:
-        """Whether a field is declared as a deviation, stage, field, value here, value at paper scale; no stand-ins."""
+        """Return (declared deviation or not, stage, field, value here, value at paper scale). Skip `stand_ins`."""
         rows = []
         for stage in self.stages:
             if stage.stage not in self.stand_ins:
@@ -121,17 +121,17 @@ class Explanation:
 
     @property
     def stand_ins(self) -> list[str]:
-        """Stages whose recipes exist only below paper scale, in place of released files."""
+        """Return the stages that replace released files: their recipes exist only below paper scale."""
         published = {stage.recipe for stage in self.source.stages.values() if "paper" in stage.scales}
         return [stage.stage for stage in self.stages if stage.recipe not in published]
 
     def measuring_classes(self) -> list[str]:
-        """Import paths of the modules that measure the cell."""
+        """Return the import paths of the modules that measure the cell."""
         measuring = (stage for stage in self.stages if stage.stage in self.cell.instances)
         return list(dict.fromkeys(str(self._config(stage)["model"]["class_path"]) for stage in measuring))
 
     def commands(self) -> list[str]:
-        """Commands that reproduce the draws, one per instruction set."""
+        """Return the commands that reproduce the draws, one per instruction set."""
         words = ["assemble", "reproduce", paper_named(self.source.paper).short, "--scale", self.scale]
         words += ["--stages", *self.cell.instances]
         seeds: dict[str, list[str]] = {}
@@ -144,9 +144,9 @@ class Explanation:
 
 
 def explain(paper: str, table: str, row: str, metric: str, scale: str | None, run: Path | None) -> Explanation:
-    """Find a cell by the names of its table, row and metric, at a scale or at the largest measured one.
+    """Find a cell by its table, row and metric. Without a scale, take the largest one that was measured.
 
-    `run`, a run's folder or a folder of runs, replaces the recorded runs.
+    `run` (a run's folder, or a folder of runs) replaces the recorded runs.
     """
     source = load(paper)
     place = _named(f"table of {source.paper}", source.tables, table, "id", "title")
@@ -183,20 +183,20 @@ def _named(what: str, parts: Sequence[PartT], name: str, *fields: str) -> PartT:
 
 
 def _of_run(run: Path, paper: str) -> list[Record]:
-    """Records of the draw that a run's folder belongs to, or those in a folder of runs."""
+    """Return the records in a folder of runs. For the folder of one run, return all records of its draw."""
     folder = run.resolve()
     if not (folder / RECORD_FILE).is_file():
         return find(folder, paper)
     record = read(folder / RECORD_FILE)
 
     identity = record.draw, bool(record.given)
-    # A copy of a run's folder may be anywhere.
+    # If the folder was copied out of its folder of runs, only its record is found.
     beside = find(folder.parents[:4][-1], paper, record.scale)
     return [record for record in beside if (record.draw, bool(record.given)) == identity] or [record]
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, str]:
-    """The fields of a configuration that may change results, as text; classes without their module."""
+    """Return as text the fields of a configuration that may change results. Omit the modules of classes."""
     return {
         name: re.sub(r"^(?:common|papers)\.[\w.]+\.(\w+)$", r"\1", text_of(value))
         for name, value in flat(config).items()

@@ -1,4 +1,4 @@
-"""Writes the trained model of a stage as an export: a folder with weights, record and model card."""
+"""Write a stage's trained model as an export: a folder with weights, record and model card."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from common.models.trained import RECORD, TrainedModel, save
 
 
 def write_export(model: type[TrainedModel], checkpoint: Path, output: Path, repo: str | None = None) -> Path:
-    """Write the model of a stage or an export to a new folder; the model card names `repo`, its Hub name."""
+    """Write the model of a stage or an export to a new folder. The model card names `repo` on the Hub."""
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise StageError(f"--output {output} exists: give a new folder, or delete it first")
     trained = model.read(checkpoint)
     if trained.record is None:
-        raise StageError(f"{checkpoint}: the stage has no record yet, which an export needs; let it finish first")
+        raise StageError(f"{checkpoint}: the stage has no record yet, and an export needs one: let it finish first")
     with parsing(Path(trained.where).with_name(RECORD), StageError):
         record = without_folders(Record.from_json(trained.record))
         card = model_card(record, output.name, model, model.card_usage(trained), repo)

@@ -1,4 +1,4 @@
-"""A training step on tensors without storage, and the memory that real ones would take."""
+"""Run a training step on tensors without storage, and count the memory that real tensors would take."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class MemoryMeter(TorchDispatchMode):
         return result
 
     def add(self, tree: Any) -> None:
-        """Count the storages of a tree of tensors that are not counted yet."""
+        """Count the storages in a tree of tensors, each only once."""
         for tensor in tree_leaves(tree):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._known:
                 size = self._known[storage] = storage.nbytes()
@@ -46,22 +46,22 @@ class MemoryMeter(TorchDispatchMode):
         self.now -= size
 
 
-#: What autocast computes in float32 on CUDA but not on the CPU: aten/src/ATen/autocast_mode.h.
+#: Operators that autocast computes in float32 on CUDA but not on the CPU; see aten/src/ATen/autocast_mode.h.
 FLOAT32_ON_CUDA = (
     "cumsum", "exp", "group_norm", "layer_norm", "linalg_vector_norm", "log", "log1p", "log_softmax.int", "logsumexp",
     "native_layer_norm", "norm.Scalar", "norm.ScalarOpt_dim", "pow.Scalar", "pow.Tensor_Scalar", "pow.Tensor_Tensor",
     "reciprocal", "rms_norm", "rsqrt", "softmax.int", "softplus", "sum", "sum.dim_IntList", "upsample_bilinear2d",
     "upsample_nearest2d",
 )  # fmt: skip
-#: The reverse: what autocast computes in float32 only on the CPU.
+#: Operators that autocast computes in float32 only on the CPU.
 FLOAT32_ON_CPU = ("adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "max_pool3d")
 
 
 @contextmanager
 def memory_of_cuda() -> Iterator[None]:
-    """Let tensors of the CPU take the memory that they would on CUDA: precisions of autocast, masks of dropout.
+    """Let CPU tensors take as much memory as on CUDA, with CUDA's precisions in autocast and its dropout masks.
 
-    Tensors of the device cuda would need its driver for their backward pass.
+    CUDA tensors can't replace them: their backward pass needs the driver.
     """
     autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
@@ -94,7 +94,7 @@ def fused_attention() -> Iterator[None]:
     """Compute attention without storing the attention matrix, like a GPU's fused kernel.
 
     The CPU only fuses attention without dropout, so this removes dropout, which changes neither shapes nor counts. A
-    function mode would be off while the backward pass recomputes a block.
+    torch function mode can't do this, since it is off while the backward pass recomputes a block.
     """
     attend = F.scaled_dot_product_attention
 
@@ -111,7 +111,7 @@ def fused_attention() -> Iterator[None]:
 
 
 def operation_counter() -> FlopCounterMode:
-    """torch's counter, extended by the CPU's fused attention."""
+    """Return torch's counter of operations, which here also counts the CPU's fused attention."""
 
     def forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)
@@ -125,7 +125,7 @@ def operation_counter() -> FlopCounterMode:
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
     counter = FlopCounterMode(display=False, custom_mapping=fused)
-    # In place of the tracker of modules, whose hooks would keep recomputed tensors alive.
+    # Replace the tracker of modules: its hooks would keep recomputed tensors alive.
     tracker: Any = nullcontext()
     tracker.parents = ("Global",)
     counter.mod_tracker = tracker
@@ -149,12 +149,12 @@ def deep_copies_without_storage() -> Iterator[None]:
 
 
 def empty_copy(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor without values; a small one that keeps its values, as fake ones do, could not leave the host."""
+    """Return a tensor without values. Small fake tensors keep their values and therefore can't leave the host."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
 def place(module: nn.Module, device: torch.device) -> None:
-    """Move weights and buffers, whose ties last; torch's own move would need the tensors' storage."""
+    """Move weights and buffers, and keep tied tensors tied. `Module.to` would need the tensors' storage."""
     moved: dict[int, Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
@@ -168,10 +168,10 @@ def place(module: nn.Module, device: torch.device) -> None:
 
 
 class FakeDevice(SingleDeviceStrategy):
-    """A device on which modules already are: see `place`."""
+    """Moves nothing, since `place` already moved the module to the device."""
 
     def setup_environment(self) -> None:
-        """Ask no accelerator."""
+        """Set up no accelerator."""
 
     def model_to_device(self) -> None:
         """Move nothing."""

@@ -1,4 +1,4 @@
-"""The folder of a stage: its lock, and which run it holds.
+"""Lock a stage's folder, and manage which run it holds.
 
 `runs/<paper>/<scale>/seed<k>/<stage>/` (`seed<k>-<isa>` with another rounding) holds `identity.json` (which run it is),
 `config.yaml` (resolved), `checkpoints/last.ckpt`, `metrics.csv`, `media/`, `wandb/` and, when finished, `record.json`.
@@ -60,7 +60,7 @@ def claimed(request: StageRequest) -> Iterator[None]:
 
 
 def prepare_folder(request: StageRequest, unless_done: bool = False) -> None:
-    """Make room for the stage's run, unless its folder already holds it, and write `identity.json`."""
+    """Move another run out of the stage's folder, and write `identity.json`."""
     if not is_main_process():
         _wait_for_main_process(request)
         return
@@ -81,9 +81,9 @@ def prepare_folder(request: StageRequest, unless_done: bool = False) -> None:
 
 
 def _make_room(request: StageRequest) -> str:
-    """Move another run out of the stage's folder, bring an earlier one of this stage back, and return what to print.
+    """Move another run out of the stage's folder, restore an earlier run of this stage, and return what to print.
 
-    A run moves to `<stage>.previous-<time>`, and nothing overwrites it. One that saved no checkpoint is deleted.
+    The run moves to `<stage>.previous-<time>`, and nothing overwrites it. A run without a checkpoint is deleted.
     """
     folder, identity = request.directory, identity_of(request.directory)
     aside = folder.with_name(f"{folder.name}{SET_ASIDE}-{datetime.now():%Y%m%d-%H%M%S-%f}")
@@ -112,7 +112,7 @@ def _write_identity(request: StageRequest) -> None:
         earlier = identity_of(request.directory).get("code", {})
         if changed := code.differing(earlier, sources):
             changes = code.changed_text(changed)
-            print(f"  {request.stage}: continues what other code trained: {changes}", file=sys.stderr)
+            print(f"  {request.stage}: continues a run that other code began: {changes}", file=sys.stderr)
         sources = code.joined(earlier, sources)
     identity = {
         "lineage_hash": request.lineage,
@@ -125,7 +125,7 @@ def _write_identity(request: StageRequest) -> None:
 
 
 def _digest_of(field: str, child: StageRequest) -> str:
-    """The digest of the checkpoint that fills a field, which must be the one that the parent's record states."""
+    """Return the digest of the checkpoint that fills a field. Refuse one that the parent's record doesn't state."""
     name, parent, path = child.configuration.start_from, child.parents[field], child.start(field)
     assert path is not None
     record = finished_record(parent)

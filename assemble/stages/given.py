@@ -1,4 +1,4 @@
-"""Given stages: a file, the authors' weights or any checkpoint, stands for a stage, which then is not trained."""
+"""Replace stages by files, such as the authors' weights or a checkpoint. These stages are `given`: not trained."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.files import digest, wrong_checksum
 
 @dataclass(frozen=True)
 class Given:
-    """The file that stands for a stage.
+    """The file that replaces a stage.
 
     Attributes:
         source: where the authors publish it; empty for a file that the user named with `--given`.
@@ -27,7 +27,7 @@ class Given:
     beside: Mapping[str, str] = field(default_factory=dict)
 
     def fill(self, name: str) -> Path | None:
-        """The file for a configuration field; None if another released file should fill it and is missing."""
+        """Return the file for a configuration field. None if the field needs another released file that is missing."""
         if name not in self.beside or self.path.suffix == ".ckpt":  # our checkpoints hold everything
             return self.path
         neighbor = self.path.with_name(self.beside[name])
@@ -39,7 +39,7 @@ class Given:
         return lineage_hash("given", {name: digest(path, "sha256") for name, path in {"": self.path, **files}.items()})
 
     def recorded(self) -> dict[str, str]:
-        """The entry of a record."""
+        """Return the entry for a record."""
         source = {"source": self.source} if self.source else {}
         return {"file": self.path.name, "sha256": digest(self.path, "sha256"), **source}
 
@@ -47,7 +47,7 @@ class Given:
 def find_given(
     source: Tables, scale: str, released: Path | None, named_files: Sequence[str]
 ) -> tuple[dict[str, Given], tuple[str, ...]]:
-    """The stages with files in a folder of released weights, or named as `stage=FILE`, and those without their file."""
+    """Find stages with a file in a folder of released weights or as `stage=FILE`. Also list those without a file."""
     given: dict[str, Given] = {}
     if released is not None:
         short = paper_named(source.paper).short
@@ -83,9 +83,9 @@ def find_given(
 
 
 def started(instances: Sequence[StageInstance], given: Collection[str], absent: Collection[str]) -> list[StageInstance]:
-    """The given stages that something starts from, all that starts from them, and what that needs besides.
+    """Select the stages that start from given ones, directly or indirectly, and all other stages that these need.
 
-    Stages whose released file is absent are left out, with all that starts from them.
+    Leave out stages whose released file is absent, and all stages that start from them.
     """
     from_given, left_out = set(given), set(absent)
     for instance in instances:  # parents first
@@ -102,7 +102,7 @@ def started(instances: Sequence[StageInstance], given: Collection[str], absent: 
 
 
 def given_lines(released: Mapping[str, Released], given: Mapping[str, Given], absent: Mapping[str, int]) -> list[str]:
-    """The table of given stages; `absent` counts the stages that start from each one whose file is missing."""
+    """Write a table of given stages. For each missing file, `absent` counts the stages that start from it."""
     rows = [("given", "file", "from")]
     rows += [
         (stage, file.path.name, released[stage].origin if file.source else "your file") for stage, file in given.items()

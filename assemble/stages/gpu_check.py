@@ -40,10 +40,10 @@ def measure(
     size: int | None = None,
     arguments: Sequence[str] = (),
 ) -> tuple[Record, dict[str, float]]:
-    """Measure 20 batches (2 at smoke) of a recipe's training, then profile as many, at most 5.
+    """Time 20 batches (2 at smoke) of a recipe's training, then profile up to 5 more.
 
     Args:
-        recipe: one that trains; None for the paper's main one.
+        recipe: a recipe that trains; None for the paper's main recipe.
         size: samples per batch; None for an eighth of the recipe's batch.
 
     Returns:
@@ -118,7 +118,7 @@ def measure(
 
 
 def matrix_rate(device: str, precision: str, side: int) -> float:
-    """Operations per second of a product of two square matrices, in the trainer's precision for products."""
+    """Measure the operations per second of a product of square matrices, in the trainer's precision."""
     dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.partition("-")[0], torch.float32)
     left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     timer = benchmark.Timer("left @ right", globals={"left": left, "right": right}, num_threads=torch.get_num_threads())
@@ -171,7 +171,7 @@ class _Watch(Callback):
         return [a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in pairs]
 
     def kernels(self) -> dict[str, float]:
-        """Seconds of each kernel in a step, longest first; on the CPU of each operation."""
+        """Return the seconds of each kernel in a step, longest first. On the CPU, return those of each operation."""
         seconds: Counter[str] = Counter()
         for event in self._profiler.key_averages():
             if self.cuda:

@@ -1,4 +1,4 @@
-"""Who started this process, and whether the number of processes matches the configuration."""
+"""Recognize rank 0, and check that the number of processes matches the configuration."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from common.errors import StageError
 
-#: SLURM job names with which Lightning starts its processes itself.
+#: In SLURM jobs with these names, Lightning starts the processes itself.
 _INTERACTIVE = ("bash", "interactive")
 
 
 def is_main_process() -> bool:
-    """Whether this is rank 0, which manages folders; torchrun's rank takes precedence over SLURM's."""
+    """Check whether this is rank 0, which manages folders. Torchrun's rank takes precedence over SLURM's."""
     names = ("RANK",) if "TORCHELASTIC_RUN_ID" in os.environ else ("LOCAL_RANK", "RANK", "SLURM_PROCID")
     return all(int(os.environ.get(name, "0")) == 0 for name in names)
 

@@ -1,4 +1,4 @@
-"""YAML layers of a configuration: reading, merging, and finding fields in them."""
+"""Read and merge the YAML layers of a configuration, and find fields in them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_g
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML layer; cached, so do not change the result."""
+    """Read one YAML layer. The result is cached, so don't change it."""
     return _loaded(path, tuple(stamp_of(path)))
 
 
@@ -36,9 +36,9 @@ def _loaded(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
 
 
 def merge(base: Any, layer: Any) -> Any:
-    """Merge `layer` over `base` without changing either: mappings key by key, anything else replaces.
+    """Merge `layer` over `base` without changing either. Mappings merge key by key; other values are replaced.
 
-    Another `class_path` replaces its whole mapping, dropping the old class's init arguments. `name+` appends to `name`.
+    A new `class_path` replaces the whole mapping, with the old class's init arguments. `name+` appends to `name`.
     """
     if not (isinstance(base, dict) and isinstance(layer, dict)):
         return layer
@@ -56,7 +56,7 @@ def merge(base: Any, layer: Any) -> Any:
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """All (dotted path, value) pairs of a nested mapping; lists and empty mappings are leaves."""
+    """Yield the (dotted path, value) pairs of a nested mapping. Lists and empty mappings are values."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
@@ -87,7 +87,7 @@ def substitute(tree: Any, values: dict[str, str]) -> Any:
 
 
 def reach(config: dict[str, Any], dotted: str) -> tuple[list[str], Any]:
-    """The keys to a field, with `init_args` inserted below a class, as LightningCLI does; its value, or None."""
+    """Return the keys to a field, and its value or None. Insert `init_args` below a class, as LightningCLI does."""
     path: list[str] = []
     node: Any = config
     for part in dotted.split("."):
@@ -100,16 +100,16 @@ def reach(config: dict[str, Any], dotted: str) -> tuple[list[str], Any]:
 
 
 def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """A nested mapping that sets a field; without a `class_path` in it, merge() keeps the class."""
+    """Return a nested mapping that sets a field. It names no class, so that `merge` keeps the class."""
     for part in reversed(reach(config, dotted)[0]):
         value = {part: value}
     return value
 
 
 def classes_in(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]]:
-    """Every mapping that names a class, with its dotted path."""
+    """Yield every mapping that names a class, with its dotted path."""
     if isinstance(node, dict):
-        if "." in str(node.get("class_path", "")):  # LightningCLI resolves short names
+        if "." in str(node.get("class_path", "")):  # skip short names, which LightningCLI resolves
             yield path, node
         for key, value in node.items():
             yield from classes_in(value, f"{path}.{key}" if path else str(key))
@@ -119,7 +119,7 @@ def classes_in(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]
 
 
 def origin(dotted: str, layers: Sequence[Layer]) -> str:
-    """The last layer that sets a dotted path, or adds to it."""
+    """Name the last layer that sets a dotted path or appends to it."""
     for layer in reversed(layers):
         node: Any = layer.content
         for part in dotted.split("."):

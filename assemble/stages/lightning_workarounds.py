@@ -40,7 +40,7 @@ def import_lightning() -> None:
 
     imports.RequirementCache.__bool__ = is_met  # type: ignore[method-assign, assignment]
     imports.package_available = lambda name: name not in LEFT_OUT and available(name)  # type: ignore[assignment]
-    gc.disable()  # modules stay loaded, so looking for garbage among them would only take a fifth of the time
+    gc.disable()  # looking for garbage among modules, which stay loaded, would take a fifth of the time
     try:
         importlib.import_module("lightning.pytorch")
     finally:
@@ -69,7 +69,7 @@ def quiet_lightning() -> None:
         ".*broadcast_buffers. is deprecated.*",  # its successor broadcasts banks and queues at the start
         ".*recommended to use .self.log.*sync_dist=True.*",  # logged values were gathered from all ranks
         ".*dataloader is not resumable.*",  # ours is: the sampler starts at the step of the checkpoint
-        "The `srun` command is available.*",  # without it a stage runs on this machine alone, as asked
+        "The `srun` command is available.*",  # the user chose to run the stage without it, on this machine alone
         "Be aware that when using `ckpt_path`.*",  # a test of a checkpoint needs no training callbacks
     ):
         warnings.filterwarnings("ignore", message=message)
@@ -78,7 +78,7 @@ def quiet_lightning() -> None:
 def leave_signals_to_us(trainer: pl.Trainer) -> None:
     """Keep Lightning 2.6 from handling signals: it would save in the middle of a step and call collectives.
 
-    It also broadcasts a flag for SIGTERM before each batch, which syncs the device; nothing sets that flag here.
+    Also stop it from broadcasting a SIGTERM flag before each batch: that syncs the device, and nothing sets the flag.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
@@ -87,7 +87,7 @@ def leave_signals_to_us(trainer: pl.Trainer) -> None:
 def write_last_checkpoint_last(trainer: pl.Trainer) -> None:
     """Write the checkpoint to resume from after the others: Lightning 2.6 writes them in the order of the callbacks.
 
-    A run that is killed in between then resumes before that step, and writes the others again.
+    If a run is killed in between, it resumes from an earlier step and writes the others again.
     """
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -96,9 +96,9 @@ def write_last_checkpoint_last(trainer: pl.Trainer) -> None:
 
 
 def end_training_without_steps(trainer: pl.Trainer) -> None:
-    """Run the hooks of a training that resumes with no step left: Lightning 2.6 skips them.
+    """Run the training hooks when a run resumes with no step left: Lightning 2.6 skips them.
 
-    `on_train_end` keeps the best weights.
+    One of them, `on_train_end`, keeps the best weights.
     """
     loop = trainer.fit_loop
     run = loop.run
@@ -123,9 +123,9 @@ def end_training_without_steps(trainer: pl.Trainer) -> None:
 
 
 def whole_number_limits(trainer: dict[str, Any] | None) -> dict[str, int]:
-    """The `limit_..._batches` that are whole numbers, to pass to the trainer past jsonargparse.
+    """Return the `limit_..._batches` that are whole numbers, to give them to the trainer without jsonargparse.
 
-    jsonargparse makes 1 a 1.0, since Lightning 2.6 annotates these as `int | float`; 1.0 means a whole epoch.
+    Lightning 2.6 annotates them as `int | float`, so jsonargparse turns 1 (a batch) into 1.0 (a whole epoch).
     """
     settings = (trainer or {}).items()
     return {name: value for name, value in settings if name.startswith("limit_") and type(value) is int}

@@ -1,4 +1,4 @@
-"""Runs stages on a GPU as the CPU does, for `assemble verify --device cuda`: only rounding may differ."""
+"""Make a GPU compute what the CPU does, up to rounding, for `assemble verify --device cuda`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 @contextmanager
 def like_cpu(tf32: bool = False) -> Iterator[None]:
-    """Draw random numbers on the CPU, and compute float32 products in float32 or, with `tf32`, from rounded factors.
+    """Draw random numbers on the CPU, and compute float32 products at full precision (or in TF32, if `tf32`).
 
-    It applies to this thread, in which the stages must run.
+    This only affects the current thread, so the stages must run in it.
     """
     cudnn: Any = torch.backends.cudnn
     backends: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
@@ -28,7 +28,7 @@ def like_cpu(tf32: bool = False) -> Iterator[None]:
 
 
 class DrawsOnCPU(TorchDispatchMode):
-    """Draws every random number, such as the mask of dropout, on the CPU: a GPU's generator draws others."""
+    """Draws all random numbers on the CPU, such as dropout masks, because a GPU's generator draws others."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

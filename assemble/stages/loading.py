@@ -20,7 +20,7 @@ _BATCH = 4
 
 
 def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) -> str:
-    """Samples per second of one thread, over at least `seconds` of CPU time after the first batch."""
+    """Measure the samples per second of one thread, over at least `seconds` of CPU time after the first batch."""
     section = run.with_placeholders(DATA=str(data), RUN=str(cache_folder()))["data"]
     arguments = {**section["init_args"], "num_workers": 0, "batch_size": _BATCH}
     module = instantiate({**section, "init_args": arguments}, pl.LightningDataModule)
@@ -50,6 +50,6 @@ def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) ->
 
 
 def _bytes_read() -> int:
-    """Bytes that this process has read from files, cached or not; 0 outside Linux."""
+    """Return how many bytes this process has read from files, cached or not; 0 outside Linux."""
     counts = Path("/proc/self/io")
     return int(counts.read_text().split()[1]) if counts.exists() else 0

@@ -1,4 +1,4 @@
-"""Loggers of a stage: an append-only metrics file that survives a kill, and Weights & Biases (offline by default)."""
+"""Log a stage to an append-only metrics file, which survives a kill, and to Weights & Biases (default: offline)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class MetricsFile(Logger):
         return str(self._path.parent)
 
     def drop_after(self, step: int) -> None:
-        """Drop rows of steps greater than `step` (-1 for all), and those of a test. Steps start at 0."""
+        """Drop the rows after `step` (-1 drops all), and the rows of a test. Steps start at 0."""
         if not self._path.exists():
             return
         with parsing(self._path, StageError), open_regular(self._path, "r", encoding="utf-8", newline="") as file:
@@ -79,15 +79,15 @@ _say_once = functools.cache(_say)
 
 
 def _asked_mode() -> str:
-    """`WANDB_MODE`, else `online` for a sweep's agent; empty if nobody asked for W&B."""
+    """Return `WANDB_MODE`, or `online` in a sweep's agent, or nothing if the user asked for no mode."""
     return os.environ.get("WANDB_MODE", "").strip().lower() or ("online" if os.environ.get("WANDB_SWEEP_ID") else "")
 
 
 def wandb_mode() -> str:
-    """The requested mode; `offline` by default, and if there is no key or the server does not answer."""
+    """Return the requested mode. Use `offline` by default, without a key, or if the server does not answer."""
     mode = _asked_mode()
     if not mode:
-        if multiprocessing.parent_process() is None:  # not in every worker
+        if multiprocessing.parent_process() is None:  # once, not in every worker
             _say_once("W&B: logging offline; WANDB_MODE=online logs live, `wandb sync` uploads later")
         return "offline"
     os.environ["WANDB_MODE"] = mode  # the client only accepts lowercase
@@ -97,7 +97,7 @@ def wandb_mode() -> str:
     return mode
 
 
-#: Turned off for short runs, where these are useless and can take longer than the run.
+#: Settings for short runs. They turn off what is useless there and can take longer than the run.
 _QUIET: dict[str, Any] = {
     "console": "off", "x_disable_stats": True, "x_disable_meta": True, "disable_git": True,
     "x_disable_machine_info": True, "x_save_requirements": False,
@@ -105,7 +105,7 @@ _QUIET: dict[str, Any] = {
 
 
 class StageWandbLogger(WandbLogger):
-    """The W&B run of a stage; W&B errors never stop the stage. `first` numbers its first row after earlier files."""
+    """Logs a stage to W&B, whose errors never stop the stage. `first` is the number of its first row."""
 
     def __init__(self, run: Any, directory: Path, first: int = 0) -> None:
         super().__init__(experiment=run, save_dir=str(directory))
@@ -146,20 +146,20 @@ class StageWandbLogger(WandbLogger):
 
 
 def _earlier(directory: Path) -> list[Path]:
-    """Files of a stage's W&B runs so far, oldest first."""
+    """Return the files of a stage's earlier W&B runs, oldest first."""
     return sorted(
         directory.glob("wandb/*run-*/run-*.wandb"), key=lambda path: path.parent.name.removeprefix("offline-")
     )
 
 
 def own_id(directory: Path, stem: str) -> str:
-    """The id of an earlier run in this folder, else a new one: teammates may run the same stage on the same server."""
+    """Return the id of an earlier run in this folder, or a new one that differs from those of teammates."""
     ids = [path.stem.removeprefix("run-") for path in _earlier(directory)]
     return next((name for name in reversed(ids) if name.startswith(stem)), f"{stem[:120]}-{secrets.token_hex(2)}")
 
 
 def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWandbLogger | None:
-    """The W&B run of one stage; None if W&B is disabled or cannot start. If online fails, it starts offline.
+    """Start the W&B run of one stage, offline if online fails. Return None if W&B is disabled or cannot start.
 
     Args:
         directory: parent of the `wandb/` folder.
@@ -183,8 +183,8 @@ def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWan
 
 
 def _start(directory: Path, mode: Any, whole: bool, about: Mapping[str, Any]) -> StageWandbLogger:
-    if mode == "offline" and _asked_mode() != "online":  # else only this stage is offline
-        # Before the import, and for all processes: W&B's telemetry and error reports only read the environment.
+    if mode == "offline" and _asked_mode() != "online":  # if online failed, only this stage is offline
+        # Set these before the import: W&B's telemetry and error reports only read the environment.
         os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
     import wandb
 
@@ -216,7 +216,7 @@ def _start(directory: Path, mode: Any, whole: bool, about: Mapping[str, Any]) ->
 
 
 def _end_service() -> None:
-    """End W&B's process; if a signal did so, this prevents a traceback when Python ends."""
+    """End W&B's process. If a signal already ended it, this prevents a traceback when Python exits."""
     with suppress(Exception, SystemExit):
         import wandb
 
@@ -224,20 +224,20 @@ def _end_service() -> None:
 
 
 def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str:
-    """Name of a run, such as `avid-mini-s0-sse41`; shows overrides (`temperature=0.1`) instead of their digest."""
+    """Name a run, such as `avid-mini-s0-sse41`. Write overrides (`temperature=0.1`) instead of their digest."""
     overrides = short_overrides(arguments)
     base = stage.partition("+")[0] if overrides else stage
     return " ".join([f"{base}-{scale}-{draw}", *overrides])[:128]
 
 
 def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
-    """Log files that the run used or made as artifacts by reference; the same name and file is one version."""
+    """Log files that the run used or made, as artifacts by reference. The same file again makes no new version."""
     import wandb
 
     def note(name: str, path: Path) -> None:
         artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name)[:128], kind, metadata=about)
         artifact.add_reference(path.resolve().as_uri(), checksum=False)
-        # Like `use_artifact` with a new artifact, which waits for the server and refuses offline.
+        # `use_artifact` would wait for the server, and refuse to work offline.
         logger.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=used)
 
     for name, path in files.items():

@@ -1,4 +1,4 @@
-"""The card of an exported model: what it is, how to use it, results, training data, and limits."""
+"""Write the card of an exported model: what it is, how to use it, results, training data, and limits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 LIBRARY = "representation-assemble"
-#: Method of a model to its task on the Hub; models with none of them extract features.
+#: A model's method -> its task on the Hub. Models without these methods extract features.
 TASKS = {"generate": "text-to-image", "answer": "video-text-to-text"}
 SCALES = {
     "paper": "It was trained at the paper's scale.",
@@ -35,7 +35,7 @@ _OTHERS = {"evaluation", "choice", "image_network", "tokenizer"}
 
 
 def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: str | None = None) -> str:
-    """Markdown of the card, starting with the Hub's metadata; `usage` is a field of the paper's `model_card.yaml`."""
+    """Write the card in Markdown, after the Hub's metadata. `usage` is a field of the paper's `model_card.yaml`."""
     from jinja2 import Environment, PackageLoader
 
     paper = paper_named(record.paper)
@@ -64,7 +64,7 @@ def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: 
 
 
 def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
-    """The Hub's metadata: license, library, task, tags, data sets, and the metrics of the record."""
+    """Return the Hub's metadata: license, library, task, tags, data sets, and the metrics of the record."""
     from huggingface_hub import EvalResult, ModelCardData
 
     world = _world(record)
@@ -120,7 +120,7 @@ def _facts(record: Record, starts: list[str]) -> dict[str, str]:
 
 
 def _starts(record: Record) -> list[str]:
-    """Stages and released files whose weights the training started from."""
+    """Return the stages and released files from which the training started."""
     parents = record.parents.items()
     names = {str(parent["stage"]) for field, parent in parents if not _OTHERS.intersection(field.split("."))}
     features = record.config["data"]["init_args"].get("text_features")
@@ -133,7 +133,7 @@ def _starts(record: Record) -> list[str]:
 
 
 def _world(record: Record) -> Any:
-    """Class of the synthetic world that replaced the data sets, or None."""
+    """Return the class of the synthetic world that replaced the data sets, or None."""
     world = record.config["data"]["init_args"].get("world")
     if world and not str(world["class_path"]).startswith("common.data.worlds."):  # the record may be untrusted
         raise StageError(f"record.json: {world['class_path']!r:.80} is not a world of this suite")

@@ -1,4 +1,4 @@
-"""One stage from the command line: show its configuration, run it, or test it again."""
+"""Show the configuration of one stage, run the stage, or test it again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def print_configuration(request: StageRequest) -> None:
 def _with_origins(
     tree: dict[str, Any], layers: Sequence[Layer], filled: Container[str], *parents: str
 ) -> Iterator[str]:
-    """A configuration as YAML; a comment names the file that set each value. Parents set the `filled` ones later."""
+    """Write a configuration as YAML, with the file that set each value. Skip fields that parents' checkpoints fill."""
     for key, value in tree.items():
         path, start = (*parents, str(key)), f"{'  ' * len(parents)}{_in_one_line(key)}:"
         if ".".join(path) in filled:
@@ -70,7 +70,7 @@ def fit(request: StageRequest, unless_done: bool) -> int:
 
 
 def _missing_weights(request: StageRequest) -> str:
-    """A warning if a bare recipe measures a model but gets none; else empty."""
+    """Warn if a bare recipe measures a model but gets none. Else return nothing."""
     stages = load(request.paper).stages
     name = request.stage.partition("+")[0]
     if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):
@@ -93,7 +93,7 @@ def _print_metrics(metrics: Mapping[str, float | None]) -> None:
 
 
 def measure(request: StageRequest, checkpoint: Path | None, validation: bool) -> int:
-    """Test or validate a trained stage and print its metrics; writes no record."""
+    """Test or validate a trained stage and print its metrics. Write no record."""
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
     from assemble.stages.cli import build
@@ -102,7 +102,7 @@ def measure(request: StageRequest, checkpoint: Path | None, validation: bool) ->
     weights = checkpoint or request.checkpoint()
     if not run.trains:
         raise StageError(f"{request.stage} does not train: `assemble fit` tests it and writes its record")
-    # Parents' checkpoints may be gone; if not, they provide metric networks, which the stage's checkpoint lacks.
+    # Use the parents' checkpoints if they exist: they hold metric networks, which the stage's checkpoint lacks.
     config = stage_configuration(request, required=False)
     config["trainer"] = {k: v for k, v in config["trainer"].items() if k not in {"limit_val_batches", "callbacks"}}
     require_processes(config["trainer"])

@@ -1,4 +1,4 @@
-"""What unfinished stages need before the first one starts: data sets, weights and other files, and disk space."""
+"""Check what unfinished stages need before the first one starts: data sets, weights, other files and disk space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from common.errors import StageError, printable
 if TYPE_CHECKING:
     from common.data.datasets.base import DatasetStatus
 
-#: Bytes of a checkpoint below `single`; `plan --estimate` gives 1 to 9 MB.
+#: Assumed bytes of a checkpoint at `mini` and `smoke`; `plan --estimate` gives 1 to 9 MB.
 _SMALL = 10e6
 
 
@@ -28,9 +28,9 @@ class Needs:
     """What a plan's unfinished stages read and write.
 
     Attributes:
-        rows: title, what was found, and what is missing (else empty) -> the stages that read it.
+        rows: (title, what was found, what is missing or nothing) -> the stages that read it.
         blocked: keys of the stages that cannot run.
-        free, needed: bytes on the disk of the runs, the need roughly; None if it is unknown.
+        free, needed: free bytes on the disk of the runs, and about how many are needed (None if unknown).
     """
 
     planned: Sequence[Planned]
@@ -48,14 +48,14 @@ class Needs:
         return self.needed is not None and self.needed > self.free
 
     def verdict(self, item: Planned) -> str:
-        """Whether a stage can run: `go`, or what is missing."""
+        """Return `go` if a stage can run, else what is missing."""
         for (title, _, problem), stages in self.rows.items():
             if problem and item in stages:
                 return f"no: {title} {problem}"
         return "no: it starts from a stage that cannot run" if item.request.key in self.blocked else "go"
 
     def lines(self) -> list[str]:
-        """The table of what is needed and found; empty if nothing is read and the disk has room."""
+        """Write a table of what is needed and what was found. It's empty if no file is read and the disk has room."""
         if not (self.rows or self.disk_is_short):
             return []
         needed = "unknown" if self.needed is None else f"about {self.needed / 1e9:,.2f} GB"
@@ -74,7 +74,7 @@ class Needs:
         return table
 
     def require(self, skip_missing: bool) -> list[Planned]:
-        """The stages that can run, or an error that says what to get."""
+        """Return the stages that can run, or raise an error that says what to get."""
         problems = []
         if self.blocked:
             request, waiting = self.planned[0].request, sum(not item.done for item in self.planned)
@@ -113,7 +113,7 @@ def needs_of(planned: Sequence[Planned]) -> Needs:
 
 
 def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tuple[str, str, str]]:
-    """Title, what was found and what is missing of each thing that a stage reads."""
+    """Yield (title, what was found, what is missing) for each data set and file that a stage reads."""
     config, data = item.run.config, item.request.data
     section = without_unread_sets(config["data"])
     arguments = section.get("init_args") or {}
@@ -137,7 +137,7 @@ def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tupl
 
 
 def _status(entry: dict[str, Any], data: Path, statuses: dict[str, DatasetStatus]) -> DatasetStatus:
-    # Clips of any length: the overview opens no files.
+    # Ignore the length of clips, since the overview opens no files.
     arguments = {name: value for name, value in entry["init_args"].items() if name != "common_seconds"}
     key = f"{entry['class_path']} {arguments}"
     if key not in statuses:
@@ -146,7 +146,7 @@ def _status(entry: dict[str, Any], data: Path, statuses: dict[str, DatasetStatus
 
 
 def _state(status: DatasetStatus, splits: set[object], fold: object, regions: bool) -> tuple[str, str]:
-    """What was found of a data set, and what is missing of the splits that a stage names."""
+    """Return what was found of a data set, and what is missing from the splits that a stage names."""
     dataset = status.dataset
     if not dataset.root.is_dir():
         return "", f"missing: {dataset.root}"
@@ -168,9 +168,9 @@ def _state(status: DatasetStatus, splits: set[object], fold: object, regions: bo
 
 
 def _checkpoints(planned: Sequence[Planned], waiting: Sequence[Planned]) -> float | None:
-    """Bytes of the checkpoints that stages will keep, and of one being written.
+    """Estimate the bytes of the checkpoints that stages will keep, and of one that is being written.
 
-    The size of a checkpoint is that of another run of the recipe, else a bound: `checkpoints` in tables.yaml.
+    Take the size of a checkpoint from another run of the recipe, or else from `checkpoints` in tables.yaml (a bound).
     """
     sizes: dict[str, float] = {}
     for item in planned:
@@ -187,7 +187,7 @@ def _checkpoints(planned: Sequence[Planned], waiting: Sequence[Planned]) -> floa
 
 
 def _kept(trainer: Mapping[str, Any]) -> float:
-    """Number of checkpoints that a stage keeps; weights without the optimizer's state count half."""
+    """Count the checkpoints that a stage keeps. Weights without the optimizer's state count half."""
     kept = 0.0
     for _, callback in classes_in(trainer):
         arguments = callback.get("init_args") or {}

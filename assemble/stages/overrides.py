@@ -1,4 +1,4 @@
-"""Overrides of a recipe, from the command line and from stages in tables.yaml."""
+"""Parse and check overrides of a recipe, from the command line and from stages in tables.yaml."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.types import class_at
 
 #: Package of the data sets.
 _DATASETS = "common.data.datasets"
-#: Fields that limit a training.
+#: Fields that limit the length of training.
 _LENGTHS = ("max_epochs", "max_steps", "limit_train_batches")
 #: A function that makes the layers of one field.
 FieldLayers = Callable[[dict[str, Any]], Iterator[Layer]]
@@ -54,7 +54,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
 
 
 def field_layers(name: str, fields: Iterable[tuple[str, Any]], flags: Sequence[str]) -> list[FieldLayers]:
-    """A function per field; with separate `flags` for its arguments a text is a class, as in LightningCLI."""
+    """Return a function for each field. A text is a class if `flags` set its arguments, as in LightningCLI."""
 
     def layers(key: str, value: Any, config: dict[str, Any]) -> Iterator[Layer]:
         for field, stated in _whole_dataset(config, key, value):
@@ -66,7 +66,7 @@ def field_layers(name: str, fields: Iterable[tuple[str, Any]], flags: Sequence[s
 
 
 def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[str, Any]]:
-    """The fields that `--key value` sets; a short name of a data set sets several.
+    """Return the fields that `--key value` sets. The short name of a data set sets several.
 
     `--data.dataset NAME` selects the class in `common/data/datasets/NAME.py` of the configured kind (clips, sounds or
     images), reads from the folder of `--data`, and removes the synthetic world.

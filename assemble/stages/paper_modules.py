@@ -1,4 +1,4 @@
-"""A paper's optional modules."""
+"""Import a paper's optional modules."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def optional_part(paper: str, name: str) -> Any:
-    """The module `papers.<paper>.<name>`, or None if the paper has no such file."""
+    """Import `papers.<paper>.<name>`, or return None if the paper has no such file."""
     path = f"papers.{paper}.{name}"
     return importlib.import_module(path) if importlib.util.find_spec(path) else None
 
 
 def trained_model(paper: str) -> type[TrainedModel]:
-    """The class of a paper's trained models."""
+    """Return the class of a paper's trained models."""
     model: type[TrainedModel] = part(paper, "use", "has no trained models to use").MODEL
     return model
 

@@ -1,4 +1,4 @@
-"""Which stages a paper needs and which are done; only `render_plan` imports torch and lightning, for its checks."""
+"""Plan which stages to run and which are done. Only `render_plan` imports torch and lightning, for its checks."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Planned:
-    """A stage, whether a record matches its configuration and ancestors (`done`), and why it runs or is skipped.
+    """A stage, and why it runs or is skipped.
 
     Attributes:
-        changed: files that changed since the stage and its parents were trained; empty if it starts again.
+        done: whether a record matches the stage's configuration and ancestors.
+        changed: files that changed since the stage and its parents were trained; empty if the stage starts again.
     """
 
     request: StageRequest
@@ -50,12 +51,12 @@ class Planned:
 
 
 def plan_stages(paper: str, selection: Selection) -> list[Planned]:
-    """All stages of a paper for every seed, parents first; raises an error if any has a misspelled field."""
+    """Plan a paper's stages for every seed, parents first. A misspelled field in any stage raises an error."""
     name = paper_named(paper).name
     instances, left_out = chosen(name, selection)
     if not instances and left_out:
         stages = ", ".join([*selection.given, *selection.absent])
-        raise ReportingError(f"--released, --given: nothing that is chosen starts from {stages}")
+        raise ReportingError(f"--released, --given: no selected stage starts from {stages}")
     if not instances:
         if not any(selection.scale in table.scales for table in load(name).tables):
             raise ReportingError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
@@ -81,7 +82,7 @@ def plan_stages(paper: str, selection: Selection) -> list[Planned]:
 
 
 def chosen(paper: str, selection: Selection) -> tuple[list[StageInstance], int]:
-    """The stages of a selection, and how many are left out since they don't start from a given one."""
+    """Return the selected stages, and how many are left out because they don't start from a given one."""
     wanted = selection.tables, selection.rows, selection.stages, selection.everything
     instances = expand(paper, selection.scale, *wanted, selection.given)
     if selection.everything or not selection.given:
@@ -91,7 +92,7 @@ def chosen(paper: str, selection: Selection) -> tuple[list[StageInstance], int]:
 
 
 def given_text(paper: str, selection: Selection) -> list[str]:
-    """The stages that files stand for, line by line; empty if there are none."""
+    """Describe the given stages, line by line. Return nothing if there are none."""
     if not selection.given:
         return []
     source = load(paper)
@@ -105,19 +106,19 @@ def given_text(paper: str, selection: Selection) -> list[str]:
 
 
 def other_code(planned: Sequence[Planned]) -> str:
-    """The stages whose code changed since they were trained, as a sentence; usually empty."""
+    """Say in a sentence which stages other code trained. Return nothing if there are none."""
     return code.sentence([item.changed for item in planned])
 
 
 def count_by_request(paper: str, selection: Selection) -> int:
-    """Number of tables that a selection omits, in whole or in part, because they run only on request."""
+    """Count the tables that a selection omits, in whole or in part, because they run only on request."""
     narrowed = selection.everything or selection.tables or selection.rows or selection.stages or selection.given
     tables, scale = () if narrowed else load(paper).tables, selection.scale
     return sum(any(table.made_by_request(row, scale) for row in table.rows) for table in tables)
 
 
 def state_of(request: StageRequest) -> tuple[bool, str]:
-    """Whether a stage is done, and why it runs or is skipped."""
+    """Return whether a stage is done, and why it runs or is skipped."""
     if request.given is not None:
         return True, request.given.path.name
     record = finished_record(request)
@@ -143,7 +144,7 @@ def state_of(request: StageRequest) -> tuple[bool, str]:
 
 
 def seconds_by_records(planned: Sequence[Planned]) -> tuple[dict[str, float], bool]:
-    """Expected time of each stage that has records, and whether there is a record of this processor."""
+    """Return the expected time of each stage that has records, and whether any record is of this processor."""
     request, stages = planned[0].request, [item.request.stage for item in planned]
     here = records.find(request.runs, request.paper, request.scale)
     recorded = find_promoted(request.paper, request.scale)
@@ -152,7 +153,7 @@ def seconds_by_records(planned: Sequence[Planned]) -> tuple[dict[str, float], bo
 
 
 def seconds_left(seconds_of: Mapping[str, float], left: Sequence[Planned], jobs: int) -> float | None:
-    """Expected time of stages, `jobs` at a time; a stage without records counts with the mean of the others."""
+    """Estimate the time of stages, `jobs` at a time. A stage without records gets the mean of the others."""
     if not seconds_of:
         return None if left else 0.0
     mean = sum(seconds_of.values()) / len(seconds_of)
@@ -162,14 +163,14 @@ def seconds_left(seconds_of: Mapping[str, float], left: Sequence[Planned], jobs:
 
 
 def expected_text(left: float | None, measured_here: bool) -> str:
-    """`seconds_left` in words."""
+    """Write `seconds_left` in words."""
     if left is None:
         return "unknown, no earlier record of this scale"
     return duration(left) + ("" if measured_here or not left else " (a guess: no record of this processor)")
 
 
 def side_by_side(seconds: Mapping[Key, float], parents: Mapping[Key, Collection[Key]], jobs: int) -> float:
-    """When the last task ends: each starts, in order, once its parents have ended and one of `jobs` workers is free."""
+    """Return when the last task ends. A task starts when its parents have ended and one of `jobs` workers is free."""
     waiting, ends, now = list(seconds), dict[Key, float](), 0.0
     while waiting:
         unfinished = {*waiting, *(task for task, end in ends.items() if end > now)}
@@ -183,12 +184,12 @@ def side_by_side(seconds: Mapping[Key, float], parents: Mapping[Key, Collection[
 
 
 def default_jobs(hardware: str) -> int:
-    """Default of `--jobs`: stages that run side by side."""
+    """Return the default of `--jobs`, the number of stages to run in parallel."""
     return min(usable_cores(), 4) if hardware == "cpu" else 1
 
 
 def fit_arguments(request: StageRequest) -> list[str]:
-    """Command line after `assemble` that runs one planned stage."""
+    """Return the arguments of `assemble` that run one planned stage."""
     return [
         "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []), *(["--rerun"] if request.rerun else []),
@@ -208,14 +209,14 @@ def given_arguments(files: Mapping[str, Given]) -> list[str]:
 
 
 def check_configurations(requests: Sequence[StageRequest]) -> None:
-    """Check names, types and ranges; imports all that the stages need."""
+    """Check names, types and ranges, and import everything that the stages need."""
     from assemble.stages.lightning_workarounds import import_lightning
 
     import_lightning()
     from assemble.stages.cli import check
 
     for request in requests:
-        fingerprint(request.configuration)  # before a later edit: checking imports the code of all stages
+        fingerprint(request.configuration)  # hash the code now, before an edit: `check` imports it
     of_seed = {"seed_everything"}
     distinct = {(config_hash(request.configuration.config, of_seed), *request.parents): request for request in requests}
     for request in distinct.values():
@@ -223,7 +224,7 @@ def check_configurations(requests: Sequence[StageRequest]) -> None:
 
 
 def render_plan(planned: Sequence[Planned], form: str) -> str:
-    """The plan as text, a shell script, or SLURM submissions with dependencies."""
+    """Write the plan as text, a shell script, or SLURM submissions with dependencies."""
     todo = [item for item in planned if not item.done]
     if todo:
         check_configurations([item.request for item in todo])
@@ -231,7 +232,7 @@ def render_plan(planned: Sequence[Planned], form: str) -> str:
         return _as_text(planned, todo)
     if changed := other_code(planned):
         records.warn_of(f"{changed}; --rerun runs them again")
-    # This interpreter, since a job may start without an activated environment.
+    # Name this interpreter, since a job may start without an activated environment.
     program = [sys.executable, "-m", "assemble"]
     commands = [shlex.join([*program, *fit_arguments(item.request)]) for item in todo]
     lines = ["#!/bin/sh", "set -e", f"cd {shlex.quote(str(working_folder()))}"]
@@ -274,11 +275,11 @@ def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
     request, trainer = item.request, item.run.config["trainer"]
     devices = trainer.get("devices", 1)
     tasks = int(devices) if str(devices).isdigit() else 1
-    # The loader's workers, and none for the task itself, so that eight tasks with eight workers fit on 64 cores.
+    # Count the loader's workers but not the task, so that eight tasks with eight workers fit on 64 cores.
     cpus = max(1, item.run.config["data"]["init_args"].get("num_workers", 0))
     name = f"{request.paper}-{request.stage}-{request.scale}-{request.draw.folder.replace('seed', 's')}"
     folder = str(request.runs / request.paper / request.scale / "slurm")
-    log = f"{folder.replace('%', '%%')}/%x.log"  # SLURM's patterns
+    log = f"{folder.replace('%', '%%')}/%x.log"  # SLURM replaces patterns such as %x
     # `singleton`: a second submission waits for the first and finds its work done.
     dependency = ",".join([f"afterok:{':'.join(f'${wait}' for wait in waits)}"] * bool(waits) + ["singleton"])
     options = [
@@ -289,12 +290,12 @@ def _submission(item: Planned, command: str, waits: Sequence[str]) -> str:
         f"--ntasks-per-node={tasks}",
         f"--cpus-per-task={cpus}",
         *([f"--gres=gpu:{tasks}"] if trainer.get("accelerator") == "gpu" else []),
-        # Two minutes to save and requeue; the signal goes to the processes, not their shell.
+        # Leave two minutes to save and requeue. The signal goes to the processes, not to their shell.
         "--requeue",
         "--signal=USR1@120",
         f"--dependency={dependency}",
         "--kill-on-invalid-dep=yes",
     ]
-    # By default srun ignores sbatch's --cpus-per-task, and lets tasks wait for a dead one.
+    # By default, srun ignores sbatch's --cpus-per-task, and when a task dies, the others wait for it.
     step = f"srun --cpus-per-task={cpus} --kill-on-bad-exit=1 {command}"
     return f"sbatch --parsable {' '.join(options)} --wrap={shlex.quote(step)}"

@@ -22,7 +22,7 @@ from common.errors import STOP, Preempted
 #: Seconds to save a checkpoint, and then to close the W&B run.
 SAVING = 600.0
 CLOSING = 30.0
-#: Seconds from a signal to the end of one of several ranks before training; it may be waiting for a rank that ended.
+#: Seconds after which a rank that got a signal before training is killed. It may be waiting for a rank that ended.
 STARTING = 2.0
 
 
@@ -43,14 +43,14 @@ class Preemption(Callback):
 
     def _begin(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         stopping.allow(stopping.PATIENCE)
-        if trainer.world_size == 1:  # ranks agree after a step
+        if trainer.world_size == 1:  # several ranks agree after a step
             STOP.check()
 
     on_train_start = on_test_start = _begin
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.fit_loop._should_accumulate():
-            return  # a checkpoint has no gradients
+            return  # a checkpoint can't hold accumulated gradients
         received, again = STOP.received, STOP.received == REQUEUE_SIGNAL
         asked = received is not None
         if trainer.world_size > 1:
@@ -68,7 +68,7 @@ class Preemption(Callback):
         if self.saved_step is not None and self.signal is not None:
             raise Preempted(self.signal)
 
-    # A step's logs are written after its last hook, so the run ends at the next one.
+    # A step's logs are written after its last hook, so the run ends at the next hook.
     on_train_batch_start = on_validation_start = on_train_epoch_end = _leave
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

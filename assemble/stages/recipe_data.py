@@ -1,4 +1,4 @@
-"""The data sets and files that recipes read."""
+"""Find the data sets and files that recipes read."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 
 def dataset_entries(section: object) -> list[dict[str, Any]]:
-    """Every mapping that names a data set."""
+    """Return every mapping that names a data set."""
     return [node for _, node in classes_in(section) if node["class_path"].startswith("common.data.datasets.")]
 
 
 def without_unread_sets(section: dict[str, Any]) -> dict[str, Any]:
-    """A data section without the `sets` that its recipe names but neither trains nor tests on."""
+    """Remove those `sets` from a data section on which its recipe neither trains nor tests."""
     arguments = section.get("init_args") or {}
     if not isinstance(sets := arguments.get("sets"), dict):
         return section
@@ -34,21 +34,21 @@ def without_unread_sets(section: dict[str, Any]) -> dict[str, Any]:
 
 
 def dataset_of(entry: dict[str, Any], data: Path) -> MediaDataset:
-    """The data set that a mapping names, below the folder `data`."""
+    """Build the data set that a mapping names, in the folder `data`."""
     substituted = substitute(entry, {"DATA": str(data)})
     dataset: MediaDataset = class_at(substituted["class_path"])(**(substituted.get("init_args") or {}))
     return dataset
 
 
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
-    """The distinct data sets of a paper's published recipes."""
+    """Return the distinct data sets of a paper's published recipes."""
     configs = [resolve(paper, recipe, scale="paper").config for recipe in _published_recipes(paper)]
     entries = {str(entry): entry for config in configs for entry in dataset_entries(config.get("data"))}
     return [dataset_of(entry, data) for entry in entries.values()]
 
 
 def files_of(paper: str, data: Path) -> list[FileStatus]:
-    """Files and folders, except data sets, that a paper's recipes read at the scale `paper`."""
+    """List the files and folders, except data sets, that a paper's recipes read at the scale `paper`."""
     from common.data.overview import look_at
 
     recipes: dict[str, list[str]] = {}
@@ -59,7 +59,7 @@ def files_of(paper: str, data: Path) -> list[FileStatus]:
 
 
 def files_in(config: dict[str, Any]) -> list[str]:
-    """The files and folders, except data sets, that a configuration names; those of `$DATA` relative to it."""
+    """List the files and folders, except data sets, that a configuration names. Omit `$DATA/` from their paths."""
     # Skip folders of data sets, but list files that choose a part of one.
     entries = dataset_entries(config.get("data"))
     roots = {path for entry in entries for path in _data_paths(entry) if not Path(path).suffix}
@@ -68,18 +68,18 @@ def files_in(config: dict[str, Any]) -> list[str]:
 
 
 def _published_recipes(paper: str) -> list[str]:
-    """Recipes of a paper, without those that its tables only use below paper scale."""
+    """List a paper's recipes, except those that its tables use only below paper scale."""
     stages = load(paper).stages.values()
     miniature = {stage.recipe for stage in stages} - {stage.recipe for stage in stages if "paper" in stage.scales}
     return [recipe for recipe in recipes_of(paper) if recipe not in miniature]
 
 
 def _data_paths(section: object) -> list[str]:
-    """Every path below the data folder, relative to it."""
+    """List every path in the data folder, relative to it."""
     return re.findall(r'"\$DATA/([^"]+)"', json.dumps(section, default=str))
 
 
 def data_sections(paper: str, root: Path) -> list[dict[str, Any]]:
-    """`class_path` and `init_args` of the data modules of a paper's recipes at scale `paper`, with data in `root`."""
+    """Return the section `data` of each of a paper's recipes at the scale `paper`, with the data in `root`."""
     runs = (resolve(paper, recipe, scale="paper") for recipe in recipes_of(paper))
     return [run.with_placeholders(DATA=str(root), RUN="").get("data") or {} for run in runs]

@@ -1,4 +1,4 @@
-"""Recipes, and the overlays that scales and rehearsals put over them."""
+"""Read recipes, and the overlays of scales and rehearsals."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _NO_RECIPES = frozenset({"base", REHEARSAL, *SCALES})
 
 
 def recipes_of(paper: str) -> list[str]:
-    """A paper's recipes: its YAML files except the base and the overlays."""
+    """List a paper's recipes: its YAML files except the base and the overlays."""
     folder = project_root() / "configs" / paper_named(paper).name
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in _NO_RECIPES)
 
 
 def scales_of(paper: str) -> list[str]:
-    """A paper's scales: `paper` and those with an overlay."""
+    """List a paper's scales: `paper` and those with an overlay."""
     folder = project_root() / "configs" / paper_named(paper).name
     return [scale for scale in SCALES if scale == "paper" or (folder / f"{scale}.yaml").is_file()]
 
 
 def recipe_layers(paper: str, recipe: str) -> list[Layer]:
-    """The recipe's layer after those that it extends, oldest first."""
+    """Return the layers of the recipes that a recipe extends, oldest first, and then its layer."""
     folder = project_root() / "configs" / paper
     chain: list[Layer] = []
     name: str | None = recipe
@@ -51,7 +51,7 @@ def recipe_layers(paper: str, recipe: str) -> list[Layer]:
 
 
 def overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], list[dict[str, str]]]:
-    """The overlay of a scale or of the rehearsal for one recipe, and its deviations.
+    """Return the overlay of a scale or of the rehearsal for one recipe, and its deviations.
 
     An overlay's keys: `all` (settings of every recipe), `families` (see `family_of`), `sizes` (fields that it may
     set: sizes, steps, data, learning rates) and `deviations` (other fields, a list of `{field, reason, families}`). A
@@ -83,7 +83,7 @@ def overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], lis
 
 
 def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
-    """The overlay families whose `recipes` (shell patterns) or name match, after those they extend; may be empty."""
+    """List the overlay family whose `recipes` (shell patterns) or name fit a recipe, after the families it extends."""
     fitting = [
         name
         for name, settings in families.items()

@@ -1,7 +1,7 @@
-"""`assemble rehearse`: runs every stage of a paper at a large scale, on tiny data in the layouts of the real data sets.
+"""Run every stage of a paper at a large scale, on tiny data in the layouts of the real data sets.
 
-It calls `run_paper` on the data and weights that `papers/<paper>/rehearsal.py` writes, with the overlay
-`configs/<paper>/rehearsal.yaml`. Records list the fields that the overlay changes.
+`assemble rehearse` calls `run_paper` on the data and weights that `papers/<paper>/rehearsal.py` writes, with the
+overlay `configs/<paper>/rehearsal.yaml`. Records list the fields that the overlay changes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from common.files import environment, write_atomically, write_whole
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """A rehearsed stage: why it failed (`problem`, if it did), and the published metrics that it lacks (`absent`)."""
+    """A rehearsed stage: why it failed (`problem`, or empty), and which published metrics it lacks (`absent`)."""
 
     stage: str
     record: records.Record | None
@@ -55,7 +55,7 @@ def write_fixtures(paper: str, root: Path) -> None:
     if mark.is_file() and mark.read_text(encoding="utf-8") == version:
         return
     if root.exists() and not mark.is_file():
-        raise StageError(f"{root} exists and holds no rehearsal's data: give another --folder")
+        raise StageError(f"{root} exists, but no rehearsal wrote it: give another --folder")
     say(f"writing tiny data sets and random weights to {root}")
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
@@ -91,12 +91,12 @@ def write_released(paper: str, folder: Path, selection: Selection) -> dict[str, 
 
 
 def rehearse(paper: str, selection: Selection, jobs: int = 1, released: bool = False) -> list[Rehearsed]:
-    """Run a paper's selected stages on tiny data, which is written to `selection.data`; skips finished ones.
+    """Write tiny data to `selection.data`, and run a paper's selected stages on it, except finished ones.
 
-    With `released`, files in the layouts of the authors' weights stand for stages.
+    With `released`, files in the layouts of the authors' weights replace stages.
     """
     name = paper_named(paper).name
-    # With a separate cache and without W&B, since the measured values are meaningless.
+    # Use a separate cache and no W&B, since the measured values are meaningless.
     with environment(ASSEMBLE_CACHE=str(selection.runs / "cache"), WANDB_MODE="disabled"):
         write_fixtures(name, selection.data)
         if released:
@@ -146,7 +146,7 @@ def _judged(item: Planned, source: Tables, failure: str | None) -> Rehearsed:
 
 
 def published_keys(source: Tables, scale: str) -> dict[str, set[str]]:
-    """The metrics with published values that the tables of a paper read from each stage at a scale."""
+    """Return, by stage, the metrics that a paper's tables read at a scale and that have published values."""
     keys: dict[str, set[str]] = defaultdict(set)
     for table in source.tables:
         for row in table.rows:

@@ -51,10 +51,10 @@ def run_paper(
     finished: Callable[[str], object] = lambda stage: None,
     skip_missing: bool = False,
 ) -> dict[tuple[int, str], str]:
-    """Run every stage without a current record; a failed one stops only its descendants. Returns why stages failed.
+    """Run every stage that has no current record. A failed stage stops only its descendants. Return why stages failed.
 
-    Data sets, files and disk space are checked first; `skip_missing` leaves out the stages that lack some.
-    `keep` uses stages that other code trained, and resumes those that it began.
+    Data sets, files and disk space are checked first. `skip_missing` leaves out the stages that lack data or files.
+    `keep` uses stages that other code trained, and resumes stages that other code began.
     """
     planned = _stages_to_run(paper, selection, keep, skip_missing)
     queue = _Queue(planned, [item for item in planned if not item.done], jobs)
@@ -113,7 +113,7 @@ def start_stage(item: Planned) -> records.Record:
 
 
 def _fit_in_new_process(request: StageRequest) -> records.Record:
-    """Lightning starts other ranks by rerunning the command line, so it must name only this stage."""
+    """Run a stage by its own command. Lightning starts other ranks by rerunning the command of rank 0."""
     command = [sys.executable, "-m", "assemble", *fit_arguments(request)]
     with subprocess.Popen(command) as process, stopping.waiting_for(process.send_signal):
         status = process.wait()
@@ -125,7 +125,7 @@ def _fit_in_new_process(request: StageRequest) -> records.Record:
 
 
 def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: bool) -> list[Planned]:
-    """The planned stages, unless other code trained some or data is missing."""
+    """Return the planned stages, or raise an error if other code trained some or data is missing."""
     planned = plan_stages(paper, selection)
     if lines := given_text(paper, selection):
         say("\n".join([*lines, ""]))
@@ -145,7 +145,7 @@ def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: b
 
 
 def _check_files(planned: Sequence[Planned]) -> None:
-    """Check names and shapes in the files that stand for stages, if anything is left to run."""
+    """Check names and shapes in the files that replace stages, if any stage is left to run."""
     given = {item.request.stage: item for item in planned if item.request.given is not None}
     if not given or all(item.done for item in planned):
         return
@@ -162,7 +162,7 @@ def _check_files(planned: Sequence[Planned]) -> None:
             try:
                 check(item.request.checkpoint(), cli.model, cli.datamodule)
             except CheckpointError as error:
-                raise StageError(f"the file for {stage} cannot stand for it: {error}") from None
+                raise StageError(f"the file for {stage} cannot replace it: {error}") from None
 
 
 def say(text: str) -> None:
@@ -198,7 +198,7 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
 
 @dataclass
 class _Queue:
-    """The stages that wait, run and failed."""
+    """The stages that are waiting, are running, or failed."""
 
     planned: Sequence[Planned]
     waiting: list[Planned]
@@ -211,7 +211,7 @@ class _Queue:
         self.jobs = max(1, min(self.jobs, self.total))
 
     def startable(self) -> list[Planned]:
-        """Stages that may start now, in order: their parents are finished. Drops descendants of failed stages."""
+        """List the stages that may start now, because their parents are finished. Drop descendants of failed stages."""
         for item in list(self.waiting):
             blocked = [parent.stage for parent in item.request.parents.values() if parent.key in self.failed]
             if blocked:
@@ -224,14 +224,14 @@ class _Queue:
 
     def begin(self, item: Planned, watch: Watch) -> None:
         self.waiting.remove(item)
-        bar = item.run.config["trainer"].get("enable_progress_bar", True)  # Lightning's, of the steps
+        bar = item.run.config["trainer"].get("enable_progress_bar", True)  # Lightning's bar, which counts steps
         if bar or item.reason:
             say(f"  {_name(item)}: {item.reason or 'started'}")
         if not bar:
             watch.begin(_name(item), item.request.directory)
 
     def end(self, future: Future[records.Record], watch: Watch) -> str | None:
-        """Print a stage's result; returns the stage, or None if it failed."""
+        """Print a stage's result. Return the stage's name, or None if it failed."""
         item = self.running.pop(future)
         watch.end(_name(item))
         try:
@@ -240,7 +240,7 @@ class _Queue:
             raise
         except Exception as error:  # a failed stage must not stop the others
             STOP.check(error)
-            # Our own errors, and those of files and values, need no traceback.
+            # Our errors, and errors of files and values, need no traceback.
             if not is_ours(error) and not isinstance(error, OSError | ValueError):
                 traceback.print_exception(error)
             self.failed[item.request.key] = str(error)
@@ -295,7 +295,7 @@ def _signal_workers(number: int) -> None:
 def _stop_workers(pool: Executor, jobs: int, number: int) -> None:
     """Wait until workers have saved, then requeue the job if the signal announces its end."""
     if jobs > 1:
-        _signal_workers(signal.SIGTERM)  # also those that began after the signal
+        _signal_workers(signal.SIGTERM)  # some may have begun after the signal
     pool.shutdown(wait=True, cancel_futures=True)
     if number == stopping.REQUEUE_SIGNAL:
         from assemble.stages.preempt import requeue
@@ -306,7 +306,7 @@ def _stop_workers(pool: Executor, jobs: int, number: int) -> None:
 
 @contextmanager
 def _ending_worker() -> Iterator[None]:
-    """On a signal, end a worker without cleanup: a dead one may hold the lock of the pool's queue."""
+    """On a signal, end a worker without cleanup, which could wait for a lock that a dead worker holds."""
     try:
         yield
     except Preempted as stop:

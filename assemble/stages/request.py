@@ -1,4 +1,4 @@
-"""One stage to run: its identity, its parents and its folder."""
+"""Describe one stage to run: its identity, its parents and its folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Selection:
     """The user's selection of stages; `everything` includes those that run only on request.
 
     `arguments` override the configuration of every stage, as on the command line.
-    `given` are the stages that files stand for, `absent` those whose released file was not found.
+    `given` maps stages to the files that replace them. `absent` lists stages whose released file was not found.
     """
 
     scale: str = "mini"
@@ -57,10 +57,10 @@ class StageRequest:
         row: the model of the table row that the stage evaluates.
         parents: dotted field -> finished stage whose checkpoint fills it.
         overrides, arguments: from tables.yaml and from the command line.
-        data: folder that `$DATA` in configs means.
+        data: folder that replaces `$DATA` in configs.
         isa: instruction set whose rounding to use.
         rerun: whether to start again if the stage was trained by other code.
-        given: the file that stands for the stage, which then is not trained.
+        given: the file that replaces the stage, which then is not trained.
     """
 
     paper: str
@@ -83,7 +83,7 @@ class StageRequest:
 
     @property
     def key(self) -> tuple[int, str]:
-        """Seed and stage, which identify it in a plan."""
+        """Return seed and stage, which identify the request in a plan."""
         return self.seed, self.stage
 
     @property
@@ -96,12 +96,12 @@ class StageRequest:
 
     @functools.cached_property
     def files(self) -> dict[str, Given]:
-        """The files that stand for this stage and for those that it starts from, at any distance, by stage."""
+        """Return the files that replace this stage or its ancestors, by stage."""
         of_parents = {stage: given for parent in self.parents.values() for stage, given in parent.files.items()}
         return of_parents if self.given is None else {self.stage: self.given}
 
     def start(self, name: str) -> Path | None:
-        """The file that fills a field from its parent; None if the field keeps the recipe's value."""
+        """Return the parent's file that fills a field, or None if the field keeps the recipe's value."""
         parent = self.parents[name]
         return parent.given.fill(name) if parent.given else parent.checkpoint(self.configuration.start_from)
 
@@ -112,12 +112,12 @@ class StageRequest:
 
     @property
     def published(self) -> bool:
-        """Whether its numbers are comparable with published ones."""
+        """Check whether the stage's numbers are comparable with published ones."""
         return self.scale == "paper" and not self.rehearsal
 
     @functools.cached_property
     def configuration(self) -> RunConfiguration:
-        """The merged configuration, without the parents' paths."""
+        """Return the merged configuration, without the parents' paths."""
         return resolve(
             self.paper,
             self.recipe,
@@ -132,7 +132,7 @@ class StageRequest:
 
     @functools.cached_property
     def lineage(self) -> str:
-        """Hash of this configuration and its ancestors'."""
+        """Hash the configurations of this stage and its ancestors."""
         if self.given is not None:
             return self.given.lineage
         run = self.configuration
@@ -142,7 +142,7 @@ class StageRequest:
 
 
 def finished_record(stage: StageRequest) -> records.Record | None:
-    """A stage's record; None if it is missing, malformed, of another configuration or of another parent's weights."""
+    """Return a stage's record. None if it is missing, malformed, or from another configuration or parent checkpoint."""
     record = _own_record(stage)
     return record if record and not trained_again(stage, digests_in(record)) else None
 
@@ -162,12 +162,12 @@ def _read(path: Path, stamp: tuple[int, ...]) -> records.Record | None:
 
 
 def digests_in(record: records.Record) -> dict[str, str]:
-    """Configuration field to the digest of the parent's checkpoint that filled it; none in old records."""
+    """Return, by configuration field, the digest of the parent's checkpoint that filled it. Old records have none."""
     return {name: parent["digest"] for name, parent in record.parents.items() if "digest" in parent}
 
 
 def trained_again(stage: StageRequest, digests: Mapping[str, str]) -> str:
-    """The parent whose record states another checkpoint than the one with these digests; empty if there is none."""
+    """Name a parent that was trained again: its record states other digests than these. Empty if there is none."""
     for name, parent in stage.parents.items():
         record = _own_record(parent)
         digest = record and record.checkpoints.get(stage.configuration.start_from)
@@ -177,12 +177,12 @@ def trained_again(stage: StageRequest, digests: Mapping[str, str]) -> str:
 
 
 def fingerprint(run: RunConfiguration) -> dict[str, str]:
-    """The code of the classes in a configuration, as this process imports it."""
+    """Hash the code of the classes in a configuration, as this process imports it."""
     return code.fingerprint(str(node["class_path"]).rpartition(".")[0] for _, node in classes_in(run.config))
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    """What `identity.json` says of the run in a folder; empty if it is missing or malformed."""
+    """Read from `identity.json` which run a folder holds. Return nothing if the file is missing or malformed."""
     try:
         content = json.loads(read_bytes(folder / "identity.json"))
         return {
@@ -195,7 +195,7 @@ def identity_of(folder: Path) -> dict[str, Any]:
 
 
 def holds(folder: Path, stage: StageRequest) -> bool:
-    """Whether a folder's run, finished or not, is of this configuration and parents, and to `rerun`, of this code."""
+    """Check whether a folder's run has this configuration, these parents and, with `rerun`, this code."""
     identity = identity_of(folder)
     return (
         identity.get("lineage_hash") == stage.lineage
@@ -205,7 +205,7 @@ def holds(folder: Path, stage: StageRequest) -> bool:
 
 
 def changed_code(stage: StageRequest) -> list[str]:
-    """Files that changed since a finished or interrupted stage was trained."""
+    """List the files that changed since a finished or interrupted stage was trained."""
     record = finished_record(stage)
     if record is None and not (stage.checkpoint().is_file() and holds(stage.directory, replace(stage, rerun=False))):
         return []
@@ -213,7 +213,7 @@ def changed_code(stage: StageRequest) -> list[str]:
 
 
 def requests_for(paper: str, instances: Sequence[StageInstance], selection: Selection, seed: int) -> list[StageRequest]:
-    """The requests of stage instances, which must follow their parents."""
+    """Make the requests of stage instances. Parents must come first."""
     requests: dict[str, StageRequest] = {}
     for instance in instances:
         given = selection.given.get(instance.id)
@@ -240,7 +240,7 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
 
 
 def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
-    """The stage `<paper>/<name>`: an instance of the paper's tables, a stage, or a bare recipe.
+    """Find the stage `<paper>/<name>`. The name is an instance of the paper's tables, a stage, or a bare recipe.
 
     Overrides that affect results add a digest to the run's folder, so that the run never replaces the stage's record.
     """
@@ -254,7 +254,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
     instances = _with_ancestors(load(paper), paper, wanted, selection.scale)
     table_request = requests_for(paper, instances, selection, selection.seeds[0])[-1]
     if table_request.given is not None:
-        raise ConfigurationError(f"--given: {table_request.given.path} stands for {wanted}, so there is nothing to run")
+        raise ConfigurationError(f"--given: {table_request.given.path} replaces {wanted}, so there is nothing to run")
     overrides, files = parse_overrides(arguments)
     stated = {field: value for file in files for field, value in leaves(load_yaml(file))}
     stated |= {field: leaf for given, value in overrides for field, leaf in leaves(value, given)}
@@ -268,7 +268,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
 
 
 def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list[StageInstance]:
-    """The instance of a stage, after those of its ancestors; a bare recipe has none."""
+    """Return the instances of a stage's ancestors, then the stage's. A bare recipe has no ancestors."""
     stage, is_recipe = tables.stages.get(wanted), wanted in recipes_of(paper)
     if not is_recipe or (stage is not None and scale in stage.scales):
         expanded = expand(tables, scale, stages=[wanted])
@@ -280,7 +280,7 @@ def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list
             raise ConfigurationError(
                 f"{wanted!r} measures a model: say which, as in {short}/{example}; `assemble list {short}` shows all"
             )
-    # The recipe, then those that it extends.
+    # The recipe comes first, then the recipes that it extends.
     chain = [Path(layer.name).stem for layer in reversed(recipe_layers(paper, wanted))]
     jobs = (stage.job for recipe in chain for stage in tables.stages.values() if stage.recipe == recipe)
     job = next(jobs, "pretrain")
@@ -292,7 +292,7 @@ _WEIGHTS = ("pretrained", "warm_start", "statistics", "checkpoint")
 
 
 def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """The overrides that affect results, with digests of weights and the folders of data sets."""
+    """Return the overrides that affect results, with digests of weights and the folders of data sets."""
     changes: dict[str, Any] = {}
     for path, value in stated.items():
         name, last = short_name(path), path.rpartition(".")[2]
@@ -312,7 +312,7 @@ def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _content(path: Path) -> str:
-    """Checksum of a file; for a finished stage's checkpoint its lineage, since another test rewrites the file."""
+    """Return a file's checksum, or the lineage of a finished stage's checkpoint, since a later test rewrites it."""
     stage = path.parent.parent
     lineage = identity_of(stage).get("lineage_hash") if (stage / "record.json").is_file() else None
     return f"{lineage}/{path.name}" if lineage else digest(path, "sha256")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def run_stage(request: StageRequest, unless_done: bool = False) -> Record:
-    """Run a stage and write its record; `unless_done` keeps a finished one."""
+    """Run a stage and write its record. With `unless_done`, keep the record of a finished stage."""
     use(request.isa)
     if not is_main_process():
         end_with_parent()
@@ -55,8 +55,8 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> Record:
             if done is not None and unless_done:
                 return done
             if is_main_process() and (done is None or (request.configuration.trains and not checkpoint)):
-                # Other stages must not start from an outdated record. A valid one stays until the new one is written,
-                # since this run may fail.
+                # Delete an outdated record, so that no stage starts from it. A valid one stays until the new one is
+                # written, since this run may fail.
                 (request.directory / "record.json").unlink(missing_ok=True)
             with _explaining_errors(request, preemption):
                 return train_and_test(request, config, preemption, trained=done is not None and checkpoint)
@@ -64,7 +64,7 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> Record:
 
 @contextmanager
 def _ending_with_signals() -> Iterator[None]:
-    """Stop at a signal, unless it came after the last check, when nothing was left to stop."""
+    """Stop at a signal. Ignore one that comes after the last check, when nothing is left to stop."""
     finished = False
     try:
         with stopping.listening():
@@ -81,7 +81,7 @@ def _ending_with_signals() -> Iterator[None]:
 
 @contextmanager
 def _explaining_errors(request: StageRequest, preemption: Preemption) -> Iterator[None]:
-    """Turn what fails after a signal into `Preempted`, and explain other errors; then free the stage's memory."""
+    """Turn errors after a signal into `Preempted`, and explain other errors. Free the stage's memory at the end."""
     try:
         yield
     except (Exception, Preempted) as error:
@@ -101,7 +101,7 @@ def _explaining_errors(request: StageRequest, preemption: Preemption) -> Iterato
 
 
 def _explained(error: Exception, stage: str) -> Exception | None:
-    """The same error in words that help; None if it already does."""
+    """Explain an error in words that help, or return None if its message already does."""
     import torch.distributed as dist
 
     text = str(error)
@@ -121,13 +121,13 @@ def _explained(error: Exception, stage: str) -> Exception | None:
             f"{stage}: batch normalization got a single sample on a process: raise data.batch_size, or use fewer "
             "devices"
         )
-    if type(error).__name__ == "MisconfigurationException":  # of Lightning, such as clipping in a GAN
+    if type(error).__name__ == "MisconfigurationException":  # from Lightning, such as clipping gradients in a GAN
         return StageError(f"{stage}: {error}")
     return None
 
 
 def stage_configuration(request: StageRequest, required: bool = True) -> dict[str, Any]:
-    """The merged configuration of a stage with paths and parents' checkpoints, which must exist if `required`."""
+    """Return a stage's configuration with paths and parents' checkpoints, which must exist if `required`."""
     run = request.configuration
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     for name, parent in request.parents.items():
@@ -146,7 +146,7 @@ def stage_configuration(request: StageRequest, required: bool = True) -> dict[st
 
 
 def _require_files(section: object) -> None:
-    """Check the data set and a user's files before building anything; a synthetic world needs none."""
+    """Check data sets and users' files before anything is built. A synthetic world has none."""
     if not isinstance(section, dict) or (section.get("init_args") or {}).get("world") is not None:
         return
     from common.data.datasets.folder import FolderOfImages, OwnFolder

@@ -1,4 +1,4 @@
-"""Stops a command on a signal at the next `STOP.check`; a handler that raised could interrupt an import or C code."""
+"""Stop a command on a signal at the next `STOP.check`. Raising in a handler could interrupt an import or C code."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from assemble.stages.launch import is_main_process
 from common.errors import STOP
 
-#: SLURM sends it before the end of a job (`sbatch --signal`), which then requeues itself.
+#: SLURM sends this signal before a job ends (`sbatch --signal`). The job then requeues itself.
 REQUEUE_SIGNAL = signal.SIGUSR1
-#: Seconds after a signal to reach a `STOP.check`; then the process ends without saving.
+#: Seconds from a signal to the next `STOP.check`. After that, the process ends without saving.
 PATIENCE = 45.0
 
 
@@ -72,7 +72,7 @@ class _Listener:
                 if number in self._before and first:
                     first = False
                     STOP.received = STOP.received or number
-                    # The main thread may have postponed it.
+                    # The main thread may have extended the deadline.
                     self.deadline = max(self.deadline, time.monotonic() + self.patience)
                     # A child that gets SIGINT twice would end without saving.
                     self._tell(signal.SIGTERM if number == signal.SIGINT else number)
@@ -110,7 +110,7 @@ _listener: _Listener | None = None
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Note SIGTERM, Ctrl-C, SIGHUP and, under SLURM, SIGUSR1, then raise `Preempted`; no effect if nested."""
+    """Note SIGTERM, Ctrl-C, SIGHUP and, under SLURM, SIGUSR1, then raise `Preempted`. A nested call does nothing."""
     global _listener
     if _listener is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -128,7 +128,7 @@ def listening() -> Iterator[None]:
 
 
 def allow(seconds: float) -> None:
-    """Give this process `seconds` from a signal to its next `STOP.check`; from now on, if a signal was received."""
+    """Give this process `seconds` from a signal to its next `STOP.check`. After a signal, count them from now."""
     if _listener is not None:
         _listener.patience = seconds
         if STOP.received is not None:
@@ -137,7 +137,7 @@ def allow(seconds: float) -> None:
 
 @contextmanager
 def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
-    """Forward signals to child processes and wait for them; SIGTERM replaces Ctrl-C. They die if this one is killed."""
+    """Forward signals to child processes, Ctrl-C as SIGTERM, and wait for them. They die if this process is killed."""
     listener = _listener
     if listener is None:
         yield
@@ -151,7 +151,7 @@ def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
 
 
 def at_end(call: Callable[[int], object]) -> None:
-    """Call this with the signal if this process ends without saving; later calls come first."""
+    """Register a call with the signal, for when this process ends without saving. Later calls run first."""
     if _listener is not None:
         _listener.last_calls.append(call)
 
@@ -160,7 +160,7 @@ def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -
     """End this process, a rank or a worker, soon after its parent dies.
 
     Otherwise a rank waits half an hour for the others and holds its memory and device. A rank blocked in a collective
-    only responds to SIGKILL; SIGTERM saves a training stage.
+    only responds to SIGKILL. On SIGTERM, a training stage is saved.
     """
     from multiprocessing import parent_process
 

@@ -29,7 +29,7 @@ NOWHERE = "/nonexistent"
 
 
 class SyntheticData(pl.LightningDataModule):
-    """Repeats one batch; delegates everything else to the configured data module."""
+    """Repeats one batch, and delegates everything else to the configured data module."""
 
     def __init__(self, data: pl.LightningDataModule, synthetic: Example) -> None:
         super().__init__()
@@ -47,13 +47,13 @@ class SyntheticData(pl.LightningDataModule):
         batch = self.synthetic.batch
         if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
             batch = tree_map_only(Tensor, Tensor.pin_memory, batch)  # like a loader for a GPU
-        # Torch's loader reads the value of a random tensor, and Lightning takes a list for several loaders. 1,000
-        # batches keep an epoch from ending during a measurement.
+        # Don't use torch's loader, which reads the value of a random tensor, or a list, which Lightning takes for
+        # several loaders. With 1,000 batches, no epoch ends during a measurement.
         return UserList([batch] * max(self.synthetic.batches or 0, 1000))
 
 
 class StopAfter(pl.Callback):
-    """Stops training after some batches by an exception, so that no hook at the end of training runs."""
+    """Raises an exception after some batches, so that training stops without its final hooks."""
 
     class Enough(Exception):
         """The batches are done."""
@@ -83,7 +83,7 @@ class SyntheticTraining:
 
 
 def devices_of(run: RunConfiguration) -> int:
-    """Processes of a run: devices per node times nodes; `auto` counts as 1."""
+    """Count the processes of a run: devices per node times nodes. `auto` counts as 1."""
     trainer = run.config["trainer"]
     devices, nodes = str(trainer.get("devices", 1)), str(trainer.get("num_nodes", 1))
     return (int(devices) if devices.isdigit() else 1) * (int(nodes) if nodes.isdigit() else 1)
@@ -126,7 +126,7 @@ def synthetic_training(
 
 
 def built_without_files(run: RunConfiguration, *contexts: AbstractContextManager[Any]) -> StageCLI:
-    """Build a stage's module and data module, but none of the files that they name, inside some contexts."""
+    """Build a stage's module and data module inside some contexts, without the files that they name."""
     config = {**without_files(run), "trainer": {"precision": run.config["trainer"]["precision"]}}
     with quiet():
         return _built(run, config, {"accelerator": "cpu"}, contexts)
@@ -158,7 +158,7 @@ def quiet() -> Iterator[None]:
 
 
 def without_files(run: RunConfiguration) -> dict[str, Any]:
-    """The configuration with the fields that name files replaced by `Paper.without_files`."""
+    """Return the configuration with the fields that name files replaced by `Paper.without_files`."""
     config = run.with_placeholders(DATA=NOWHERE, RUN=NOWHERE)
     present = {short_name(path) for path, _ in leaves(config)}
     for name, value in paper_named(run.paper).without_files.items():

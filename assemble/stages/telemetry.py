@@ -1,4 +1,4 @@
-"""Training telemetry: learning rates, gradient norms, speed, memory, and waiting for data."""
+"""Log learning rates, gradient norms, speed, memory and the time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Telemetry(Callback):
         self._waited = 0.0
         self._batches = 0
 
-    # Starting loader processes and validating do not count as a step.
+    # Don't count the time to start loader processes and to validate.
     on_train_epoch_start = on_validation_end = _restart
 
     @staticmethod
@@ -65,7 +65,7 @@ class Telemetry(Callback):
             return
         step = loop._batches_that_stepped
         for place, optimizer in enumerate(trainer.optimizers if len(trainer.optimizers) > 1 else ()):
-            if place not in self._norms:  # stepped without Lightning, which calls hooks for one optimizer only
+            if place not in self._norms:  # Lightning calls the hook for one optimizer only
                 self._note_norm(place, optimizer)
         of_run = self._of_run(trainer)
         self._ended = time.monotonic()  # reading the norms waited for the device
@@ -103,13 +103,13 @@ def _rates_of(trainer: pl.Trainer) -> list[float]:
 
 
 def reset_peak_memory() -> None:
-    """Reset the peak; no effect if the system doesn't support it."""
+    """Reset the peak memory, if the system supports it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def peak_memory_gib() -> float | None:
-    """Peak resident memory in GiB since the last reset, without loader processes; None if unknown."""
+    """Return the peak resident memory in GiB since the last reset, without loader processes; None if unknown."""
     with contextlib.suppress(OSError):
         if match := re.search(r"^VmHWM:\s*(\d+)", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE):
             return round(int(match[1]) / 2**20, 2)

@@ -38,7 +38,7 @@ from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, S
 def train_and_test(
     request: StageRequest, config: dict[str, Any], preemption: Preemption, trained: bool
 ) -> records.Record:
-    """Fit (or resume) a stage and test it; `trained` keeps its last checkpoint as it is."""
+    """Fit (or resume) a stage and test it. If it is already `trained`, keep its last checkpoint as it is."""
     started = datetime.now(UTC).replace(microsecond=0)
     run, last, main_process = request.configuration, request.checkpoint(), is_main_process()
     metrics_file = MetricsFile(request.directory / "metrics.csv")
@@ -61,7 +61,7 @@ def train_and_test(
         if run.trains:
             start = str(last) if resumes else None
             trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=start, weights_only=True)
-            if not trained:  # else the file would get another digest
+            if not trained:  # saving again would change the file's digest
                 trainer.save_checkpoint(last)
             STOP.check()
         steps = trainer.global_step
@@ -116,7 +116,7 @@ def _begin_output(request: StageRequest, cli: StageCLI, git: Mapping[str, Any]) 
     if cli.datamodule.world is not None:
         require_writable(cache_folder(), "the cache folder (set by ASSEMBLE_CACHE)")
     resolved = cli.resolved()
-    # A run that takes this file as --config must not write in here.
+    # Write $RUN instead of the folder, so that a run with this file as --config doesn't write into it.
     kept = records.portable(resolved, [(str(request.directory), "$RUN")])
     write_atomically(request.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
     return _wandb_of(request, resolved, git)
@@ -124,7 +124,7 @@ def _begin_output(request: StageRequest, cli: StageCLI, git: Mapping[str, Any]) 
 
 @contextmanager
 def _finishing(wandb: StageWandbLogger | None) -> Iterator[None]:
-    """Finish the W&B run, which failed or was interrupted unless the body ends."""
+    """Finish the W&B run. It counts as failed if the body raises an error."""
     status = 1
     try:
         yield
@@ -135,7 +135,7 @@ def _finishing(wandb: StageWandbLogger | None) -> Iterator[None]:
 
 
 def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str, Any]) -> StageWandbLogger | None:
-    """The stage's W&B run, which refers to the checkpoints it starts from; None if W&B is off."""
+    """Start the stage's W&B run, and note the checkpoints it starts from. Return None if W&B is off."""
     run, revision = request.configuration, git.get("revision") or "unknown"
     draw = request.draw.folder.replace("seed", "s")
 
@@ -151,7 +151,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
         group=f"{request.paper}/{request.scale}/{request.stage}-{configuration[:8]}{records.GIVEN * bool(given)}",
         job_type=request.job,
         tags=[request.scale, *([request.row] if request.row else []), revision[:12], *["given"] * bool(given)],
-        # The same keys for every stage, for the dashboard's filters.
+        # Every stage has the same keys, for the dashboard's filters.
         config={
             **resolved,
             "paper": request.paper,
@@ -180,7 +180,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
 
 
 def _summary_of(request: StageRequest, metrics: Mapping[str, float | None]) -> dict[str, Any]:
-    """The stage's row in W&B's table of runs: metrics, cells of the tables, extremes of the curves."""
+    """Return the stage's row in W&B's table of runs: metrics, cells of tables, minima and maxima of curves."""
     cells = tables.summary(tables.load(request.paper), request.stage, request.scale, metrics, request.files)
     # W&B itself keeps the last value of a curve.
     ends = {
@@ -201,7 +201,7 @@ def _record_of(
     metrics: dict[str, float | None],
     wandb_id: str | None,
 ) -> records.Record:
-    """The record of a finished stage; all ranks must call it, since it sums up skipped files."""
+    """Make the record of a finished stage. All ranks must call it, since it adds up their skipped files."""
     run, trainer = request.configuration, cli.trainer
     media, identity = request.directory / "media", identity_of(request.directory)
     device = trainer.strategy.root_device
@@ -224,7 +224,7 @@ def _record_of(
         parents={
             name: {"stage": parent.stage, "lineage_hash": parent.lineage, "digest": identity["digests"][name]}
             for name, parent in request.parents.items()
-            if name in identity["digests"]  # others keep the recipe's value
+            if name in identity["digests"]  # other fields keep the recipe's value
         },
         given={stage: given.recorded() for stage, given in request.files.items()},
         checkpoints={path.stem: digest(path, "sha256") for path in _checkpoints(request)} if is_main_process() else {},
@@ -244,7 +244,7 @@ def _record_of(
 
 
 def _note_results(wandb: StageWandbLogger, request: StageRequest, record: records.Record) -> None:
-    """Refer to the stage's checkpoints and record in its W&B run."""
+    """Note the stage's checkpoints and record in its W&B run."""
     about = {"config_hash": record.config_hash, "lineage_hash": request.lineage, "steps": record.steps}
     kept = {f"{wandb.version}-{path.stem}": path for path in _checkpoints(request)}
     loggers.note_files(wandb, kept, "checkpoint", used=False, **about)

@@ -1,10 +1,10 @@
-"""`assemble verify`: compares the first steps of the smoke stages, or of published recipes, with recorded ones.
+"""Compare the first steps of the smoke stages, or of the published recipes, with recorded ones.
 
 The same code computes the same losses and gradient norms on every processor, up to rounding; nearly every fault moves
-them by more. The recorded values, seed 0, are in `papers/<paper>/results/smoke/`, with their spread over instruction
-sets: `fingerprint.json` of the smoke stages, `rehearsal.json` of the published recipes on a rehearsal's tiny data.
-A separate process runs the stages, in an empty folder with an empty cache, so that no earlier file replaces a
-computation.
+them by more. The recorded values (seed 0) and their spread over instruction sets are in
+`papers/<paper>/results/smoke/`: `fingerprint.json` has the smoke stages, and `rehearsal.json` the published recipes on
+a rehearsal's tiny data. A separate process runs the stages, in an empty folder with an empty cache, so that no earlier
+file replaces a computation.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from assemble.stages.request import Selection, StageRequest, fingerprint
 from common.errors import StageError
 from common.files import parsing, write_atomically
 
-#: Relative difference that rounding explains for any quantity, by device; docs/comparing-runs.md derives it.
+#: Relative difference that rounding explains for any quantity, by device; see docs/comparing-runs.md.
 FLOORS = {"cpu": 5e-5, "cuda": 5e-4}
 FLOOR = FLOORS["cpu"]
-#: Value below which a difference counts as absolute.
+#: A difference is relative to the recorded value, or to this if the value is smaller.
 LEAST = 1e-3
-#: Largest difference between the recorded instruction sets, times this, is explained as well.
+#: Rounding also explains this multiple of the largest difference between the recorded instruction sets.
 MARGIN = 4.0
-#: Weakest first; the values are those of the last. Published sizes take minutes without AVX2.
+#: Instruction sets to record, weakest first. The last gives the values. Published sizes take minutes without AVX2.
 ROUNDINGS = ("sse41", "avx2", NATIVE)
-#: Option `--precision` to that of the trainer; `tf32` rounds factors of float32 products on a GPU.
+#: `--precision` -> the trainer's precision. `tf32` rounds the factors of float32 products on a GPU.
 PRECISIONS = {"32": "32-true", "tf32": "32-true", "bf16": "bf16-mixed"}
 #: Stage -> quantity -> step -> value.
 Values = dict[str, dict[str, dict[str, float]]]
@@ -50,7 +50,7 @@ class Fingerprint:
     """Recorded values of a paper's smoke stages, in the order of the plan.
 
     Attributes:
-        made: how they were recorded: revision, versions, processor and instruction sets.
+        made: how the values were recorded: revision, versions, processor and instruction sets.
         code: hashes of the files behind the stages, see `assemble.reporting.code`.
         spread: largest difference between instruction sets, only where `MARGIN` times it exceeds the floor.
     """
@@ -61,14 +61,14 @@ class Fingerprint:
     stages: Values
 
     def allowed(self, stage: str, quantity: str, step: str, value: float, floor: float = FLOOR) -> float:
-        """Difference from a recorded value that rounding explains."""
+        """Return the largest difference from a recorded value that rounding explains."""
         spread = self.spread.get(stage, {}).get(quantity, {}).get(step, 0.0)
         return max(floor * max(abs(value), LEAST), floor / FLOOR * MARGIN * spread)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A value that rounding does not explain; None if it is missing on one side."""
+    """A value that rounding does not explain. `value` or `recorded` is None if it is missing."""
 
     stage: str
     step: int
@@ -95,7 +95,7 @@ def read(paper: Paper, rehearsal: bool = False) -> Fingerprint:
 
 
 def write(path: Path, recorded: Fingerprint) -> None:
-    """Write one line per quantity, so that a change shows what it moved."""
+    """Write one line per quantity, so that a diff shows which quantities changed."""
 
     def block(content: Any, depth: int) -> str:
         if depth > 3 or not isinstance(content, dict) or not content:
@@ -116,7 +116,7 @@ def selection(
     device: str = "cpu",
     precision: str = "32",
 ) -> Selection:
-    """The stages to run with seed 0, by default one of each recipe, at smoke also of each of its settings."""
+    """Select the stages to run with seed 0: by default one per recipe, at smoke one per recipe and set of overrides."""
     parts = ["rehearsal" if rehearsal else "", "" if device == "cpu" else device, precision.replace("32", ""), isa]
     runs = (folder / paper.name / "-".join(filter(None, parts))).resolve()
     wanted = Selection(
@@ -141,7 +141,7 @@ def record(paper: Paper, folder: Path, rehearsal: bool, jobs: int, show: Callabl
     """Run the stages under every instruction set and write the fingerprint."""
     here = [isa for isa in ROUNDINGS[rehearsal:] if isa in instruction_sets_here()]
     if len(here) < 2:
-        raise StageError("a fingerprint is recorded with several instruction sets, so on an x86 processor with AVX2")
+        raise StageError("--record needs several instruction sets: run it on an x86 processor with AVX2")
     chosen = {isa: selection(paper, folder, isa, rehearsal=rehearsal) for isa in here}
     runs = {isa: measure(paper, chosen[isa], jobs, show) for isa in here}
     values = runs[here[-1]]
@@ -176,7 +176,7 @@ def _provenance() -> dict[str, Any]:
 
 
 def code_of(paper: Paper, rehearsal: bool = False) -> dict[str, str]:
-    """The files behind a paper's stages, with the hash of their code."""
+    """Return the files behind a paper's stages, with the hash of their code."""
     files: dict[str, str] = {}
     for item in plan_stages(paper.name, selection(paper, Path(), rehearsal=rehearsal)):
         files |= fingerprint(item.run)
@@ -186,7 +186,7 @@ def code_of(paper: Paper, rehearsal: bool = False) -> dict[str, str]:
 def compare(
     recorded: Fingerprint, values: Values, stages: Iterable[str] | None = None, floor: float = FLOOR
 ) -> tuple[list[Difference], list[tuple[str, float]]]:
-    """What rounding does not explain, by stage and step; and the relative differences of quantities without a spread.
+    """Find differences that rounding does not explain. Also list relative differences of quantities without a spread.
 
     Args:
         stages: those that should have values; None for all.
@@ -208,7 +208,7 @@ def compare(
 
 
 def descendants(paper: Paper, chosen: Selection, stages: Sequence[str]) -> set[str]:
-    """The stages that start from one of `stages`, directly or not."""
+    """Return the stages that start from one of `stages`, directly or indirectly."""
     below: set[str] = set()
     for item in plan_stages(paper.name, chosen):
         if any(parent.stage in below or parent.stage in stages for parent in item.request.parents.values()):
@@ -260,7 +260,7 @@ def measure(
 
 
 def logged(request: StageRequest) -> dict[str, dict[str, float]]:
-    """The curves and measurements of a finished stage, in eight digits."""
+    """Read the curves and measurements of a finished stage, with eight digits."""
     values: dict[str, dict[str, float]] = {}
     with (request.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

@@ -369,7 +369,7 @@ def test_another_file_makes_other_stages(tmp_path: Path) -> None:
         ("mct", ["--scale", "paper", "--released", "{}"], "resnet50-0676ba61.pth: its sha256 is"),
         ("avid", ["--scale", "smoke", "--given", "avid={}/none.pth"], "there is no file"),
         ("avid", ["--scale", "smoke", "--given", "avidd={}"], "write stage=FILE; did you mean 'avid'?"),
-        ("avid", ["--scale", "smoke", "--given", "ablation_cma={}/other.pth"], "nothing that is chosen starts from"),
+        ("avid", ["--scale", "smoke", "--given", "ablation_cma={}/other.pth"], "no selected stage starts from"),
     ],
 )
 def test_a_file_that_cannot_stand_for_a_stage_is_refused(

@@ -147,7 +147,7 @@ def test_a_stage_of_edited_code_is_asked_about_then_resumed_or_trained_again(
     assert f"trained by other code: {loss} changed" in capfd.readouterr().err
     assert main([*command, "--keep"]) == 0
     printed = capfd.readouterr()
-    assert f"avid: continues what other code trained: {loss} changed" in printed.err
+    assert f"avid: continues a run that other code began: {loss} changed" in printed.err
     assert "avid: resumes from step 1" in printed.out
     # Trained by two versions of the code, it is asked about again.
     assert main(command) == 1

@@ -159,7 +159,7 @@ def test_tables_are_rehearsed_from_files_in_the_released_layouts(
         )
         assert main([*command, "--stages", "dcase@avid"]) == 2
         error = capfd.readouterr().err
-        assert "the file for avid cannot stand for it: " in error
+        assert "the file for avid cannot replace it: " in error
         assert message in error
 
 
@@ -174,5 +174,5 @@ def test_released_layouts_fit_their_stages_and_no_others(paper: str, tmp_path: P
     torch.save({"model": {"module.audio_model.conv1.weight": torch.zeros(4)}}, wrong)
     for stage in given:
         planned = plan_stages(paper, replace(selection, given={**given, stage: Given(wrong)}))
-        with pytest.raises(StageError, match=rf"the file for {stage} cannot stand for it: .*audio_model"):
+        with pytest.raises(StageError, match=rf"the file for {stage} cannot replace it: .*audio_model"):
             _check_files(planned)
