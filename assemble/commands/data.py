@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from assemble.commands.parsing import Option, PaperName, existing_folder
-from assemble.reporting.papers import existing_papers, paper_named, working_folder
+from assemble.reporting.papers import Paper, existing_papers, paper_named, working_folder
 from common.errors import StageError, optional_package
 
 if TYPE_CHECKING:
@@ -64,46 +64,55 @@ def data(
         raise StageError(f"give only one of {', '.join(several)}")
     if (detector or output or distribution) and extract_regions is None:
         raise StageError("--detector, --output and --distribution need --extract-regions FOLDER")
-    if accept_license and fetch is None:
-        raise StageError("--accept-license needs --fetch NAME")
-    if mirror is not None and fetch is None:
-        raise StageError("--mirror needs --fetch NAME")
+    if (accept_license or mirror is not None) and fetch is None:
+        raise StageError("--accept-license and --mirror need --fetch NAME")
     if fetch is not None:
-        return _fetch(paper_named(paper).short, root, fetch, accept_license, mirror)
-    if extract_regions is not None:
+        _fetch(paper_named(paper).short, root, fetch, accept_license, mirror)
+    elif extract_regions is not None:
         if output is None or detector is None:
             raise StageError("--extract-regions needs --output FILE (.h5 or .npz) and --detector WEIGHTS")
-        return _extract(extract_regions, output, detector, distribution)
+        _extract(extract_regions, output, detector, distribution)
+    elif text_features:
+        _compute_text_features(paper_named(paper), root)
+    elif measure is not None:
+        _measure(paper_named(paper), measure, root)
+    else:
+        _list(paper_named(paper), root)
+    return 0
+
+
+def _list(paper: Paper, root: Path) -> None:
     from assemble.stages.paper_modules import optional_part
     from assemble.stages.recipe_data import data_sections, datasets_of, files_of
     from common.data.overview import report, report_files
 
-    name = paper_named(paper).name
-    prepare = optional_part(name, "prepare")
-    if text_features:
-        if prepare is None:
-            able = ", ".join(other.short for other in existing_papers() if optional_part(other.name, "prepare"))
-            raise StageError(f"--text-features: {name} stores no text features; {able} does")
-        for path in prepare.text_features(data_sections(name, root)):
-            print(f"written to {path}")
-        return 0
-    if measure is not None:
-        from assemble.stages.configuration import resolve
-
-        recipe = measure or paper_named(paper).recipe
-        run = resolve(name, recipe, scale="paper")
-        from assemble.stages.loading import measure_loading
-
-        print(f"{recipe}: {measure_loading(run, root)}")
-        return 0
-    report(datasets_of(name, root))
-    report_files(files_of(name, root))
-    if prepare is not None:
-        prepare.report(data_sections(name, root))
-    return 0
+    report(datasets_of(paper.name, root))
+    report_files(files_of(paper.name, root))
+    if (prepare := optional_part(paper.name, "prepare")) is not None:
+        prepare.report(data_sections(paper.name, root))
 
 
-def _fetch(paper: str, root: Path, name: str, accepted: bool, mirror: str | None) -> int:
+def _compute_text_features(paper: Paper, root: Path) -> None:
+    from assemble.stages.paper_modules import optional_part
+    from assemble.stages.recipe_data import data_sections
+
+    if (prepare := optional_part(paper.name, "prepare")) is None:
+        able = ", ".join(other.short for other in existing_papers() if optional_part(other.name, "prepare"))
+        raise StageError(f"--text-features: {paper.name} stores no text features; {able} does")
+    for path in prepare.text_features(data_sections(paper.name, root)):
+        print(f"written to {path}")
+
+
+def _measure(paper: Paper, recipe: str, root: Path) -> None:
+    from assemble.stages.configuration import resolve
+
+    run = resolve(paper.name, recipe or paper.recipe, scale="paper")
+    from assemble.stages.loading import measure_loading
+
+    print(f"{run.recipe}: {measure_loading(run, root)}")
+
+
+def _fetch(paper: str, root: Path, name: str, accepted: bool, mirror: str | None) -> None:
     from common.data.fetch import fetch, mirrored, open_data
 
     entries = _released(paper) if name == "released" else [open_data(name)]
@@ -120,7 +129,6 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool, mirror: str | None
         print(f"{entry.title} is in {root}; `assemble data {paper} --data {root}` lists what was found")
     if name == "released":
         print(f"`make reproduce-{paper} SCALE=paper DATA={root} RELEASED={root / 'weights'}` fills tables from them")
-    return 0
 
 
 def _released(paper: str) -> list[OpenData]:
@@ -147,7 +155,7 @@ def _released(paper: str) -> list[OpenData]:
     return [*entries.values()]
 
 
-def _extract(images: Path, output: Path, weights: Path, distribution: bool) -> int:
+def _extract(images: Path, output: Path, weights: Path, distribution: bool) -> None:
     import torch
 
     from common.data.regions import REGION_SUFFIXES
@@ -167,4 +175,3 @@ def _extract(images: Path, output: Path, weights: Path, distribution: bool) -> i
     print(f"{output}: regions of {written:,} images")
     if skipped:
         print(f"{len(skipped):,} images cannot be read (see {output}.skipped.txt), such as {skipped[0]}")
-    return 0

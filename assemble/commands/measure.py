@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import traceback
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from assemble.commands.parsing import Option, PaperNames, Runs, at_least
 from assemble.reporting.papers import existing_papers, paper_named, runs_root
 from common import files
 from common.errors import StageError, is_ours
+
+if TYPE_CHECKING:
+    from assemble.reporting.records import Record
 
 
 def gpu_check(
@@ -60,16 +63,7 @@ def gpu_check(
         path = record.folder(runs or runs_root()) / records.RECORD_FILE
         records.write(path, record)
         print(f"written to {path}")
-        numbers = {name: math.nan if value is None else value for name, value in record.metrics.items()}
-        rate = numbers["flops"] / numbers["step_seconds"]
-        step, spread = 1000 * numbers["step_seconds"], 1000 * numbers["step_seconds_std"]
-        cells = (
-            str(record.global_batch), f"{step:.1f} ± {spread:.1f}",
-            f"{rate / 1e12:.3g}", f"{rate / numbers['matrix_rate']:.0%}", f"{numbers['peak_bytes'] / 1e9:.1f}",
-            f"{numbers['idle_share']:.0%}", f"{numbers['host_waits']:g}",
-        )  # fmt: skip
-        subject = (paper.title, record.recipe, *(record.hardware["accelerators"] or [record.hardware["cpu"]]))
-        table.add_row(*subject, *("-" if "nan" in cell else cell for cell in cells))
+        table.add_row(paper.title, *_cells(record))
         times = Table("kernel", "ms/step", "share", title=f"{paper.title}: where the time goes")
         for name, seconds in list(kernels.items())[:10]:
             times.add_row(name[:120], f"{1000 * seconds:.2f}", f"{seconds / sum(kernels.values()):.0%}")
@@ -77,3 +71,16 @@ def gpu_check(
     if table.row_count:
         terminal.print(table)
     return int(failed)
+
+
+def _cells(record: Record) -> list[str]:
+    numbers = {name: math.nan if value is None else value for name, value in record.metrics.items()}
+    rate = numbers["flops"] / numbers["step_seconds"]
+    step, spread = 1000 * numbers["step_seconds"], 1000 * numbers["step_seconds_std"]
+    cells = (
+        str(record.global_batch), f"{step:.1f} ± {spread:.1f}",
+        f"{rate / 1e12:.3g}", f"{rate / numbers['matrix_rate']:.0%}", f"{numbers['peak_bytes'] / 1e9:.1f}",
+        f"{numbers['idle_share']:.0%}", f"{numbers['host_waits']:g}",
+    )  # fmt: skip
+    card = record.hardware["accelerators"] or [record.hardware["cpu"]]
+    return [record.recipe, *card, *("-" if "nan" in cell else cell for cell in cells)]

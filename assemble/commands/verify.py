@@ -47,7 +47,7 @@ def verify(
     for rounding, and names the first one.
     """
     from assemble.stages import verify as verification
-    from assemble.stages.plan import default_jobs, plan_stages
+    from assemble.stages.plan import default_jobs
 
     if stages and (record or len(papers) != 1):
         raise StageError("--stages selects stages of one paper: name the paper; --record takes no --stages")
@@ -60,50 +60,30 @@ def verify(
     chosen = [paper_named(name) for name in papers] or existing_papers()
     folder, began = folder or runs_root() / "verify", time.monotonic()
     jobs = jobs or default_jobs("gpu1" if accelerators else "cpu")
-    recorded = {} if record else {paper.name: verification.read(paper, rehearsal) for paper in chosen}
-    floor = verification.FLOORS[device]
     width = max(len(paper.title) for paper in chosen)
+    if record:
+        for paper in chosen:
+            fingerprint = verification.record(paper, folder, rehearsal, jobs, _show)
+            print(f"{paper.title:{width}}  recorded {_size(fingerprint.stages)}; {_jumps(fingerprint)}", flush=True)
+        took = duration(time.monotonic() - began)
+        print(f"{took}; commit papers/*/results/smoke/*.json with the change that explains it")
+        return 0
+    recorded = {paper.name: verification.read(paper, rehearsal) for paper in chosen}
     results: dict[str, Any] = {}
     for paper in chosen:
-        name = paper.title.ljust(width)
-        if record:
-            fingerprint = verification.record(paper, folder, rehearsal, jobs, _show)
-            print(f"{name}  recorded {_size(fingerprint.stages)}; {_jumps(fingerprint)}", flush=True)
-            continue
-        fingerprint = recorded[paper.name]
         results[paper.name] = {"agrees": True}
         for kind in precisions:
             wanted = verification.selection(
                 paper, folder, isa, rehearsal=rehearsal, stages=stages, device=device, precision=kind
             )
-            planned = [item.request.stage for item in plan_stages(paper.name, wanted)] if stages else None
-            if planned is not None and not (planned := [stage for stage in planned if stage in fingerprint.stages]):
-                raise StageError(f"--stages {' '.join(stages)}: recorded are {', '.join(fingerprint.stages)}")
+            planned = _recorded_stages(paper, wanted, recorded[paper.name]) if stages else None
             values = verification.measure(paper, wanted, jobs, _show, kind)
             _show("")
-            differences, relative = verification.compare(fingerprint, values, planned, floor)
-            largest = max((difference for _, difference in relative), default=0.0)
-            result = {"largest": largest, **({"values": values} if accelerators else {})}
-            if kind != "32":
-                ordered = [0.0, *sorted(difference for quantity, difference in relative if quantity == "train/loss")]
-                half, most = (ordered[len(ordered) * tenths // 10] for tenths in (5, 9))
-                results[paper.name][kind] = {**result, "half": half, "nine_of_ten": most}
-                print(f"{name}  {kind}: half of the losses differ by up to {half:.0e}, nine of ten by {most:.0e}")
-                continue
-            results[paper.name] |= {**result, "agrees": not differences, "differences": differences[:100]}
-            if differences:
-                print(f"{name}  differs")
-                log = (wanted.runs / "log.txt").read_text(encoding="utf-8").splitlines()
-                failed = [line.strip() for line in log if line.startswith("  FAILED")]
-                print("\n".join(_explained(paper, wanted, fingerprint, values, differences, failed)), flush=True)
-            else:
-                explains = f"{'rounding' if device == 'cpu' else 'another device'} explains {floor:.0e}"
-                agrees = f"agrees (largest difference {largest:.1e}, {explains}; {_jumps(fingerprint)})"
-                print(f"{name}  {_size(values)}: {agrees}", flush=True)
-    took = duration(time.monotonic() - began)
-    if record:
-        print(f"{took}; commit papers/*/results/smoke/*.json with the change that explains it")
-        return 0
+            judge = _judge if kind == "32" else _describe
+            result, text = judge(paper, wanted, recorded[paper.name], values, planned)
+            print(f"{paper.title:{width}}  {text}", flush=True)
+            result |= {"values": values} if accelerators else {}
+            results[paper.name] |= result if kind == "32" else {kind: result}
     about = {"isa": isa, "machine": records.hardware(accelerators, isa), "versions": records.versions()}
     about |= {"git": records.git_state(checkout()), "ended": datetime.now(UTC).isoformat(timespec="seconds")}
     write_atomically(folder / "result.json", json.dumps({**about, "papers": results}, indent=1, default=vars) + "\n")
@@ -112,10 +92,49 @@ def verify(
         arguments = " ".join([*differing, *["--rehearsal"] * rehearsal])
         print(f"If you meant to change this, record a new fingerprint: assemble verify {arguments} --record")
     elif not differing and "32" in precisions:
-        print(f"This code, on this machine, computes what was recorded. {took}")
+        print(f"This code, on this machine, computes what was recorded. {duration(time.monotonic() - began)}")
     if accelerators:
         print(f"Please send us {folder / 'result.json'}, which has all values")
     return 1 if differing else 0
+
+
+def _recorded_stages(paper: Paper, wanted: Any, fingerprint: Any) -> list[str]:
+    """The stages of `--stages` and those they start from, as far as they are recorded."""
+    from assemble.stages.plan import plan_stages
+
+    planned = [item.request.stage for item in plan_stages(paper.name, wanted)]
+    if not (recorded := [stage for stage in planned if stage in fingerprint.stages]):
+        raise StageError(f"--stages {' '.join(wanted.stages)}: recorded are {', '.join(fingerprint.stages)}")
+    return recorded
+
+
+def _judge(paper: Paper, wanted: Any, fingerprint: Any, values: Any, planned: Any) -> tuple[dict[str, Any], str]:
+    """Decide whether rounding explains all differences: returns entries of result.json, and what to print."""
+    from assemble.stages.verify import FLOORS, compare
+
+    device, cause = ("cpu", "rounding") if wanted.hardware == "cpu" else ("cuda", "another device")
+    differences, relative = compare(fingerprint, values, planned, FLOORS[device])
+    largest = max((difference for _, difference in relative), default=0.0)
+    result = {"agrees": not differences, "largest": largest, "differences": differences[:100]}
+    if not differences:
+        explains = f"largest difference {largest:.1e}, {cause} explains {FLOORS[device]:.0e}; {_jumps(fingerprint)}"
+        return result, f"{_size(values)}: agrees ({explains})"
+    log = (wanted.runs / "log.txt").read_text(encoding="utf-8").splitlines()
+    failed = [line.strip() for line in log if line.startswith("  FAILED")]
+    return result, "\n".join(["differs", *_explained(paper, wanted, fingerprint, values, differences, failed)])
+
+
+def _describe(paper: Paper, wanted: Any, fingerprint: Any, values: Any, planned: Any) -> tuple[dict[str, Any], str]:
+    """Summarize how far a lower precision moves values: returns entries of result.json, and what to print."""
+    from assemble.stages.verify import compare
+
+    _, relative = compare(fingerprint, values, planned)
+    losses = [0.0, *sorted(difference for quantity, difference in relative if quantity == "train/loss")]
+    half, most = (losses[len(losses) * tenths // 10] for tenths in (5, 9))
+    largest = max((difference for _, difference in relative), default=0.0)
+    text = f"half of the losses differ by up to {half:.0e}, nine of ten by {most:.0e}"
+    kind = "bf16" if "bf16-mixed" in wanted.arguments else "tf32"
+    return {"largest": largest, "half": half, "nine_of_ten": most}, f"{kind}: {text}"
 
 
 def _gpu() -> list[str]:

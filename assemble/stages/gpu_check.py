@@ -19,7 +19,7 @@ from torch.utils import benchmark
 from assemble.reporting import records
 from assemble.reporting.papers import checkout, paper_named
 from assemble.reporting.records import Record
-from assemble.stages.configuration import resolve
+from assemble.stages.configuration import RunConfiguration, resolve
 from assemble.stages.estimate import estimate
 from assemble.stages.synthetic import StopAfter, synthetic_training
 from common.errors import StageError
@@ -80,20 +80,17 @@ def measure(
         raise StageError(
             f"recipe {run.recipe}: {size} samples do not fit into the device's memory; lower --batch-size ({error})"
         ) from None
-    kernels = watch.kernels()
-    seconds = statistics.median(watch.seconds())
     waits = sum("called a synchronizing" in str(warning.message) for warning in caught)
-    metrics = {
-        "step_seconds": seconds,
-        "step_seconds_std": statistics.pstdev(watch.seconds()),
-        "flops": estimated.flops / estimated.accumulated,
-        "matrix_rate": rate,
-        "peak_bytes": float(watch.peak) if cuda else None,
-        "host_waits": waits / steps if cuda else None,
-        "idle_share": max(1 - sum(kernels.values()) / seconds, 0.0) if cuda else None,
-    }
+    metrics = {"flops": estimated.flops / estimated.accumulated, "matrix_rate": rate, **watch.metrics(waits)}
+    return _record_of(run, metrics, precision, size, steps, started), watch.kernels()
+
+
+def _record_of(
+    run: RunConfiguration, metrics: dict[str, Any], precision: str, size: int, steps: int, started: datetime
+) -> Record:
+    cuda = metrics["peak_bytes"] is not None
     config_hash = records.config_hash(run.config)
-    record = Record(
+    return Record(
         paper=run.paper,
         stage=f"gpu_check_{run.recipe}",
         recipe=run.recipe,
@@ -114,7 +111,6 @@ def measure(
         started=started.isoformat(),
         wall_seconds=(datetime.now(UTC) - started).total_seconds(),
     )
-    return record, kernels
 
 
 def matrix_rate(device: str, precision: str, side: int) -> float:
@@ -169,6 +165,17 @@ class _Watch(Callback):
     def seconds(self) -> list[float]:
         pairs = zip(self._marks, self._marks[1:])
         return [a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in pairs]
+
+    def metrics(self, waits: int) -> dict[str, float | None]:
+        """Return what `measure` documents, given how often the timed steps made the host wait."""
+        step, steps = statistics.median(self.seconds()), self.last - self.warm_up
+        return {
+            "step_seconds": step,
+            "step_seconds_std": statistics.pstdev(self.seconds()),
+            "peak_bytes": float(self.peak) if self.cuda else None,
+            "host_waits": waits / steps if self.cuda else None,
+            "idle_share": max(1 - sum(self.kernels().values()) / step, 0.0) if self.cuda else None,
+        }
 
     def kernels(self) -> dict[str, float]:
         """Return the seconds of each kernel in a step, longest first. On the CPU, return those of each operation."""
