@@ -77,6 +77,8 @@ def _status_of(error: BaseException) -> int:
         print(f"assemble: {message(error)}", file=sys.stderr)
         return 2
     explained = isinstance(error, OSError | ValueError | RuntimeError) and not isinstance(error, BrokenPipeError)
+    # Under a memory limit, a library cannot be mapped.
+    explained = explained or (isinstance(error, ImportError) and str(error.path).endswith(".so"))
     if not explained or os.environ.get("ASSEMBLE_TRACEBACK"):
         raise error
     hint = "" if is_ours(error) else "\n(ASSEMBLE_TRACEBACK=1 shows the traceback)"

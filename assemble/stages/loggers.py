@@ -188,6 +188,8 @@ def _start(directory: Path, mode: Any, whole: bool, about: Mapping[str, Any]) ->
         os.environ.update(WANDB_MODE="offline", WANDB_ERROR_REPORTING="false")
     import wandb
 
+    if re.search("[\udc80-\udcff]", str(directory)):  # W&B would print a traceback for each of its messages
+        raise StageError("the folder's name isn't UTF-8, or Python runs without it; set PYTHONUTF8=1")
     directory.mkdir(parents=True, exist_ok=True)
     earlier = _earlier(directory)
     run = wandb.init(

@@ -223,6 +223,8 @@ class TrainedModel(nn.Module):
         several = list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
         if not several:
             raise ValueError(f"there is no {modality} to embed")
+        if wrong := [item for item in several if item is None or isinstance(item, float | int)]:
+            raise TypeError(f"{wrong[0]!r} is not a {modality}: give a file, a text, or the result of read_{modality}")
         return [read(item) if isinstance(item, str | Path) else item for item in several]
 
     def read_text(self, text: str) -> str:

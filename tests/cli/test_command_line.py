@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from assemble.commands.main import main
+from assemble.commands.main import _status_of, main
 from assemble.reporting.papers import project_root
 from assemble.stages.configuration import resolve
 from assemble.stages.request import Selection, find_request
@@ -156,6 +156,13 @@ def test_doctor(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["doctor", "--data", str(tmp_path)]) == 0
     told = capsys.readouterr().out
     assert all(word in told for word in ("\ncache ", "\ngpu ", "\nrevision ", "  mct: missing "))
+
+
+def test_a_library_that_does_not_fit_into_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _status_of(ImportError("libtorch_cpu.so: failed to map segment", path="/lib/torch/_C.so")) == 1
+    assert capsys.readouterr().err.startswith("assemble: libtorch_cpu.so: failed to map segment\n")
+    with pytest.raises(ImportError):
+        _status_of(ImportError("cannot import name 'x'", path="/mine/module.py"))
 
 
 @pytest.mark.parametrize("value", ["!!binary aGVsbG8=", "!!set {a, b}", "0x" + "f" * 10_000, "2026-01-01"])

@@ -298,6 +298,8 @@ def test_embeddings_of_sounds_and_pictures(exports: Callable[[str], Path], files
     model.clips = 3
     assert model.read_video(clip).shape[0] == 3
     assert model.embed_video(clip).shape == video[:1].shape
+    with pytest.raises(TypeError, match="3 is not a video: give a file"):
+        model.embed_video([clip, 3])
     with pytest.raises(StageError, match=r"none of the 1 can be read as video; the first: .*broken.mp4"):
         model.embed("video", [files / "broken.mp4"], [])
 

@@ -129,7 +129,7 @@ def test_the_command_for_memory_and_hours_names_the_given_files(
 
 
 def test_a_plan_as_commands(tmp_path: Path) -> None:
-    runs, program = tmp_path / "my runs", f"{sys.executable} -m assemble"
+    runs, program = tmp_path / "my 5%x runs", f"{sys.executable} -m assemble"
     wanted = Selection("paper", (0, 3), "slurm", runs, Path("/data"), stages=("esc@avid", "avid_cma"), isa="sse41")
     commands, submissions = [], []
     for number, (seed, stage) in enumerate(itertools.product((0, 3), ("avid", "avid_cma", "esc@avid")), start=1):
@@ -140,7 +140,7 @@ def test_a_plan_as_commands(tmp_path: Path) -> None:
         step = shlex.quote(f"srun --cpus-per-task=8 --kill-on-bad-exit=1 {commands[-1]}")
         submissions.append(
             f"stage_{number}=$(sbatch --parsable --job-name=avid_cma-{stage}-paper-s{seed}-sse41 "
-            f"--output='{runs}/avid_cma/paper/slurm/%x.log' --open-mode=append --nodes={nodes} "
+            f"--output='{tmp_path}/my 5%%x runs/avid_cma/paper/slurm/%x.log' --open-mode=append --nodes={nodes} "
             f"--ntasks-per-node={devices} --cpus-per-task=8 --gres=gpu:{devices} --requeue --signal=USR1@120 "
             f"--dependency={after}singleton --kill-on-invalid-dep=yes --wrap={step})"
         )

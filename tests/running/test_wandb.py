@@ -46,6 +46,17 @@ def test_what_the_client_would_stumble_over_is_refused(monkeypatch: pytest.Monke
         monkeypatch.delenv(name)
 
 
+def test_a_folder_whose_name_is_not_text_costs_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As a letter with an accent under a C locale."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert loggers.wandb_logger(tmp_path / "\udcc3", id="one", tags=[], group="stage") is None
+    printed = capfd.readouterr()
+    assert "could not start offline (StageError: the folder's name isn't UTF-8" in printed.out
+    assert printed.err == ""
+
+
 @pytest.mark.parametrize(
     ("whole", "system", "mode", "earlier", "first"),
     [(False, "0", "online", "run", 0), (True, "", "online", "offline-run", 20), (False, "1", "offline", "run", 20)],
