@@ -17,7 +17,7 @@ STAGES: dict[str, str] = {
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalization and ReLU; the first one has the stride.
+    """Two 3x3 convolutions with batch normalization and ReLU. The stride is in the first.
 
     Shapes:
         [B, in_channels, T, F] -> [B, out_channels, T / stride, F / stride]
@@ -47,7 +47,7 @@ class AudioConvNet(nn.Module):
 
     Args:
         width: channels of the first stage; the last has `8 * width`.
-        small: stride 1 instead of 2 in the first block, for the short spectrogram of the ablations.
+        small: use stride 1 instead of 2 in the first block, for the short spectrograms of the ablations.
 
     Shapes:
         audio [B, in_channels, T, F] (time, frequency) -> features [B, 8 * width]
@@ -82,7 +82,7 @@ class AudioConvNet(nn.Module):
         self.pool = nn.AdaptiveMaxPool2d(1)
 
     def forward_stages(self, audio: Tensor) -> dict[str, Tensor]:
-        """Maps [B, C, T', F'] of every stage: `conv1`, `conv2x` ... `conv5x` and `pool`, [B, 8 * width, 1, 1]."""
+        """Return the map [B, C, T', F'] of every stage: `conv1`, `conv2x` ... `conv5x`, `pool` (T' = F' = 1)."""
         stages: dict[str, Tensor] = {}
         x = audio
         for stage, module in STAGES.items():

@@ -1,4 +1,4 @@
-"""Reads and writes weight files safely and atomically, with errors that name the file."""
+"""Read and write weight files safely and atomically."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from common.files import write_whole
 
-#: Names of the classifiers of torchvision's and timm's networks, which are not part of an encoder.
+#: Prefixes of the classifier in torchvision's and timm's networks; an encoder has none.
 CLASSIFIERS = ("fc.", "classifier.", "head.")
 
 
-#: What NumPy's arrays and numbers of plain types are made of, such as in PANNs' files; NumPy 2 renamed `core`.
+#: Functions that pickles of NumPy data call, as in PANNs' files. NumPy 2 renamed `core` to `_core`.
 _BUILDERS = {"_reconstruct": np.zeros(1).__reduce__()[0], "scalar": np.float64(0).__reduce__()[0]}
 _NUMPY: list[Any] = [
     np.ndarray,
@@ -34,10 +34,10 @@ class CheckpointError(RuntimeError):
 
 
 def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str, Any]:
-    """Contents of a checkpoint: a file of `torch.save`, old or new, or of safetensors.
+    """Load a checkpoint: a file of `torch.save`, old or new, or of safetensors.
 
-    Accepts only tensors and plain data, so an untrusted file cannot run code. Tensors may be backed by the file: clone
-    those that outlive it. `needed` names the entries to keep, for the error about a file with other content.
+    Accepts only tensors and plain data, so an untrusted file cannot run code. The file may back the tensors: clone
+    those that outlive it. `needed` names the entries to keep; the error about other content quotes it.
     """
     path = Path(path)
     if not path.is_file():
@@ -46,13 +46,13 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
     try:
         if _is_safetensors(path):
             return load_file(path)
-        # Memory-mapped, to read a backbone without gigabytes of queues, banks and optimizer state. Files from before
-        # PyTorch 1.6, as some released ones are, cannot be mapped.
+        # Memory-mapped, so that reading a backbone skips gigabytes of queues, banks and optimizer state. Files older
+        # than PyTorch 1.6 cannot be mapped.
         with torch.serialization.safe_globals(_NUMPY):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path}: not opened, because it is not a checkpoint or holds more than tensors and plain data. If you "
+            f"{path}: not a checkpoint, or it holds more than tensors and plain data, so it was not opened. If you "
             f"trust it, save only its {needed} to a new file."
         ) from error
     except Exception as error:  # Reading a damaged file can raise anything.
@@ -63,20 +63,20 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
 
 
 def require_intact(path: str | Path) -> None:
-    """Check the checksums of an archive's parts, which reading a mapped file skips."""
+    """Check the checksums of a zip archive, which reading a mapped file skips."""
     if not zipfile.is_zipfile(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except Exception as error:  # As above.
+    except Exception as error:  # A damaged archive can raise anything, too.
         raise CheckpointError(f"{path}: damaged ({error or type(error).__name__})") from error
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged, the checksum of its part {damaged} does not match")
 
 
 def named_tensors(entries: Any) -> dict[str, Tensor]:
-    """Tensors of a state dict, without the prefixes of data parallelism and compilation; empty for anything else."""
+    """Return a state dict's tensors under names without `module.` and `_orig_mod.`; empty for anything else."""
     if not isinstance(entries, Mapping):
         return {}
     return {
@@ -87,17 +87,17 @@ def named_tensors(entries: Any) -> dict[str, Tensor]:
 
 
 def tensors_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """`named_tensors` of a checkpoint: those under `state_dict`, else under `model`, else at the top."""
+    """Return the tensors under `state_dict`, else those under `model`, else those at the top."""
     return named_tensors(content.get("state_dict", content.get("model", content)))
 
 
 def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Copies of the tensors whose name starts with a prefix, without it."""
+    """Copy the tensors whose names start with a prefix, and remove the prefix."""
     return {key.removeprefix(prefix): value.clone() for key, value in state.items() if key.startswith(prefix)}
 
 
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What is missing, unexpected, or of another shape; empty if all fits."""
+    """List the missing, unexpected and wrongly shaped tensors; empty if all fit."""
     shapes = [
         f"{key} {_form(found[key])} instead of {list(value.shape)}"
         for key, value in expected.items()
@@ -112,13 +112,13 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
 
 
 def _form(value: Tensor) -> str:
-    """The shape, and what keeps a tensor from being copied: its layout, quantization or missing content."""
+    """Return the shape, and the layout, quantization or missing content that keeps a tensor from being copied."""
     kinds = {str(value.layout): value.layout != torch.strided, "quantized": value.is_quantized, "meta": value.is_meta}
     return " ".join([str(list(value.shape)), *(kind for kind, applies in kinds.items() if applies)])
 
 
 def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], problem: str, advice: str = "") -> None:
-    """Load weights that must fit; otherwise the error gives the problem, what doesn't fit, and advice."""
+    """Load the weights, or raise an error that says what doesn't fit and what to do."""
     weights = with_counters(dict(weights))
     if misfit := differences(module.state_dict(), weights):
         raise CheckpointError(f"{problem}: {misfit}{advice}")
@@ -126,13 +126,13 @@ def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], problem: str,
 
 
 def first_of(names: Sequence[Any], limit: int = 6) -> str:
-    """The first of some names, and how many more there are."""
+    """List the first few names, and say how many more there are."""
     listed = ", ".join(str(name) for name in names[:limit]) or "nothing"
     return listed if len(names) <= limit else f"{listed}, and {len(names) - limit} more"
 
 
 def with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add the step counters of batch normalization, which old files, such as some of torchvision, lack."""
+    """Add batch normalization's step counters, which old files lack (some of torchvision's)."""
     for name in [name for name in state if name.endswith(".running_var")]:
         state.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
     return state
@@ -141,14 +141,13 @@ def with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_encoder(encoder: nn.Module, path: str | Path, prefixes: Sequence[str]) -> None:
     """Load an encoder's weights from a checkpoint.
 
-    Ignores a classifier that the encoder lacks; everything else has to fit. An encoder's `released_names` renames the
-    tensors of released files.
+    Every tensor must fit, except a classifier that the encoder lacks. If the encoder has `released_names`, it renames
+    the tensors first.
 
     Args:
-        encoder: changed in place, and only if everything is found.
-        path: a checkpoint of Lightning, a released one, or a state dict: the tensors may be under `state_dict`, under
-            `model` or at the top, in a file of `torch.save` or of safetensors.
-        prefixes: possible prefixes of the encoder's tensors in the file; the first that occurs counts; `""` for none.
+        encoder: changed in place, but only if every tensor fits.
+        path: a checkpoint of Lightning, a released one, or a state dict, written by `torch.save` or safetensors.
+        prefixes: possible prefixes of the encoder's tensors in the file (`""`: none). The first that fits is used.
     """
     try:
         content = read_checkpoint(path, "'state_dict' or 'model'")
@@ -164,7 +163,7 @@ def load_encoder(encoder: nn.Module, path: str | Path, prefixes: Sequence[str]) 
             f"{first_of(list(state) or list(content))}. If it has another prefix, add that to encoder_prefixes."
         )
     prefix = places[0]
-    # Not `below`, which copies: a few bytes can claim any shape, which is compared first.
+    # `below` would copy. A file of a few bytes can claim any shape, so shapes are compared before a copy.
     own = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     found = {name: own[name] for name in own if name in expected or not name.startswith(CLASSIFIERS)}
     if callable(rename := getattr(encoder, "released_names", None)):
@@ -186,7 +185,7 @@ def write_torch(output: str | Path, content: Mapping[str, Any]) -> Path:
 
 
 def _is_safetensors(path: Path) -> bool:
-    # Eight bytes of length, then a JSON object; files of torch start with "PK" or a pickle opcode.
+    # Safetensors starts with eight bytes of length and a JSON object, torch with "PK" or a pickle opcode.
     with path.open("rb") as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and not start.startswith((b"PK", b"\x80"))

@@ -6,7 +6,7 @@ from common.types import PositiveInt
 
 
 class ProjectionHead(nn.Module):
-    """Multi-layer perceptron from features to an embedding, which is not normalized here.
+    """Multi-layer perceptron from features to an embedding; doesn't normalize the embedding.
 
     Args:
         hidden_dim: units of every hidden layer.

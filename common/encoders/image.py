@@ -1,4 +1,4 @@
-"""Image encoders: a residual network with the parameter names of torchvision and timm, and any network of timm."""
+"""Image encoders: a ResNet with torchvision's and timm's parameter names, and any network of timm."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class ImageResNet(nn.Module):
 
     Args:
         layers: blocks of the four stages.
-        bottleneck: blocks of three convolutions with four times the channels at the end (ResNet-50); else of two.
-        channels: of the stages, before the expansion of a bottleneck.
+        bottleneck: use blocks of three convolutions and four times the channels (ResNet-50), not blocks of two.
+        channels: of each stage, before a bottleneck expands them.
         stem_pool: halve the resolution once more before the first stage.
-        zero_init_residual: start every block as the identity, as VirTex does and MoCo does not.
+        zero_init_residual: start every block as the identity, like VirTex and unlike MoCo.
 
     Shapes:
         [B, 3, H, W] -> [B, feature_dim]; 2048 features for ResNet-50.
@@ -68,23 +68,23 @@ class ImageResNet(nn.Module):
         self.feature_dim = self.stage_channels["res5"]
 
     def stem(self, images: Tensor) -> Tensor:
-        """Input of the first stage, [B, stem_channels, H / 4, W / 4] by default."""
+        """Compute the input of the first stage, [B, stem_channels, H / 4, W / 4] by default."""
         return self.maxpool(self.act1(self.bn1(self.conv1(images))))
 
     def forward_map(self, images: Tensor) -> Tensor:
-        """Map of the last stage, [B, feature_dim, h, w]; 7 x 7 for images of 224 pixels."""
+        """Compute the map of the last stage, [B, feature_dim, h, w]; 7 x 7 for images of 224 pixels."""
         return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Spatial average of the last map, [B, feature_dim]."""
+        """Average the last map over its positions, [B, feature_dim]."""
         return self.forward_map(images).mean((2, 3))
 
 
 def timm_encoder(name: str, options: dict[str, Any] | None = None) -> nn.Module:
-    """A network of timm without its classifier, with random weights; nothing is downloaded.
+    """Build a network of timm without its classifier, from random weights; downloads nothing.
 
-    `load_encoder` reads timm's weights with the prefix `""`. A convolutional network also has `forward_map`, its last
-    map.
+    `load_encoder` reads timm's weights with the prefix `""`. A convolutional network also has `forward_map`, which
+    returns the last map.
 
     Args:
         name: see `timm.list_models()`.

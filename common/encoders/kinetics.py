@@ -1,4 +1,4 @@
-"""R(2+1)D as torchvision builds it, for the public Kinetics weights of 34 layers."""
+"""R(2+1)D as torchvision builds it, for the public Kinetics weights of the 34-layer network."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from common.types import Fraction, PositiveFloat, PositiveInt
 
 
 class KineticsR2Plus1D(nn.Module):
-    """Residual network of (2+1)D convolutions under the names of torchvision's `VideoResNet`, without `fc`.
+    """R(2+1)D residual network with the parameter names of torchvision's `VideoResNet`, without `fc`.
 
-    By default it is the 34-layer network of the public IG-65M and Kinetics weights: 63,697,175 parameters with a head
-    of 400 classes. Unlike in torchvision, the second convolution in the first block of stages 2 to 4 has the middle
-    width for equal input and output channels, and batch normalization has another epsilon and momentum.
+    The default fits the public IG-65M and Kinetics weights: 34 layers, 63,697,175 parameters with a head of 400
+    classes. It differs from torchvision in the epsilon and momentum of batch normalization, and in `wide_second`.
 
     Args:
         stem_channels: channels between the spatial and the temporal convolution of the stem.
         stem_kernel, stem_stride: of the stem's spatial convolution.
-        wide_second: the middle width described above; False is torchvision's rule (61,831,661 parameters).
+        wide_second: in the first block of stages 2 to 4, compute the middle width of the second convolution from equal
+            input and output channels; False follows torchvision (61,831,661 parameters).
 
     Shapes:
         [B, 3, T, H, W] -> [B, feature_dim]; 512 features by default.

@@ -1,4 +1,4 @@
-"""CNN14 of PANNs: the audio classifier whose public AudioSet weights have 527 classes."""
+"""CNN14 of PANNs: the audio classifier with public weights for AudioSet's 527 classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from common.types import Fraction, PositiveInt
 
 
 class PairedConvolutions(nn.Module):
-    """Two 3x3 convolutions with batch normalization and ReLU, then a mean pool of side `pool`."""
+    """Two 3x3 convolutions with batch normalization and ReLU, then a mean pool over squares of `pool`."""
 
     #: See `common.training.switches.blocks_of`.
     repeats = True
@@ -37,13 +37,13 @@ class PairedConvolutions(nn.Module):
 class PANNsCNN14(nn.Module):
     """Convolutional network on log-mel spectrograms with the parameter names of the released PANNs weights.
 
-    The last block does not pool. The features are averaged over frequency; then their maximum and mean over time are
-    added. Without the classifier `fc_audioset`: 79,673,792 parameters; with its 527 classes 80,753,615.
+    The last block does not pool. The network averages over frequency, then adds the maximum and the mean over time. It
+    has 79,673,792 parameters without the classifier `fc_audioset`, and 80,753,615 with it.
 
     Args:
-        mel_bins: mel bands, which are normalized separately.
+        mel_bins: mel bands; each is normalized separately.
         hidden_dim: features after the last linear layer; the width of the last block by default.
-        dropout: rate after every block; 2.5 times that, at most 1, before the linear layer (0.2 and 0.5 as released).
+        dropout: rate after every block. The linear layer uses 2.5 times the rate, at most 1 (released: 0.2 and 0.5).
 
     Shapes:
         [B, 1, T, mel_bins] in decibels -> [B, feature_dim]; T >= 2 ** (len(channels) - 1).
@@ -83,4 +83,4 @@ class PANNsCNN14(nn.Module):
         x = x.mean(3)
         x = x.amax(2) + x.mean(2)
         x = F.dropout(x, min(2.5 * self.dropout, 1.0), self.training)
-        return torch.relu(self.fc1(x))  # the released classifier reads this; a dropout follows only for embeddings
+        return torch.relu(self.fc1(x))  # the released classifier has no dropout after this

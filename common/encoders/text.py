@@ -1,4 +1,4 @@
-"""Text encoders: BERT, and the recurrent network of cross-modal search."""
+"""Text encoders: BERT, and a GRU for cross-modal search."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from common.types import Fraction, PositiveFloat, PositiveInt
 
 
 class BertEncoder(nn.Module):
-    """BERT without its pooler, with the last hidden state at the first token as feature; 108,891,648 parameters.
+    """BERT without its pooler; the feature is the first token's last hidden state. 108,891,648 parameters.
 
-    Nothing is downloaded. Without the released files the encoder can be built, to print a configuration or load a
-    checkpoint, but not used.
+    Downloads nothing. If the released files are missing, the encoder can still be built, to print a configuration or to
+    load a checkpoint, but it raises an error when it's used.
 
     Args:
         pretrained: folder with released weights, or a name in the local cache of transformers; None starts from random
             weights. The sizes below must match the files.
         hidden_size: width of the hidden states, the `feature_dim`.
         max_tokens: number of position embeddings.
-        initializer_range: standard deviation of random weights. BERT's suits its width; in a narrow network, it is so
-            small that the first token hardly depends on the others.
+        initializer_range: standard deviation of random weights. The default suits BERT's width. It is too small for a
+            narrow network, whose first token would hardly depend on the others.
 
     Shapes:
         tokens int64 [B, L], mask bool [B, L] -> [B, feature_dim]
@@ -81,15 +81,15 @@ class BertEncoder(nn.Module):
         self.bert = bert
 
     def require_weights(self) -> None:
-        """Raise FileNotFoundError if the released weights were missing and no checkpoint was loaded since."""
+        """Raise FileNotFoundError if the released weights are missing and no checkpoint has been loaded."""
         if self._missing is not None:
             raise FileNotFoundError(self._missing)
 
     def forward_tokens(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Last hidden states [B, L, feature_dim] of tokens [B, L].
+        """Compute the last hidden states [B, L, feature_dim] of tokens [B, L].
 
-        `mask` (bool [B, L]) selects the tokens that count: by default all but the padding, 0. The first always counts.
-        Masked states are meaningless.
+        `mask` (bool [B, L]) is True for tokens to attend to, by default all but the padding (0). The first token is
+        always attended to. States where `mask` is False are meaningless.
         """
         self.require_weights()
         if tokens.shape[1] > self.max_tokens:
@@ -111,13 +111,13 @@ class BertEncoder(nn.Module):
 
 
 def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    """A released BERT without its pooler; checks that the files are complete and of the wanted sizes."""
+    """Load a released BERT without its pooler, and check that its files are complete and of the configured sizes."""
     from transformers import BertConfig, BertModel
     from transformers.utils import logging
 
     loader: Any = BertModel
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    # Silence its warning about unused pre-training heads; missing weights are checked below.
+    # Silence the warning about unused pre-training heads; missing weights are checked below.
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -137,9 +137,9 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
             raise ValueError(f"BERT's tensors are missing, such as {min(report['missing_keys'])}")
     except OSError:
         raise FileNotFoundError(
-            f"text_encoder.pretrained: {pretrained} is neither a folder with config.json and model.safetensors nor in "
-            "the local cache of transformers, and nothing is downloaded. Fetch it once, with `hf download "
-            f"google-bert/bert-base-uncased --local-dir {pretrained}`, or set pretrained to null for random weights"
+            f"text_encoder.pretrained: no config.json and model.safetensors in {pretrained}, and no such name in the "
+            "local cache of transformers. Download them once, with `hf download google-bert/bert-base-uncased "
+            f"--local-dir {pretrained}`, or set pretrained to null for random weights"
         ) from None
     except Exception as error:
         raise ValueError(f"text_encoder.pretrained: the weights in {pretrained} cannot be used: {error}") from error
@@ -152,7 +152,7 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
 
 
 class GRUEncoder(nn.Module):
-    """VSE++'s encoder of captions: word embeddings, a recurrent network, and its state after the last word.
+    """VSE++'s caption encoder: a GRU over word embeddings; the feature is its state after the last word.
 
     Shapes:
         tokens int64 [B, L] -> unit vectors [B, hidden_size]
@@ -175,11 +175,10 @@ class GRUEncoder(nn.Module):
         self.rnn = nn.GRU(embedding_dim, hidden_size, layers, batch_first=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Unit vectors [B, feature_dim], float32 or more, of tokens [B, L], padded with 0 at the end."""
-        # Padding at the end changes no earlier state. Running over it is cheaper than packing, for which the host
-        # would have to wait for the lengths.
+        """Encode tokens [B, L], padded with 0 at the end, as unit vectors [B, feature_dim], at least float32."""
+        # Padding comes last, so it changes no earlier state. Packing is slower: the host waits for the lengths.
         states, _ = self.rnn(self.embed(tokens))
-        # Not their number, since 0 is also SentencePiece's unknown piece.
+        # Counting the nonzero tokens would be wrong, because 0 is also SentencePiece's unknown token.
         last = (torch.arange(tokens.shape[1], device=tokens.device) * (tokens != 0)).amax(1)
         features = states[torch.arange(len(tokens), device=tokens.device), last]
         with torch.autocast(features.device.type, enabled=False):

@@ -15,10 +15,10 @@ STAGES: tuple[str, ...] = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "poo
 
 
 class SpatioTemporalBlock(nn.Module):
-    """Residual block of two (spatial, temporal) pairs of convolutions; the last normalization follows the addition.
+    """Residual block of two (spatial, temporal) pairs of convolutions, normalized after the residual is added.
 
     Args:
-        out_channels: of the output and of every convolution inside (no widening in the middle).
+        out_channels: of the output and of every convolution inside; the block doesn't widen in the middle.
         temporal_stride, spatial_stride: applied by the first temporal and the first spatial convolution.
 
     Shapes:
@@ -56,10 +56,9 @@ class SpatioTemporalBlock(nn.Module):
 class R2Plus1D(nn.Module):
     """R(2+1)D residual network with a full 3D stem and a global max pool; 15,379,136 parameters by default.
 
-    Differences from torchvision's `r2plus1d_18`: stem of 3x7x7 followed by a max pool, no widening between the spatial
-    and the temporal convolution, one batch normalization on the sum of main and residual path, and a maximum instead of
-    a mean over positions. Parameter names equal those of the released AVID-CMA checkpoints, except for
-    `released_names`.
+    Differs from torchvision's `r2plus1d_18`: the stem is a 3x7x7 convolution and a max pool, blocks don't widen in the
+    middle and normalize the sum with the residual, and the last pool takes the maximum. Parameter names equal those of
+    the released AVID-CMA checkpoints, apart from those that `released_names` renames.
 
     Args:
         depth: 10, 18 or 34: (1, 1, 1, 1), (2, 2, 2, 2) or (3, 4, 6, 3) blocks.
@@ -126,15 +125,15 @@ class R2Plus1D(nn.Module):
     def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Rename the tensors of a released file.
 
-        A stage of the authors' depth-10 networks is a block instead of a list: their `conv2x.spt_conv1.weight` is
-        `conv2x.0.spt_conv1.weight` here. Other names and all prefixes are unchanged.
+        In the authors' depth-10 networks, a stage is a block, not a list of blocks: their `conv2x.spt_conv1.weight` is
+        `conv2x.0.spt_conv1.weight` here. Other names and all prefixes stay.
 
         Source: docs/papers/avid_cma.md [3.1], [13].
         """
         return {re.sub(r"\b(conv[2-5]x)\.(?!\d)", r"\1.0.", name): tensor for name, tensor in state.items()}
 
     def forward_stages(self, video: Tensor) -> dict[str, Tensor]:
-        """Maps [B, C, T', H', W'] of every stage: `conv1`, `conv2x` ... `conv5x`, `pool`, [B, 8 * width, 1, 1, 1]."""
+        """Return the map [B, C, T', H', W'] of every stage: `conv1`, `conv2x` ... `conv5x`, `pool`."""
         stages: dict[str, Tensor] = {}
         x = video
         for name in STAGES:

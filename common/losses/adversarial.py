@@ -9,10 +9,10 @@ from common.losses.info_nce import at_least_float32
 
 
 def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
-    """Hinge loss of a discriminator, at least 0: real scores should exceed 1, fake ones stay below -1.
+    """Hinge loss of a discriminator, at least 0: pushes real scores above 1 and fake scores below -1.
 
     Shapes:
-        real, fake of any shape, not necessarily equal -> scalar
+        real and fake of any shapes, which may differ -> scalar
 
     Examples:
         >>> hinge_discriminator(real=torch.tensor([2.0, 0.5]), fake=torch.tensor([-2.0, 0.0]))

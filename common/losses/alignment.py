@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from common.losses.info_nce import at_least_float32
 
-#: Added to denominators at padded positions, whose numerators are zero.
+#: Added to denominators at padded positions. The numerators are zero there.
 _PADDED = 1e4
 
 
@@ -21,8 +21,8 @@ def word_region_alignment(
 ) -> Tensor:
     """Pull words toward their regions in matching pairs, and push them away in the others (WRA).
 
-    Sum of the distances of matching pairs minus those of the others, divided by the number of pairs. UNITER and ViLT
-    use the weight 0.1; UNITER's masks include special tokens, ViLT's don't.
+    Adds the distances of matching pairs, subtracts those of the others, and divides by the number of pairs. UNITER and
+    ViLT give this loss the weight 0.1. UNITER's masks include special tokens; ViLT's don't.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; word_mask bool [B, L]; region_mask bool [B, R]; matched [B] -> scalar
@@ -48,9 +48,10 @@ def word_region_distance(
     beta: float = 0.5,
     iterations: int = 50,
 ) -> Tensor:
-    """Optimal transport cost from the words of every pair to its regions; zero without words or regions.
+    """Compute the cost of optimal transport from each pair's words to its regions; zero without words or regions.
 
-    Gradients flow through the costs, not the plan. Always in float32 or float64: half precision is too coarse.
+    Gradients flow through the costs, not through the plan. Half precision is too coarse, so it is raised to
+    float32.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; masks [B, L] and [B, R] -> [B]
@@ -62,10 +63,10 @@ def word_region_distance(
 
 
 def cosine_costs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor) -> Tensor:
-    """One minus the cosine of every word with every region of its pair, in [0, 2]; zero if one is masked out.
+    """Compute 1 - cosine of each word with each region of its pair, from 0 to 2; zero if either is masked out.
 
     Shapes:
-        words [B, L, D]; regions [B, R, D]; masks [B, L] and [B, R] -> [B, L, R], float32 at least
+        words [B, L, D]; regions [B, R, D]; masks [B, L] and [B, R] -> [B, L, R], at least float32
     """
     words, regions = at_least_float32(words), at_least_float32(regions)
     cosines = torch.bmm(F.normalize(words, dim=2, eps=1e-5), F.normalize(regions, dim=2, eps=1e-5).mT)
@@ -75,9 +76,9 @@ def cosine_costs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask:
 def transport_plan(
     cost: Tensor, word_mask: Tensor, region_mask: Tensor, beta: float = 0.5, iterations: int = 50
 ) -> Tensor:
-    """Transport plan between uniformly weighted words and regions, by IPOT, for all pairs at once; no gradient.
+    """Solve for the transport plan between uniformly weighted words and regions with IPOT; no gradient.
 
-    The sum of an unmasked column is 1 / words, and that of an unmasked row converges to 1 / regions.
+    Every unmasked column sums to 1 / words, and every unmasked row converges to the sum 1 / regions.
 
     Args:
         cost: zero if masked out.
@@ -87,14 +88,14 @@ def transport_plan(
         cost [B, L, R]; word_mask bool [B, L]; region_mask bool [B, R] -> [B, R, L]
 
     Source: Xie et al., "A Fast Proximal Point Method for Computing Exact Wasserstein Distance", algorithm 1;
-        docs/papers/m3p.md [14].
+    docs/papers/m3p.md [14].
     """
     with torch.no_grad():
         both = (region_mask[:, :, None] & word_mask[:, None, :]).to(cost.dtype)
         kernel = torch.exp(cost.mT / -beta) * both
         count_words = word_mask.sum(dim=1, dtype=cost.dtype).clamp(min=1)[:, None]
         count_regions = region_mask.sum(dim=1, dtype=cost.dtype).clamp(min=1)[:, None]
-        # If all of one side is padded, there is nothing to move.
+        # If a pair has no words or no regions, there is nothing to transport.
         padded_words = torch.where(both.any(dim=1), 0.0, _PADDED).to(cost.dtype)
         padded_regions = torch.where(both.any(dim=2), 0.0, _PADDED).to(cost.dtype)
         sigma = word_mask.to(cost.dtype) / count_words

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 
 def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax cross entropy of each positive against the shared negatives, in nats.
+    """Compute the softmax cross entropy of each positive against the shared negatives, in nats.
 
     Positives don't compete with each other: the loss of positive `p` is `-log(exp(p) / (exp(p) + sum_k exp(n_k)))`,
-    averaged over positives. Scores are already divided by the temperature. `mask` selects the negatives (default: all);
-    an anchor without negatives has zero loss.
+    averaged over positives. Divide scores by the temperature first. `mask` selects the negatives (default: all); an
+    anchor without negatives has zero loss.
 
     Shapes:
         positives [..., P]; negatives [..., K]; mask broadcasts to [..., K] -> [...]
@@ -34,5 +34,5 @@ def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | Non
 
 
 def at_least_float32(scores: Tensor) -> Tensor:
-    """Raise half precision to float32, in which losses are computed; other types are unchanged."""
+    """Convert half precision to float32, in which losses are computed; leave other types."""
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

@@ -19,14 +19,14 @@ def queue_hinge(
     reduction: Reduction = "sum",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Hinge of every anchor against many negatives: `[margin - positive + negative]_+`, reduced over the negatives.
+    """Compute each anchor's hinge `[margin - positive + negative]_+`, reduced over its negatives.
 
-    Computed in float32 at least. An anchor without any negative has loss and gradient zero.
+    Computed in at least float32. An anchor without negatives has zero loss and gradient.
 
     Args:
         positive, negatives: similarities.
-        reduction: `sum`; `mean` over the negatives that count; `max` keeps the hardest one.
-        mask: which negatives count; all by default.
+        reduction: `sum` or `mean` over the negatives, or `max`, which keeps the hardest negative.
+        mask: selects the negatives; all by default.
 
     Shapes:
         positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
@@ -53,10 +53,10 @@ def queue_hinge(
 
 
 def in_batch_hinge(scores: Tensor, margin: float, hardest: bool = False) -> Tensor:
-    """Visual-semantic margin loss of a batch of matching pairs, summed over the batch and both directions.
+    """Compute VSE++'s margin loss of a batch of matching pairs, summed over the batch and both directions.
 
-    Entry (i, j) is the similarity of image i with text j; off-diagonal pairs are negatives. Computed in float32 at
-    least. `hardest` keeps only the hardest negative of every image and every text.
+    Entry (i, j) is the similarity of image i with text j; off-diagonal pairs are negatives. Computed in at least
+    float32. `hardest` keeps only the hardest negative of every image and every text.
 
     Shapes:
         scores [B, B] -> scalar

@@ -1,4 +1,4 @@
-"""Predict masked words, and features or classes of masked regions; loss and gradient are zero if nothing is masked."""
+"""Losses that predict masked words, and features or classes of masked regions; zero if nothing is masked."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch.nn import functional as F
 
 from common.losses.info_nce import at_least_float32
 
-#: The divergence is averaged over masked regions times classes, or over masked regions.
+#: `element` averages the divergence over masked regions and classes, `batch` over masked regions.
 Reduction = Literal["element", "batch"]
 
 
 def masked_language_modeling(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross entropy of the masked words, in nats.
+    """Compute the mean cross entropy of the masked words, in nats.
 
     Shapes:
         logits [K, V] over the vocabulary; targets int64 [K] -> scalar
@@ -30,7 +30,7 @@ def masked_language_modeling(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def masked_region_regression(predictions: Tensor, features: Tensor) -> Tensor:
-    """Mean squared error of the features of masked regions, over regions and dimensions (MRFR).
+    """Compute the mean squared error of masked regions' features (MRFR).
 
     Shapes:
         predictions [K, F]; the detector's features [K, F] -> scalar
@@ -46,7 +46,7 @@ def masked_region_regression(predictions: Tensor, features: Tensor) -> Tensor:
 
 
 def masked_region_classification(logits: Tensor, classes: Tensor) -> Tensor:
-    """Mean cross entropy of the detector's classes of masked regions, in nats (MRC).
+    """Compute the mean cross entropy of masked regions against the detector's classes, in nats (MRC).
 
     Shapes:
         logits [K, C]; classes int64 [K] -> scalar
@@ -57,12 +57,12 @@ def masked_region_classification(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def masked_region_kl(logits: Tensor, distribution: Tensor, reduction: Reduction = "element") -> Tensor:
-    """Divergence KL(p || q) of the predicted class distribution q from the detector's p, in nats (MRC-KL).
+    """Compute KL(p || q) of the detector's class distribution p and the prediction q, in nats (MRC-KL).
 
     Args:
         distribution: p, including the background.
-        reduction: `element` averages over regions times classes, like UNITER's code; `batch` over regions, which is the
-            true divergence and C times as large.
+        reduction: `element` averages over regions and classes, like UNITER's code. `batch` averages over regions, which
+            is the true divergence and C times as large.
 
     Shapes:
         logits [K, C]; distribution [K, C] -> scalar

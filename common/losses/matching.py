@@ -10,7 +10,7 @@ from common.losses.info_nce import at_least_float32
 
 
 def image_text_matching(logits: Tensor, matched: Tensor) -> Tensor:
-    """Mean two-way cross entropy of pairs, in nats: 1 if text and image belong together, else 0 (ITM).
+    """Compute the mean cross entropy of pairs that match (1) or don't (0), in nats (ITM).
 
     Shapes:
         logits [B, 2] for "no" and "yes"; matched [B], bool or 0 and 1 -> scalar
@@ -25,12 +25,12 @@ def image_text_matching(logits: Tensor, matched: Tensor) -> Tensor:
 
 
 def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Pick the true one of N candidates: softmax over the candidates, and binary classification of each.
+    """Compute two losses that tell the true candidate from the others, in nats.
 
-    Returns the cross entropy, averaged over groups, and the binary cross entropy, averaged over candidates; in nats.
+    Returns the softmax cross entropy, averaged over groups, and the binary cross entropy, averaged over candidates.
 
     Shapes:
-        logits [G, N]; index of the true one int64 [G] -> two scalars
+        logits [G, N]; positive (index of the true candidate) int64 [G] -> two scalars
 
     Examples:
         >>> candidate_matching(logits=torch.tensor([[2.0, 0.0, 0.0]]), positive=torch.tensor([0]))
@@ -44,10 +44,10 @@ def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor
 
 
 def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`candidate_matching` in both directions, among all images and texts of a batch of true pairs.
+    """Apply `candidate_matching` to a batch of true pairs: each image picks a text, and each text an image.
 
-    The diagonal of `logits` (image i, text j) holds the true pairs. Pairs that share one of the K numbers in `group`
-    show the same thing and are not negatives of each other.
+    Row i of `logits` is image i, column j is text j. Two pairs that share any of their K numbers in `group` show the
+    same thing, so neither is a negative of the other.
 
     Shapes:
         logits [B, B]; group [B] or [B, K] -> two scalars

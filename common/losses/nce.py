@@ -12,12 +12,12 @@ from common.losses.info_nce import at_least_float32
 
 
 def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
-    """Binary noise-contrastive loss, in nats, of scores against uniformly drawn negatives.
+    """Compute the binary noise-contrastive loss against uniformly drawn negatives, in nats.
 
     With `c = K * normalizer`, a positive score `p` costs `-log(exp(p) / (exp(p) + c))` and a negative score `n` costs
-    `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed; the caller averages over the batch. Scores
-    are already divided by the temperature. No gradient flows through `normalizer`, the model's partition constant.
-    Softplus prevents overflow.
+    `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed; the caller averages over the batch. Divide
+    scores by the temperature first. No gradient flows through `normalizer`, the model's partition constant. Softplus
+    prevents overflow.
 
     Shapes:
         positives [..., P]; negatives [..., K]; normalizer [] -> [...]
@@ -36,9 +36,9 @@ def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | fl
 
 
 def estimate_normalizer(negatives: Tensor) -> Tensor:
-    """Mean exponentiated negative score: the partition constant of the first step.
+    """Estimate the partition constant in the first step: the mean of `exp` of the negative scores.
 
-    Without gradient; average it over ranks before it is frozen. Scores are already divided by the temperature.
+    Has no gradient. Average it over ranks before you freeze it. Divide scores by the temperature first.
 
     Shapes:
         negatives [..., K] -> scalar

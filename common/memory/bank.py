@@ -10,10 +10,10 @@ from common.memory.collective import Replicated
 
 
 class MemoryBank(Replicated):
-    """Unit vectors, one per item, blended with the embeddings that training produces.
+    """A unit vector per item: a moving average of the item's embeddings.
 
-    Every rank holds the full bank and writes the batch of all ranks, so the copies stay equal without broadcasts after
-    the start. `momentum` is the share of the old row that a write keeps, in [0, 1].
+    Every rank holds the full bank and writes the embeddings of all ranks, so the copies stay equal without broadcasts
+    after the start. `momentum`, from 0 to 1, is the weight of the old row in a write.
 
     Examples:
         >>> bank = MemoryBank(num_items=100, dim=8)
@@ -34,27 +34,26 @@ class MemoryBank(Replicated):
         self.register_buffer("vectors", F.normalize(torch.randn(num_items, dim), dim=1))
 
     def lookup(self, index: Tensor) -> Tensor:
-        """A copy of the rows of some items, without gradient; index [...] -> [..., d]."""
+        """Copy the rows of some items, without gradient; index [...] -> [..., d]."""
         rows = self.vectors.index_select(0, index.reshape(-1))
         return rows.view(*index.shape, self.dim)
 
     @torch.no_grad()
     def write(self, index: Tensor, embeddings: Tensor) -> None:
-        """Blend the rows of a batch with its embeddings: row <- normalize(m * row + (1 - m) * embedding).
+        """Update the rows of a batch: row <- normalize(m * row + (1 - m) * embedding).
 
-        Takes the unit embeddings of all ranks, in rank order. Every occurrence of a repeated item blends with the old
-        row, and the last one is kept.
+        Takes the unit embeddings of all ranks, in rank order. If an item repeats, only its last embedding counts.
 
         Shapes:
             index [B]; embeddings [B, d]
         """
         old = self.vectors.index_select(0, index)
         new = F.normalize(torch.lerp(embeddings, old, self.momentum), dim=1)
-        # All occurrences of an item write the same values, so the order of the writes does not matter.
+        # All occurrences of an item write the same values, so the order of writes does not matter.
         self.vectors.index_copy_(0, index, new.index_select(0, last_occurrence(index)))
 
 
 def last_occurrence(index: Tensor) -> Tensor:
-    """Position of the last entry with the same value, for every entry, without host synchronization; [M] -> [M]."""
+    """Find, for every entry, the last position of the same value, without host synchronization; [M] -> [M]."""
     order = torch.argsort(index, stable=True)
     return order[torch.searchsorted(index[order], index, right=True) - 1]

@@ -1,4 +1,4 @@
-"""Collective primitives: state replicated on every rank, and losses over the batches of all ranks."""
+"""Communication between ranks: replicated state, and losses over the global batch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def is_distributed() -> bool:
-    """Whether a process group of more than one rank is running."""
+    """Return whether a process group of more than one rank is running."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -30,7 +30,7 @@ def world_size() -> int:
 
 @torch.no_grad()
 def all_gather_concat(tensor: Tensor, ranks: Any = None) -> Tensor:
-    """Concatenate equally shaped tensors of ranks in rank order, without gradient; [B, ...] -> [W * B, ...]."""
+    """Concatenate tensors [B, ...] of equal shape in rank order, without gradient -> [W * B, ...]."""
     tensor = tensor.detach()
     if not is_distributed():
         return tensor
@@ -42,7 +42,7 @@ def all_gather_concat(tensor: Tensor, ranks: Any = None) -> Tensor:
 
 @torch.no_grad()
 def all_gather_rows(*tensors: Tensor | None) -> list[Any]:
-    """`all_gather_concat` of several tensors [B, ...], of any types, in one message; a None stays None."""
+    """Apply `all_gather_concat` to several tensors [B, ...] of any types in one message; a None stays None."""
     given = [tensor.detach() for tensor in tensors if tensor is not None]
     if is_distributed() and given:
         rows = len(given[0])
@@ -59,15 +59,15 @@ def all_gather_rows(*tensors: Tensor | None) -> list[Any]:
 
 @torch.no_grad()
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Plain mean over ranks, without gradient; added in rank order, so it is equal on every rank to the last bit."""
+    """Average over ranks, without gradient. Adds in rank order, so every rank gets the same bits."""
     return all_gather_concat(tensor.unsqueeze(0)).mean(dim=0)
 
 
 def share_of_mean(count: int, device: torch.device) -> Tensor | float:
-    """Weight of this process's mean over `count` items that makes the average over processes the mean of all items."""
+    """Return the weight of this rank's mean over `count` items, so that the ranks average to the mean of all items."""
     if not is_distributed():
         return 1.0
-    mean = mean_over_ranks(torch.full((), float(count), device=device))  # a kernel; `torch.tensor` would copy and wait
+    mean = mean_over_ranks(torch.full((), float(count), device=device))  # `torch.tensor` would wait for a copy
     return count / mean.clamp(min=1e-9)
 
 
@@ -76,7 +76,7 @@ def broadcast_from_rank_zero(tensor: Tensor) -> None:
     """Overwrite `tensor` on every rank with rank 0's values."""
     if not is_distributed():
         return
-    # A strided view (of banks that share one storage) cannot be sent.
+    # A strided view (banks may share one storage) cannot be sent.
     flat = tensor.detach().contiguous()
     dist.broadcast(flat, src=0)
     if flat.data_ptr() != tensor.data_ptr():
@@ -94,14 +94,14 @@ class Replicated(nn.Module):
 
     @torch.no_grad()
     def check_replicas(self, name: str = "the memory") -> None:
-        """Raise RuntimeError unless the buffers of all ranks are equal bit by bit; compares at most 1,024 vectors."""
+        """Raise RuntimeError unless all ranks hold bitwise equal buffers; compares at most 1,024 vectors."""
         sums = []
         for buffer in self.buffers():
             if buffer.is_floating_point():
                 sample = torch.linspace(0, len(buffer) - 1, min(1024, len(buffer)), device=buffer.device).long()
                 buffer = buffer.index_select(0, sample).view(torch.int32)
             values = buffer.long().flatten()
-            # Odd weights for the order; overflow just wraps.
+            # Odd weights make the sum depend on the order; overflow just wraps.
             sums.append((values * (2 * torch.arange(len(values), device=values.device) + 1)).sum())
         checksums = all_gather_concat(torch.stack(sums)[None])
         differing = (checksums != checksums[:1]).any(dim=1).nonzero().flatten().tolist()
@@ -114,7 +114,7 @@ class Replicated(nn.Module):
 
 
 def ranks_apart(step: int) -> Any:
-    """Process group of the ranks that are a multiple of `step` away, and this one; collective."""
+    """Return the process group of this rank and all ranks a multiple of `step` away; every rank must call it."""
     return _ranks_apart(dist.group.WORLD, step)
 
 
@@ -125,11 +125,10 @@ def _ranks_apart(world: Any, step: int) -> Any:
 
 
 def gather_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
-    """Concatenate the tensors of several ranks in rank order, with gradients; [B, ...] -> [W * B, ...].
+    """Concatenate tensors [B, ...] of several ranks in rank order, with gradients -> [W * B, ...].
 
-    The backward pass sums the gradients of all ranks. If every rank computes the same loss of the global batch and
-    the gradients of weights are averaged, these equal those of a single process. Every rank must pass the same shape
-    and type.
+    The backward pass sums the gradients of all ranks. If every rank computes the loss of the global batch and
+    the gradients of weights are averaged, they equal those of a single process. All shapes and types must be equal.
     """
     return _Gather.apply(tensor, ranks) if is_distributed() else tensor
 
@@ -146,11 +145,11 @@ def average_in_place(tensors: list[Tensor]) -> None:
 
 
 class OverlappedAverage:
-    """Averages gradients over ranks while the backward pass that completes them still runs.
+    """Averages gradients over ranks while the backward pass still runs.
 
-    Gradients are sent in buckets, in the order in which rank 0 completed them in the first pass of the same kind. A
-    bucket waits for those before it, so every rank sends the same buckets in the same order. The first pass itself
-    sends everything at its end.
+    The first pass of a kind sends all gradients at its end and records the order in which rank 0 completed them. Later
+    passes send buckets in that order. A bucket waits for the previous buckets, so every rank sends the same buckets in
+    the same order.
     """
 
     def __init__(self, bucket_bytes: int = 25 * 2**20) -> None:
@@ -159,10 +158,11 @@ class OverlappedAverage:
 
     @contextmanager
     def of(self, parameters: Sequence[nn.Parameter], kind: str = "") -> Iterator[None]:
-        """Average the gradients of `parameters` in a block with one backward pass, and those of earlier passes.
+        """Average the gradients of `parameters`, including accumulated ones, in a block with one backward pass.
 
         Args:
-            kind: passes of one kind reach the same parameters, and every rank makes the same kinds in the same order.
+            kind: name of the pass. Passes of a kind reach the same parameters, and every rank runs the kinds in the
+                same order.
         """
         if not is_distributed():
             yield
@@ -175,7 +175,7 @@ class OverlappedAverage:
 
         def send(bucket: list[int]) -> None:
             for index in bucket:
-                if parameters[index].grad is None:  # another rank may have one
+                if parameters[index].grad is None:  # another rank may have a gradient
                     parameters[index].grad = torch.zeros_like(parameters[index])
             gradients = [parameters[index].grad for index in bucket]
             flat = torch.cat([gradient.flatten() for gradient in gradients])  # type: ignore[union-attr]
@@ -203,7 +203,7 @@ class OverlappedAverage:
         if rest := [i for i, p in enumerate(parameters) if p.grad is not None and i not in bucket_of]:
             send(rest)
         for work, flat, gradients in sent:
-            work.wait()  # on a GPU, the stream waits, not the host
+            work.wait()  # on a GPU, only the stream waits
             flat /= world_size()
             _copy_parts(flat, gradients)
         if kind not in self._buckets:

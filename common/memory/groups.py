@@ -1,8 +1,8 @@
-"""Groups of samples that are compared or normalized together, on any number of devices.
+"""Groups of samples that are compared or normalized together, independent of the number of devices.
 
 A global batch of B samples has G = B / size groups, and sample p is in group p mod G. Rank r of W holds samples r,
-r + W, ... (`common.data.samplers`): whole groups if W divides G, or a part of group r mod G if G divides W. So neither
-a sample's group nor the result depends on the number of devices.
+r + W, ... (`common.data.samplers`). If W divides G, these are whole groups; if G divides W, they are a part of
+group r mod G.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def require_groups(field: str, size: int | None, batch_size: int, devices: int) 
 
 
 def groups_here(field: str, samples: int, size: int | None) -> int:
-    """Number of groups among a rank's samples; also 1 if they are a part of one."""
+    """Count the groups among a rank's samples; a part of a group counts as 1."""
     if size is None or samples <= size:
         return 1
     if samples % size:
@@ -44,7 +44,7 @@ def groups_here(field: str, samples: int, size: int | None) -> int:
 
 
 def shared_with(samples: int, size: int | None) -> Any:
-    """Process group of the ranks that share this rank's group of samples; None if it is not shared."""
+    """Return the process group of the ranks that share this rank's group; None if no other rank does."""
     if not is_distributed():
         return None
     together = world_size() if size is None else min(size // samples, world_size())
@@ -54,7 +54,7 @@ def shared_with(samples: int, size: int | None) -> Any:
 
 
 def split_groups(x: Tensor, groups: int) -> list[Tensor]:
-    """The samples of each group, [B, ...] -> groups times [B / groups, ...]."""
+    """Split samples into groups, [B, ...] -> a list of [B / groups, ...]."""
     return [x[group::groups] for group in range(groups)] if groups > 1 else [x]
 
 

@@ -1,4 +1,4 @@
-"""MoCo's momentum encoder, and its shuffling BN, so a key is not normalized together with its query."""
+"""MoCo's momentum encoder, and shuffling BN, which keeps a key's statistics apart from its query's."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def update_average(averages: Iterable[Tensor], sources: Iterable[Tensor], moment
 
 
 class MomentumPair(nn.Module):
-    """A trained network and its moving average, such as an averaged generator.
+    """A network and the moving average of its weights.
 
-    The average starts as an exact copy, receives no gradient, and is in training mode whenever the pair is. It never
-    sees a batch, so its buffers are copies.
+    The average starts as an exact copy and receives no gradient. It follows the pair into training mode, but its
+    buffers are copied from the network, not computed from batches.
 
     Examples:
         >>> pair = MomentumPair(nn.Linear(4, 2))
@@ -46,9 +46,9 @@ class MomentumPair(nn.Module):
 
 
 def order_over_groups(rows: Tensor) -> Tensor:
-    """A random order of the global batch that gives the same groups on any number of devices.
+    """Draw a random order of the global batch that gives the same groups on any number of devices.
 
-    Rank r of W encodes positions r, r + W, ..., as it does without shuffling.
+    Rank r of W encodes positions r, r + W, ... of this order.
     """
     ranks, own = world_size(), len(rows)
     order = torch.randperm(ranks * own, device=rows.device)
@@ -60,10 +60,10 @@ def order_over_groups(rows: Tensor) -> Tensor:
 
 @torch.no_grad()
 def batch_shuffle(rows: Tensor, permutation: Tensor) -> Tensor:
-    """Exchange the rows of all ranks in a given order.
+    """Permute the rows of all ranks.
 
     Shapes:
-        rows [N, ...], N the same on every rank; permutation [W * N], equal on every rank -> [N, ...]
+        rows [N, ...], with equal N on all ranks; permutation [W * N], equal on all ranks -> [N, ...]
 
     Examples:
         >>> rows, order = torch.arange(4.0)[:, None], torch.tensor([2, 0, 3, 1])
@@ -80,7 +80,7 @@ def batch_shuffle(rows: Tensor, permutation: Tensor) -> Tensor:
 
 @torch.no_grad()
 def batch_unshuffle(rows: Tensor, permutation: Tensor) -> Tensor:
-    """Give every rank its own rows back, in their order before `batch_shuffle`."""
+    """Undo `batch_shuffle`: give every rank its rows back, in the original order."""
     return all_gather_concat(rows).index_select(0, _own_part(permutation.argsort()))
 
 

@@ -12,17 +12,17 @@ from common.memory.collective import Replicated
 
 Warm = Literal["random", "masked"]
 
-_BLOCK_BYTES = 4 << 20  # of rows that a CPU multiplies at once, so that they stay in its cache
+_BLOCK_BYTES = 4 << 20  # of rows that a CPU multiplies at once, small enough for its cache
 
 
 class KeyQueue(Replicated):
-    """The last `size` keys, first in first out, with what is known about each of them.
+    """The last `size` keys, first in, first out, with the image and tags of each.
 
     Every rank holds the full queue and writes the keys of all ranks, so the copies stay equal without broadcasts after
-    the start. All of it is in the state dict.
+    the start. The state dict holds everything.
 
-    The queue starts with random unit vectors. Until they are overwritten, `warm` decides whether they count as
-    negatives: yes for `random`, as in MoCo, no for `masked`. They never count as positives.
+    The queue starts with random unit vectors. They are negatives if `warm` is `random`, as in MoCo, and ignored if it
+    is `masked`. They are never positives.
 
     Args:
         size: number of keys, K.
@@ -77,10 +77,10 @@ class KeyQueue(Replicated):
 
     @torch.no_grad()
     def write(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Replace the oldest keys with the unit keys of all ranks, gathered in rank order.
+        """Replace the oldest keys with unit keys, gathered from all ranks in rank order.
 
-        Of a batch larger than the queue, the last `size` keys are kept. `image_id` is not negative (unknown by
-        default); a queue with tags needs `tags`.
+        If the batch is larger than the queue, keeps its last `size` keys. `image_id` is at least 0; the default means
+        unknown. A queue with tags needs `tags`.
 
         Shapes:
             keys [M, d]; image_id [M]; tags [M, T]
@@ -100,10 +100,10 @@ class KeyQueue(Replicated):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def scores(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Dot products of queries with their keys and with the whole queue.
+        """Compute the dot products of queries with their keys and with the whole queue.
 
-        Gradient flows to the queries only. Don't write the queue before the backward pass, which reads it. Queries are
-        float32 or float64; divide them by a temperature to get scores instead of similarities.
+        Gradients flow to the queries only. The backward pass reads the queue, so write to it afterwards. Queries are
+        float32 or float64; divide them by the temperature if the loss needs it.
 
         Shapes:
             queries [B, d]; their keys of the same type [B, d] -> with the keys [B], with the queue [B, K]
@@ -111,9 +111,10 @@ class KeyQueue(Replicated):
         return _Scores.apply(queries, keys, self.vectors)
 
     def negatives_mask(self, image_id: Tensor | None = None) -> Tensor | None:
-        """Which slots are negatives of which anchor; None if all are.
+        """Mark each anchor's negatives among the slots; None if all are negatives.
 
-        With the anchors' `image_id` keys of the same image are excluded; without it only unwritten slots can be.
+        The anchors' `image_id` excludes keys of the same image. If `warm` is `masked`, unwritten slots are excluded,
+        too.
 
         Shapes:
             image_id [B] -> bool [B, K], or [1, K] without image ids
@@ -129,14 +130,14 @@ class KeyQueue(Replicated):
         return mask
 
     def shared_tags(self, tags: Tensor, epsilon: float) -> Tensor:
-        """Slots whose image shares more than `epsilon` tags with an anchor's (0.5: at least one, 1.5: at least two).
+        """Mark the slots whose image shares more than `epsilon` tags with the anchor's image (0.5: at least one tag).
 
         Shapes:
             tags [B, T] of 0 and 1 -> bool [B, K], False at unwritten slots
 
         Source: docs/papers/mct.md [4] (P of J_tag).
         """
-        # Counts are exact in float16 up to 2,048; a CPU multiplies it far more slowly than float32.
+        # Float16 counts exactly up to 2,048 and is faster on a GPU; on a CPU it is far slower than float32.
         half = self.tags.is_cuda and self.tag_count <= 2048
         dtype = torch.float16 if half else torch.float32
         anchors = tags.bool().to(dtype)
@@ -148,7 +149,7 @@ class KeyQueue(Replicated):
 
 
 class _Scores(torch.autograd.Function):
-    """Products of queries with their keys and a queue, read in blocks; differentiable in the queries only."""
+    """Multiplies queries with their keys and a queue, which is read in blocks; differentiable in the queries only."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -169,10 +170,10 @@ class _Scores(torch.autograd.Function):
 
 
 def _blocks(rows: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Yield (slice, these rows in `dtype`). The next block may overwrite the one before."""
+    """Yield each block's slice and its rows in `dtype`. A later block may overwrite an earlier one."""
     limit = _BLOCK_BYTES * (1 if rows.device.type == "cpu" else 64)
     step = min(len(rows), max(1, limit // (rows.shape[1] * dtype.itemsize)))
-    # One buffer for all blocks: on a CPU, allocating each would take far longer than the conversion.
+    # All blocks share one buffer: on a CPU, allocating each would take far longer than the conversion.
     buffer = None if rows.dtype == dtype else rows.new_empty(step, rows.shape[1], dtype=dtype)
     for start in range(0, len(rows), step):
         part = slice(start, min(start + step, len(rows)))
