@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import os
 
-# Before anything reads them: no test logs to W&B that does not ask for it, writes into the user's cache or starts more
-# threads than one.
+# Set these before anything reads them: a test must not log to W&B unless it asks to, write into the user's cache, or
+# start several threads.
 for name in [one for one in os.environ if one.startswith(("ASSEMBLE_", "WANDB_", "SLURM_", "FORCE_COLOR", "NO_COLOR"))]:
-    if name != "ASSEMBLE_TESTS_HAVE":  # settings of whoever runs the tests
+    if name != "ASSEMBLE_TESTS_HAVE":  # the developer's settings
         del os.environ[name]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
@@ -34,7 +34,7 @@ from PIL import Image
 
 from common.data.media import FileCache
 
-#: Folders whose files take longest: they go first, so that no process is left alone with one at the end.
+#: Folders whose files take longest. They go first, so that at the end no process is still busy with one.
 SLOWEST = ("resume", "running", "distributed", "faults", "cli", "training")
 
 #: These start autograd's threads, after which a forked process cannot train.
@@ -48,7 +48,7 @@ settings.register_profile(
     "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("suite")
-# Of `make mutation`: what fails is not made smaller.
+# For `make mutation`: don't shrink failing examples.
 settings.register_profile("mutation", phases=[Phase.explicit, Phase.generate])
 
 
@@ -57,16 +57,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays: looking through it took half a second whenever a stage or a file of tests ended."""
+    """Let the garbage collector skip modules: it took half a second whenever a stage or a file of tests ended."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Files that can be made again go to a temporary folder of this run, never to the user's cache.
+    """Use a temporary cache folder for this run, never the user's cache.
 
-    The workers of a run share it: what one has rendered or trained the others find.
+    The workers of a run share it, so each file is rendered or trained only once.
     """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -76,7 +76,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def heard_signals() -> None:
-    """What nohup or a shell in the background ignores, a stage would ignore, too."""
+    """Don't ignore the signals that nohup or a background shell ignores, since stages would ignore them, too."""
     for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
@@ -84,7 +84,7 @@ def heard_signals() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """A test draws the same numbers whichever ran before it."""
+    """Seed each test, so that it draws the same numbers whichever tests ran before it."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
@@ -92,13 +92,13 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A pixel in place of each figure of a stage that is run for something else: drawing takes a third of its time."""
+    """Draw one pixel instead of each figure in the slowest folders: drawing takes a third of a stage's time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     draw = FigureCanvasAgg.print_png
 
     def pixel(canvas: FigureCanvasAgg, file: Path) -> None:
-        if str(file).startswith(os.environ["ASSEMBLE_TESTS"]):  # a stage that other folders look at, too
+        if str(file).startswith(os.environ["ASSEMBLE_TESTS"]):  # tests in other folders look at its figures, too
             draw(canvas, file)
         else:
             Image.new("RGB", (1, 1)).save(file, "PNG")
@@ -111,7 +111,7 @@ def small_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """After a file drop what was decoded, and after a folder what its helpers keep: nobody else reads it."""
+    """Drop decoded media after each file, and the helpers' caches after each folder: no later test reads them."""
     if nextitem is not None and nextitem.path == item.path:
         return
     FileCache._shared = None

@@ -1,4 +1,4 @@
-"""Waiting for other processes on a machine of any speed, and what the machine must have."""
+"""Wait for other processes on a machine of any speed, and say what the machine must have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: Seconds that nothing takes, however slow the machine is.
+#: Seconds that no step takes, even on a slow machine.
 LONG = 600.0
 
 
@@ -22,7 +22,7 @@ def until(condition: Callable[[], Any], what: str = "", seconds: float = LONG) -
 
 
 def _status(process: Path) -> list[str]:
-    """State, parent and group of a process, and more; its state is Z or X once it ended."""
+    """Return state, parent, group and more of a process. The state is Z or X once it ended."""
     try:
         return (process / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -30,23 +30,23 @@ def _status(process: Path) -> list[str]:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process runs; one that ended does not, though nobody has asked for its status."""
+    """Check whether a process runs. One that ended doesn't, even if its parent hasn't read its status."""
     return _status(Path(f"/proc/{pid}"))[0] not in "ZX"
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process started, and those that these started."""
+    """Return the processes that a process started, directly or indirectly."""
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     children = [int(word) for path in tasks for word in path.read_text(encoding="ascii").split()]
     return [*children, *(below for child in children for below in descendants(child))]
 
 
 def group_runs(group: int) -> bool:
-    """Whether any process of a group runs."""
+    """Check whether any process of a group runs."""
     found = map(_status, Path("/proc").glob("[0-9]*"))
     return any(state not in "ZX" and own == str(group) for state, _, own, *_ in found)
 
 
 def promised(what: str) -> bool:
-    """Whether ASSEMBLE_TESTS_HAVE names `browser`, `docs`, `java` or `slurm`; without it, its tests then fail."""
+    """Check whether ASSEMBLE_TESTS_HAVE names `browser`, `docs`, `java` or `slurm`. Without it, its tests then fail."""
     return what in os.environ.get("ASSEMBLE_TESTS_HAVE", "").split()

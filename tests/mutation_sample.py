@@ -1,4 +1,4 @@
-"""`make mutation SAMPLE=100`: makes seeded changes outside the losses, one at a time, and runs the tests of each.
+"""Make seeded changes outside the losses, one at a time, and run the tests of each (`make mutation SAMPLE=100`).
 
 A change is another operator, condition, number, argument or result. The tests of a change are those that run its line,
 the fastest first, up to two minutes. Verdicts are kept in mutants/sample-<seed>.jsonl, where a stopped run resumes.
@@ -51,7 +51,7 @@ class Mutant:
 
 
 def mutants(path: Path) -> list[Mutant]:
-    """All changes to a file; texts of errors, annotations, decorators and default arguments are left alone."""
+    """Return all changes to a file, except to error messages, annotations, decorators and default arguments."""
     source = path.read_bytes()
     starts = [0]
     for line in source.splitlines(keepends=True):
@@ -110,7 +110,7 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def _typed(node: ast.AST) -> bool:
-    """Whether this is a generic type such as `dict[str, int]`."""
+    """Check whether this is a generic type such as `dict[str, int]`."""
     return isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id[0].isupper()
 
 
@@ -133,7 +133,7 @@ class Tests:
         }
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Tests of a mutant, the fastest first, as many as take two minutes."""
+        """Return as many tests of a mutant as take two minutes, the fastest first."""
         contexts = self._data.contexts_by_lineno(str(Path(mutant.path).resolve()))
         found = [context for context in contexts.get(mutant.line, []) if context]
         named = {context.split("|")[0] for context in found}
@@ -151,7 +151,7 @@ class Tests:
 
 
 def verdict(mutant: Mutant, tests: list[str], tree: Path) -> str:
-    """`killed` when a test fails on the changed code, `survived`, or `untested`."""
+    """Return `killed` if a test fails on the changed code, `survived` if none does, or `untested`."""
     if not tests:
         return "untested"
     target, listed = tree / mutant.path, (tree / "tests.txt").resolve()

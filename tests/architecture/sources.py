@@ -1,4 +1,4 @@
-"""The source of the suite as the tests of its architecture read it: every module parsed once, and who imports whom."""
+"""Parse every module of the suite once, and find who imports whom, for the tests of the architecture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDERS = ("assemble", "common", "papers")
 
 @functools.cache
 def modules() -> dict[str, ast.Module]:
-    """Import path of every module, and of every package, to its syntax tree."""
+    """Map the import path of every module and package to its syntax tree."""
     found = {}
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
@@ -34,7 +34,7 @@ def file_of(module: str) -> str:
 
 
 def imports(module: str) -> Iterator[tuple[str, bool]]:
-    """What a module imports, lazily or for types alone included, and whether that happens when it is imported."""
+    """Return a module's imports, including lazy and type-only ones, and whether importing the module runs them."""
     at_import: set[ast.AST] = set()
 
     def collect(nodes: list[ast.stmt]) -> None:
@@ -62,12 +62,12 @@ def imports(module: str) -> Iterator[tuple[str, bool]]:
 
 @functools.cache
 def graph() -> dict[str, set[str]]:
-    """Every module of the suite to those of the suite that it imports."""
+    """Map every module of the suite to the modules of the suite that it imports."""
     return {name: {other for other, _ in imports(name) if other in modules()} - {name} for name in modules()}
 
 
 def reached(starts: set[str]) -> set[str]:
-    """Modules, and all that they import, directly or through others."""
+    """Return modules and everything that they import, directly or indirectly."""
     found, waiting = set(), set(starts)
     while waiting:
         name = waiting.pop()
@@ -105,7 +105,7 @@ def papers() -> dict[str, str]:
 
 
 def docstrings(tree: ast.Module) -> set[ast.expr]:
-    """Strings of a module that document it; texts that stand alone in a body, as below a constant, are such, too."""
+    """Return the docstrings of a module, and other strings that are statements, such as one below a constant."""
     return {
         node.value
         for node in ast.walk(tree)

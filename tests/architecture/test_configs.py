@@ -1,4 +1,4 @@
-"""Every recipe at every scale resolves and instantiates, and a scale changes sizes alone unless it says so."""
+"""Every recipe resolves and instantiates at every scale, and a scale changes only sizes unless it says so."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in scales_of(p.
 
 
 def kind(value: object) -> str:
-    """What tells values of a field apart, but for numbers and paths."""
+    """Return a field's value, but only the type of a number, and `path` for any path."""
     if isinstance(value, str) and {"/", "$"} & set(value):
         return "path"
     return type(value).__name__ if type(value) in (int, float) else repr(value)
@@ -32,9 +32,9 @@ def kind(value: object) -> str:
 
 @pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
 def test_a_recipe_instantiates(paper: str, tmp_path: Path) -> None:
-    """Each of the published recipes and of its scales that has a field, or a class or text in it, that none before has.
+    """Instantiate each recipe and scale that has a field, class or text which no earlier one has.
 
-    The other ones differ from these by numbers, whose ranges are checked.
+    The others only differ from these in numbers, whose ranges are checked.
     """
     from assemble.stages.cli import build
 
@@ -106,14 +106,14 @@ def test_what_is_ours_names_fields(paper: str) -> None:
         run = resolve(paper, recipe, scale="paper")
         named.update(run.ours)
         paths = [path.replace(".init_args", "") for path, _ in leaves(run.config)]
-        # A field may be a class or a list of its own, so what leads to a leaf is a field as well.
+        # A field may be a class or a list, so every prefix of a path to a leaf is a field as well.
         fields.update(
             ".".join(parts[:end]) for parts in (path.split(".") for path in paths) for end in range(1, len(parts) + 1)
         )
     assert named <= fields, f"ours: no recipe of {paper} has {sorted(named - fields)}"
 
 
-#: Recipes that no table asks for: other protocols and other machines, run by name.
+#: Recipes that no table uses. Users run them by name, for other protocols or other machines.
 BY_NAME = {"avid_single_node", "imagenet_linear_moco", "imagenet_linear_virtex10"}
 
 
@@ -126,7 +126,7 @@ def test_every_recipe_is_one_of_a_stage(paper: str) -> None:
 
 
 def called_ours(text: str) -> set[str]:
-    """The fields of a layer whose comment says `(ours`: on their line, or on indented lines of its own above them."""
+    """Return the fields of a layer whose comment says `(ours`, on the same line or on indented lines above."""
     lines = text.splitlines()
     marked, above = set(), False
     for number, line in enumerate(lines):

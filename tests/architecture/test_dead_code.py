@@ -1,4 +1,4 @@
-"""Nothing that nobody calls."""
+"""The suite has no function that nobody calls."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from torch.utils.data.distributed import DistributedSampler
 
 from tests.architecture.sources import ROOT, docstrings, file_of, modules
 
-#: What calls methods of ours by their names.
+#: Libraries that call our methods by name.
 CALLERS = (
     pl.LightningModule, pl.LightningDataModule, pl.Callback, LightningCLI, Logger, Strategy, TorchCheckpointIO,
     torch.nn.Module, torch.optim.Optimizer, DistributedSampler, pickle.Unpickler, pickle.Pickler,
     ThreadingHTTPServer, SimpleHTTPRequestHandler,
 )  # fmt: skip
-#: Methods that libraries look up without a base class of theirs, and data sets that `--data.dataset folder` looks up.
+#: Methods that libraries look up without a base class, and data sets that `--data.dataset folder` looks up.
 LOOKED_UP = {"readinto", "reducer_override", "FolderOfAudio", "FolderOfClips"}
-#: Rooms whose public functions are for others: losses to choose from, and released weights in and out.
+#: Packages whose public functions are for users: losses to choose from, and conversions of released weights.
 FOR_OTHERS = re.compile(r"common\.losses\.\w+|papers\.\w+\.weights")
 
 
 def names_in(tree: ast.AST, documented: set[ast.expr]) -> Iterator[str]:
-    """Every name that a piece of code uses, in texts too: classes are named by import paths, methods by `getattr`."""
+    """Yield every name that code uses, also in strings: import paths name classes, and `getattr` names methods."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             yield node.id
@@ -48,14 +48,14 @@ def names_in(tree: ast.AST, documented: set[ast.expr]) -> Iterator[str]:
 
 
 def prefixes_in(tree: ast.AST) -> tuple[str, ...]:
-    """Beginnings of names that a module puts together for `getattr`."""
+    """Return the prefixes from which a module builds names for `getattr`."""
     calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr")
     parts = (call.args[1].values[0] for call in calls if isinstance(call.args[1], ast.JoinedStr))
     return tuple(str(part.value) for part in parts if isinstance(part, ast.Constant))
 
 
 def pages() -> Iterator[Path]:
-    """What names code beside code: configurations, tables, pages and what is run outside of Python."""
+    """Yield the files that name code: configurations, tables, pages, the Makefile and templates."""
     named = ("*.md", "docs/**/*.md", "papers/**/*.md", "common/**/*.md", "tests/**/*.md")
     for pattern in ("configs/**/*.yaml", "papers/*/tables.yaml", *named, "Makefile", "pyproject.toml"):
         yield from ROOT.glob(pattern)
@@ -63,7 +63,7 @@ def pages() -> Iterator[Path]:
 
 
 def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
-    """Functions and classes of a module, and methods of its classes; decorated ones are called by what wraps them."""
+    """Yield a module's functions and classes, and their methods, except those that a decorator may call."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             yield node

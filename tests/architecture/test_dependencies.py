@@ -1,4 +1,4 @@
-"""What is declared imports, together with all the others, and what is imported is declared."""
+"""All declared dependencies can be imported together, and every import is declared."""
 
 from __future__ import annotations
 

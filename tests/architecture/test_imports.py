@@ -21,18 +21,18 @@ from tests.architecture.sources import (
     shared_classes,
 )
 
-#: Files of a paper that may import lightning: modules and their data, and what is both in one.
+#: Files of a paper that may import lightning: modules, data modules, and files that hold both.
 LIGHTNING = {"module", "data", "search", "baselines", "miniature"}
-#: Files of a paper that may import its miniature: an export may hold the encoder that replaces a download.
+#: Files of a paper that may import its miniature, since an export may hold the encoder that replaces a download.
 WITH_MINIATURE = {"use"}
-#: Rooms of common that hold parts for methods of one's own, however many papers use them.
+#: Packages of `common` with parts for users' methods. They may hold what no two papers use.
 LIBRARY = (
     "common.data.datasets", "common.data.worlds", "common.encoders", "common.losses", "common.memory", "common.metrics",
     "common.protocols",
 )  # fmt: skip
-#: Parts that one paper uses and that know nothing of it: a store of the vectors of any frozen text encoder.
+#: Parts that only one paper uses but that don't depend on it: a store for vectors of any frozen text encoder.
 WAITING = {"common.data.text_features"}
-#: Packages of the application and the library from the top floor down; a package imports none of a higher floor.
+#: Packages of the application and the library, from the top layer down. A package imports no higher layer.
 FLOORS = (
     {"assemble.commands"},
     {"assemble.stages"},
@@ -45,12 +45,12 @@ FLOORS = (
 )
 #: Packages of the library that may import lightning.
 WITH_LIGHTNING = {"common.models", "common.training", "common.protocols", "common.monitoring"}
-#: Lines of code that one reads in a sitting.
+#: Most lines of code that can be read in one sitting.
 SITTING = 260
 
 
 def forbidden(module: str, imported: str, immediate: bool) -> str:
-    """Why a module may not import another one; empty where it may."""
+    """Return why a module may not import another one, or nothing if it may."""
     parts, top = module.split("."), imported.split(".")
     if top[0] == "pytorch_lightning":
         return "use lightning.pytorch"
@@ -84,7 +84,7 @@ def test_no_forbidden_import() -> None:
 
 
 def test_no_circle() -> None:
-    """Lazy imports and those for types alone count: a circle is one however late it closes."""
+    """Lazy imports and imports for types count, too."""
     try:
         TopologicalSorter(graph()).prepare()
     except CycleError as error:
@@ -92,7 +92,7 @@ def test_no_circle() -> None:
 
 
 def test_packages_stand_on_floors() -> None:
-    """A package of the application or the library imports its own floor and lower ones."""
+    """A package of the application or the library imports only its layer and lower ones."""
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     inside = {
         module: ".".join(module.split(".")[:2])
@@ -110,7 +110,7 @@ def test_packages_stand_on_floors() -> None:
 
 
 def test_common_names_no_paper() -> None:
-    """Neither in identifiers nor in texts; what documents a source may."""
+    """`common` names no paper in identifiers or strings. Docstrings may, to give a source."""
     names = "|".join(sorted({*papers(), *papers().values()}))
     word = re.compile(rf"(?<![A-Za-z0-9])({names})(?![A-Za-z0-9])")
     found = []
@@ -126,7 +126,7 @@ def test_common_names_no_paper() -> None:
 
 
 def test_common_holds_what_two_papers_use() -> None:
-    """Or what the command line uses, which serves all; parts for methods of one's own may wait for another user."""
+    """Modules that the command line uses count as shared. Parts for users' methods need no second paper."""
     served = reached({"assemble.commands.main", *shared_classes(), *(m for m in modules() if m.startswith(LIBRARY))})
     used = [
         reached({m for m in modules() if m.startswith(f"papers.{paper}")} | configured(paper)) for paper in papers()
@@ -157,5 +157,5 @@ def test_module_files_stand_on_lightning_and_are_read_in_one_sitting() -> None:
 
 @pytest.mark.parametrize("paper", papers())
 def test_a_loss_loads_few_files(paper: str) -> None:
-    """What must be read to understand a loss; nothing in it reads files or exports."""
+    """A reader of a loss needs few files, and none of them reads files or exports."""
     assert len(reached({f"papers.{paper}.loss"})) <= 16

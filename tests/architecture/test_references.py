@@ -1,4 +1,4 @@
-"""Every reference leads somewhere: to sections of `docs/papers`, and from files for GitHub to targets and commands."""
+"""Every reference is valid: to a section of `docs/papers`, and in files for GitHub to a make target or command."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from assemble.commands.main import main
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.stem for path in (ROOT / "docs" / "papers").glob("*.md") if path.stem != "README")
 SECTION = r"\d{1,2}(?:\.\d{1,2})?"
-#: What stands in front of a section that is cited: a source, a comment of a configuration, another section.
+#: Text before a cited section: a source, a comment of a configuration, or another section.
 CITED = re.compile(rf"(?:Source:[^\[\n]*|#[^\[\n]*|\] and |\] to |\], )\[({SECTION})\]")
 PAGE = re.compile(rf"docs/papers/(\w+)\.md((?:(?:,? and |, | to | )?\[{SECTION}\])*)")
 
@@ -58,7 +58,7 @@ def test_pages_that_are_named_have_the_sections_that_are_cited() -> None:
     assert cited > 100
 
 
-#: Phrases that took readers a second reading; docs, help and docstrings do without them.
+#: Phrases that readers had to read twice. Docs, help and docstrings avoid them.
 OPAQUE = re.compile(
     r"stands? beside|\bgoes on\b|comes? out\b|whoever|what is there|that is none|of one's own", re.IGNORECASE
 )

@@ -19,7 +19,7 @@ AUDIO = AudioInput(sample_rate=8_000, duration=1.0, fft=256, frames_per_second=4
 
 @pytest.mark.parametrize("jitter", [(0.0, 0.0, 0.0, 0.0), (0.4, 0.4, 0.4, 0.2)])
 def test_training_clips_are_cropped_and_jittered_and_others_are_not(jitter: Any, tmp_path: Path) -> None:
-    # Without jitter, clips of a still picture only differ if they are cropped; those of one color, if jittered.
+    # Clips of one color only differ if jittered. Without jitter, the picture has two colors, so that crops differ.
     still = np.full((16, 20, 24, 3), (90, 130, 60), np.uint8)
     if not any(jitter):
         still[:, :, 12:] = 0

@@ -125,7 +125,7 @@ def test_banks_follow_from_the_seed_and_leave_the_global_generator_alone() -> No
     ],
 )  # fmt: skip
 def test_the_streams_are_those_of_earlier_versions(step: int, training: bool, seed: int) -> None:
-    """Else a run that is resumed with a newer version draws other negatives than it would have drawn."""
+    """A run that is resumed with a newer version must draw the negatives that the old one would have drawn."""
     objective, index = avid(), torch.arange(6)
     objective.step = step
     raw = torch.randint(ITEMS - 1, (6, 16), generator=torch.Generator().manual_seed(seed))
@@ -234,7 +234,7 @@ def test_warm_start_takes_banks_and_normalizer_but_not_the_step() -> None:
     assert torch.equal(objective.audio_bank.vectors, source["audio_bank.vectors"])
     assert torch.equal(objective.normalizer, source["normalizer"])
     assert objective.step == 0
-    assert (objective.positive_set == -1).all()  # the old positives belong to the old banks
+    assert (objective.positive_set == -1).all()  # the old positives were mined from the old banks
     objective.mine()
     run(objective, range(1))
     assert torch.equal(objective.normalizer, source["normalizer"])

@@ -1,4 +1,4 @@
-"""AVID as a stage: what its configuration can say, and that it learns (`make test-slow`)."""
+"""AVID as a stage: which configurations are valid, and that it learns (`make test-slow`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured after pre-training: progress, retrieval, mining precision, and the picture of neighbors."""
+"""Measurements after pre-training: progress, retrieval, mining precision, and the picture of neighbors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def unit(rows: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
 
 
 class Clips:
-    """Stands for the held-out clips; the picture of clip 0 cannot be read."""
+    """Replaces the held-out clips. The picture of clip 0 cannot be read."""
 
     listing = SimpleNamespace(classes=("a", "b", "c"), labels=np.arange(12) % 3)
 
@@ -33,7 +33,7 @@ class Clips:
 
 
 def test_neighbors_are_the_nearest_other_clips(tmp_path: Path) -> None:
-    index = torch.arange(11, -1, -1)  # rows in another order than the listing
+    index = torch.arange(11, -1, -1)  # not the listing's order
     video, audio = unit(12), unit(12, seed=1)
     module = SimpleNamespace(loggers=[], trainer=SimpleNamespace(default_root_dir=tmp_path))
     table = monitoring.draw_neighbors(module, Clips(), video, audio, index, queries=3, neighbors=2)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Released checkpoints, our own ones and exported backbones. The released files are imitated from their layout."""
+"""Released checkpoints, our checkpoints and exported backbones. The tests write files in the released layouts."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Benchmarks run by `make bench` alone, which sets `BENCH`: to the page that gets the table, or to 1 for none."""
+"""Only `make bench` runs the benchmarks. It sets `BENCH` to the page that gets the table, or to 1 for no page."""
 
 from __future__ import annotations
 

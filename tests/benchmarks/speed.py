@@ -1,4 +1,4 @@
-"""What is compared is timed in turns in one process; every figure is a line of one table.
+"""Time two implementations in turns in one process, and collect the results in a table.
 
 `make bench` prints the table and puts it into docs/speed.md, with machine, versions and date.
 """
@@ -26,10 +26,10 @@ class Line(NamedTuple):
     """A line of the table.
 
     Attributes:
-        what, peer: what is measured, and what it is compared with.
+        what, peer: our implementation, and the one it is compared with.
         ours, theirs: with their units.
         ratio: ours by theirs; below 1, ours takes less.
-        noise: standard error of the ratio, from how much it differs between rounds; None where it has none.
+        noise: standard error of the ratio over the rounds, or None.
     """
 
     what: str
@@ -40,18 +40,18 @@ class Line(NamedTuple):
     noise: float | None = None
 
     def stays_below(self, most: float) -> None:
-        """Fail when ours takes more than `most` times what the other takes, by more than three times the noise."""
+        """Fail if ours takes more than `most` times as long as the other, and by more than three times the noise."""
         assert self.ratio is not None
         told = f"{self.what}: {self.ratio:.3f} of {self.peer}, at most {most}"
         assert self.ratio - 3 * (self.noise or 0.0) < most, told
 
 
-#: Of this run.
+#: The lines of this run.
 LINES: list[Line] = []
 
 
 def peer(module: str) -> Any:
-    """A module of another implementation; without it, its comparison is skipped with one line."""
+    """Import another implementation, or skip the comparison with one line."""
     reason = f"{module.partition('.')[0]} is not installed; `make bench` installs it where it can"
     return pytest.importorskip(module, reason=reason, exc_type=ImportError)
 
@@ -59,9 +59,9 @@ def peer(module: str) -> Any:
 def in_turns(
     steps: Mapping[str, Step], rounds: int, warm_up: int = 1, timer: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Seconds of every step in every round: other work on the machine hits all alike.
+    """Return the seconds of every step in every round, in turns, so that other work on the machine slows all alike.
 
-    `BENCH_ROUNDS` in the environment is the most rounds, for a short look.
+    The environment variable `BENCH_ROUNDS` limits the rounds, for a quick look.
     """
     rounds = min(rounds, int(os.environ.get("BENCH_ROUNDS", rounds)))
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -75,10 +75,10 @@ def in_turns(
 
 
 def compare(what: str, peer: str, ours: Sequence[float], theirs: Sequence[float]) -> Line:
-    """Add a line on the seconds that two took in the same rounds; for `what` and `peer` see `Line`."""
+    """Add a line that compares the seconds of two steps in the same rounds; see `Line` for `what` and `peer`."""
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     ratio = statistics.median(ratios)
-    # Of a median, from the median deviation, which a single slow round does not move.
+    # The error of a median, from the median deviation, which one slow round does not change.
     spread = 1.4826 * statistics.median(abs(one - ratio) for one in ratios)
     noise = 1.2533 * spread / math.sqrt(len(ratios)) if len(ratios) > 2 else None
     mine, other = (amount(statistics.median(values)) for values in (ours, theirs))

@@ -1,7 +1,7 @@
 """Contrastive losses and MCT's image term against lightly, and losses over two processes against open_clip.
 
-In turns, so that other work on the machine hits both alike: process CPU time on one thread; with two processes, which
-wait for each other, wall time.
+They run in turns, so that other work on the machine slows both alike. One process: CPU time on one thread. Two
+processes, which wait for each other: wall time.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def test_the_image_term_against_lightly() -> None:
     torch.manual_seed(0)
     steps = {"lightly": _lightly_step(), "ours": _image_step()}
     seconds = in_turns(steps, 8, warm_up=2)
-    # As fast, within the noise: no gate.
+    # Ours is as fast, within the noise, so there is no limit.
     compare("MoCo's step, ResNet-50, 16 images of 96 pixels", "lightly", seconds["ours"], seconds["lightly"])
 
 
@@ -112,7 +112,7 @@ def _compare_losses(what: str, peer: str, ours: Callable[[], Any], theirs: Calla
 
 
 def test_nt_xent_against_lightly() -> None:
-    """SimCLR's loss: every other view of the batch but the own pair is a negative."""
+    """SimCLR's loss: all other views in the batch are negatives, except the paired one."""
     theirs = peer("lightly.loss").NTXentLoss(temperature=0.1)
     torch.manual_seed(0)
     views = torch.randn(2, 512, 128, requires_grad=True)
@@ -169,7 +169,7 @@ def _over_two_processes(rank: int) -> dict[str, list[float]]:
 
 
 def test_a_gathered_loss_against_open_clip() -> None:
-    """With our gather alone, and XMC-GAN's loss of sentences, which also measures accuracy and entropy."""
+    """Compare our gather, and XMC-GAN's sentence loss, which also measures accuracy and entropy."""
     peer("open_clip.loss")
     seconds = run_distributed(_over_two_processes, 2)[0]
     what = "2 processes, 256 pairs of 512 each"

@@ -1,4 +1,4 @@
-"""Our reading of clips against torchcodec, opening included: process CPU time on one thread.
+"""Our reading of clips against torchcodec, including opening, in CPU time of one thread.
 
 `make bench` lets torchcodec load PyAV's FFmpeg, so that both decode with the same libraries.
 """
@@ -54,7 +54,7 @@ def test_video(film: Path, duration: float) -> None:
         decoder = decoders.VideoDecoder(str(film), dimension_order="NHWC", seek_mode="approximate")
         return decoder.get_frames_at(numbers).data.numpy()
 
-    assert np.abs(ours().astype(int) - theirs()).mean() < 1  # the same frames, by another conversion of colors
+    assert np.abs(ours().astype(int) - theirs()).mean() < 1  # the same frames, but colors are converted in another way
     seconds = in_turns({"ours": ours, "theirs": theirs}, 30)
     what = f"{duration:g} s of picture, 340 x 256, a key frame every 50"
     compare(what, "torchcodec", seconds["ours"], seconds["theirs"])
@@ -71,7 +71,7 @@ def test_audio(film: Path) -> None:
         decoder = decoders.AudioDecoder(str(film), sample_rate=24_000, num_channels=1)
         return decoder.get_samples_played_in_range(5.2, 7.2).data[0].numpy()
 
-    # Here two channels are halved and added, there divided by sqrt(2); half a sample of the tone apart is 0.05.
+    # We average two channels, torchcodec divides by sqrt(2). A shift by half a sample would change the tone by 0.05.
     np.testing.assert_allclose(ours() * 2**0.5, theirs(), rtol=0, atol=0.05)
     seconds = in_turns({"ours": ours, "theirs": theirs}, 30)
     compare("2 s of sound, AAC, 44,100 to 24,000 Hz", "torchcodec", seconds["ours"], seconds["theirs"])

@@ -21,7 +21,7 @@ from common.metrics.retrieval import score_retrieval
 from tests.benchmarks.speed import compare, in_turns, peer
 
 ITEMS, REFERENCES, VOCABULARY = 5_000, 5, 4_000
-#: Our function, pycocoevalcap's module and class, and the most of its time that ours takes.
+#: Our function, pycocoevalcap's module and class, and the limit for our time as a share of theirs.
 SCORES: dict[str, tuple[Callable[[CaptionSet], Any], str, str, float]] = {
     "cider": (cider, "cider.cider", "Cider", 0.2),
     "bleu": (bleu, "bleu.bleu", "Bleu", 0.6),
@@ -30,7 +30,7 @@ SCORES: dict[str, tuple[Callable[[CaptionSet], Any], str, str, float]] = {
 
 
 def corpus() -> tuple[list[str], list[list[str]]]:
-    """Sentences of Zipfian words; those of one item share about half of them."""
+    """Make sentences of Zipfian words. Sentences of one item share about half of their words."""
     draw = np.random.default_rng(0)
     frequency = 1 / np.arange(1, VOCABULARY + 1)
     frequency /= frequency.sum()
@@ -98,7 +98,7 @@ def test_retrieval_against_torchmetrics() -> None:
 
 
 def test_fid_against_torchmetrics() -> None:
-    """From features on: the same network would make them for both."""
+    """Compare from the features on, since both would use the same network."""
     torchmetrics = peer("torchmetrics.image.fid")
     torch.manual_seed(0)
     real, fake = torch.randn(2, 3000, 768)

@@ -1,6 +1,6 @@
-"""Whole training steps: of every paper on synthetic batches, and what a second process brings to AVID.
+"""Whole training steps of every paper on synthetic batches, and of AVID in two processes.
 
-Wall time of steps alone: what comes before the first ones (start, decoding, process groups) is left out.
+The wall time leaves out everything before the first steps (start, decoding, process groups).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def _build(folder: Path, *overrides: str, callbacks: Sequence[Callback] = ()) ->
 
 @pytest.mark.parametrize("paper", [paper.short for paper in existing_papers()])
 def test_a_step_of_every_miniature(paper: str) -> None:
-    """Baseline: its arithmetic, at the rate of a product of two matrices of 256 rows in the same run."""
+    """Baseline: the step's operations, at the rate of a product of two matrices of 256 rows in the same run."""
     recipe = paper_named(paper).recipe
     run = resolve(paper_named(paper).name, recipe, scale="mini", hardware="cpu")
     size = int(run.config["data"]["init_args"]["batch_size"])
@@ -119,7 +119,7 @@ def _median_step_of_plain_pytorch(rank: int, folder: str, world: int) -> float:
 
 
 def test_two_processes_against_one(tmp_path: Path) -> None:
-    """At the same batch per process, beside plain DistributedDataParallel and two processes that share nothing."""
+    """Compare with plain DistributedDataParallel and with two separate processes, at the same batch per process."""
     loops = {"ours": _median_step, "plain": _median_step_of_plain_pytorch}
     one: dict[str, list[float]] = {name: [] for name in loops}
     joined: dict[str, list[float]] = {name: [] for name in loops}

@@ -1,4 +1,4 @@
-"""Time and memory against the number of items, by `make bench GROWTH=1`: no part may grow faster than it has to."""
+"""Time and memory by number of items (`make bench GROWTH=1`): no part may grow faster than it has to."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def _tables(count: int) -> Step:
     draw = [record for record in known if record.draw == known[0].draw]
 
     def step() -> None:
-        # New records each time: what tables read of a record is kept with it.
+        # Make new records each time, since a record caches what tables read from it.
         records = [dataclasses.replace(record, seed=seed) for seed in range(count) for record in draw]
         render.fill(source, "mini", records)
 

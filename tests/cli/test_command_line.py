@@ -132,7 +132,7 @@ def test_reproduce_skips_what_is_done(
     assert "2 stages, 2 done, 0 to run" in capsys.readouterr().out
     tables = (tmp_path / "avid_cma" / "smoke" / "tables.md").read_text(encoding="utf-8")
     assert "ESC-50" in tables
-    # A failed stage is the exit status.
+    # A failed stage sets the exit status.
     monkeypatch.setattr("assemble.stages.reproduce.run_paper", lambda *_, **__: {(0, "avid"): "made to fail"})
     assert main(arguments) == 1
 
@@ -249,7 +249,7 @@ def test_a_finished_record_stands_until_another_replaces_it(tmp_path: Path) -> N
     record = request.directory / "record.json"
     assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--hardware", "gpu1"]) == 2
     assert record.is_file()
-    # Whose training begins anew must not be started from meanwhile.
+    # While a stage trains again, no other stage may start from it.
     (request.directory / "checkpoints" / "last.ckpt").unlink()
     assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--hardware", "gpu1"]) == 2
     assert not record.exists()
@@ -267,7 +267,7 @@ def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:
     assert trial == find_request("avid/avid", Selection(runs=tmp_path), ["--model.loss.temperature=1"]).stage != "avid"
 
 
-#: Runs a command and writes down every name that is looked up and every connection to another machine.
+#: Runs a command and writes down every host name it looks up and every connection to another machine.
 WATCHED = """
 import os, socket, sys
 
@@ -296,10 +296,10 @@ raise SystemExit(main(sys.argv[1:]))
 
 
 def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
-    """A stage with W&B as users have it, in a process of its own: no thread and no child of it looks for a server.
+    """Run a stage with default W&B settings in a new process: no thread and no child process contacts a server.
 
-    Python's sockets are watched. Other programs, W&B's own among them, go through the proxy of the environment, and so
-    does `requests`: a server of ours, which counts who asks.
+    The test watches Python's sockets. Other programs, such as W&B's, and `requests` use the proxy that the environment
+    names. It is a server of the test, which counts requests.
     """
     (tmp_path / "home").mkdir()
     seen = tmp_path / "seen"

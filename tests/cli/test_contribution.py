@@ -1,4 +1,4 @@
-"""An archive to send: what it holds, what promotion takes from it, and what it refuses."""
+"""An archive of runs to send: its content, what promotion takes from it, and what it refuses."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_what_was_sent_is_promoted_and_fills_the_tables(runs: Path, copy: Path, 
     assert "train/loss" in promoted_curves(paper_named("avid"))["smoke", "seed0", "avid"]
     assert main(["tables", "avid", "--scale", "smoke"]) == 0
     assert f"{measured['esc@avid']['test/best_top1']:.1f}" in capsys.readouterr().out
-    # Another machine's record of this draw stays.
+    # A record of this draw from another machine stays.
     other = contents(path)
     record = json.loads(other[RECORD])
     record["hardware"]["cpu"], record["started"] = "Another CPU", "2999-01-01T00:00:00Z"
@@ -150,7 +150,7 @@ def record_with(**fields: Any) -> Callable[[Files], Files]:
 
 
 def other_seed(hashed: bool) -> Callable[[Files], Files]:
-    """A record of another configuration, whose hash fits it or not."""
+    """Make a record of another configuration, with a hash that fits it or not."""
 
     def change(files: Files) -> Files:
         record = json.loads(files[RECORD])

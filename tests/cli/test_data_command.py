@@ -27,7 +27,7 @@ def test_every_file_that_a_recipe_reads_is_described(tmp_path: Path):
         for paper in existing_papers()
     }
     used = {path for own in named.values() for path in own}
-    # No recipe reads what nobody describes, and nothing is described that no recipe reads.
+    # Every file that a recipe reads is described, and every described file is read by a recipe.
     described = {path: next((own for own in known if fnmatch.fnmatchcase(path, own)), None) for path in used}
     assert None not in described.values()
     assert set(described.values()) == set(known)
@@ -82,7 +82,7 @@ def test_stores_are_reported_made_and_found(data: Path, capsys: pytest.CaptureFi
     assert words[:, :8].abs().sum(2).min() > 0
     assert sentence.isfinite().all()
     assert store.about["dataset"] == "coco_2014"
-    # Once made, a store is left alone.
+    # An existing store is not written again.
     changed = store.path.stat().st_mtime_ns
     main(["data", "xmc_gan", "--data", str(data), "--text-features"])
     assert store.path.stat().st_mtime_ns == changed

@@ -77,5 +77,5 @@ def test_a_bare_recipe_that_measures_a_model_warns_of_random_weights(
         "warning: without --model.pretrained and --data.audio.statistics, esc50_svm measures random weights"
         in capsys.readouterr().err
     )
-    # A row that says so by its name needs no warning.
+    # A row whose name says so needs no warning.
     assert _missing_weights(find_request("avid/esc@untrained", Selection(scale="mini", runs=tmp_path))) == ""

@@ -1,4 +1,4 @@
-"""The commands of docs/own-data.md, run as they stand there on tiny files at the smoke scale; and the short name."""
+"""Run the commands of docs/own-data.md on tiny files at the smoke scale, and test short names of data sets."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_wrong_numbers_and_missing_captions_are_told(
 
     assert "num_classes: the data set has 1" in fails("mct/imagenet_linear")
     assert "images have no caption, such as" in fails("mct/mct")
-    # Told before anything is built or logged.
+    # The error comes before anything is built or logged.
     assert not list((tmp_path / "runs").rglob("mct+*/metrics.csv"))
     (tmp_path / "one" / "dog").mkdir()
     (tmp_path / "one" / "cat" / "0.png").rename(tmp_path / "one" / "dog" / "0.png")

@@ -55,7 +55,7 @@ def write_released(folder: Path, name: str) -> Path:
 
 
 def weights(line: str) -> tuple[str, str]:
-    """Which field of the model a command sets to a file, and the file."""
+    """Return the model's field that a command sets to a file, and the file."""
     words = shlex.split(line)
     (place,) = (k for k, word in enumerate(words) if word in ("--model.pretrained", "--model.warm_start"))
     return words[place].removeprefix("--model."), words[place + 1]
@@ -109,11 +109,11 @@ def test_a_released_file_stands_for_a_stage(
     found = json.loads(path.read_bytes())
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert found["given"] == {"avid": {"file": "avid.pth.tar", "sha256": digest}}
-    # The statistics were computed, since the released file has none and none are beside it.
+    # The statistics were computed, since neither the released file nor another file next to it has them.
     assert {name: parent["digest"] for name, parent in found["parents"].items()} == {
         "model.init_args.pretrained": digest
     }
-    # A single stage may fit several SVMs at a time: it is the same stage, with the same numbers.
+    # A stage that fits several SVMs at a time is the same stage, with the same numbers.
     assert (
         main(["fit", "avid/esc@avid", *flags[:2], *flags[4:6], "--runs", str(tmp_path / "two"), "--model.jobs", "2"])
         == 0
@@ -122,7 +122,7 @@ def test_a_released_file_stands_for_a_stage(
     assert [again[name] for name in ("metrics", "lineage_hash")] == [
         found[name] for name in ("metrics", "lineage_hash")
     ]
-    # A run without the file trains its own pre-training and leaves this run alone.
+    # A run without the file trains the pre-training stage and doesn't change this run.
     assert main(["plan", "avid", *flags[:4], *flags[6:]]) == 0
     assert "run  seed 0  avid" in capsys.readouterr().out
     assert main(["plan", "avid", *flags]) == 0

@@ -29,7 +29,7 @@ TRAINING = {"avid_cma": "avid", "mct": "mct", "m3p": "m3p", "xmc_gan": "xmc_gan"
 
 
 def run(line: str) -> None:
-    """One line of a shell block; training is planned and not done."""
+    """Run one line of a shell block. Training is only planned."""
     words = shlex.split(line)
     if words[0] != ".venv/bin/assemble":
         subprocess.run(line, shell=True, check=True)
@@ -70,7 +70,7 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         config = yaml.safe_load(text)
         world = instantiate(config["data"]["init_args"]["world"], World).folder
         (worlds / world.name).symlink_to(world)
-        # The tour trains exactly these.
+        # The tour trains exactly these stages.
         assert any(
             {paper, paper_named(paper).short} & set(words[2].split("/")) and stage in {*words, words[2].split("/")[-1]}
             for kind, block in blocks
@@ -81,7 +81,7 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ASSEMBLE_CACHE", os.fspath(worlds.parent))
-    # What the first cell looks for.
+    # The first cell looks for this file.
     (tmp_path / "configs").mkdir()
     space: dict[str, Any] = {}
     for cell in json.loads(NOTEBOOK["NOTEBOOK"].read_text(encoding="utf-8"))["cells"]:

@@ -1,4 +1,4 @@
-"""The commands that use trained models as a user calls them."""
+"""The commands that use trained models, as a user calls them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command; gives what it printed, or with `fails` its message."""
+    """Run a command, and return what it printed or, with `fails`, its error message."""
 
     def call(*arguments: object, fails: bool = False) -> str:
         status = main([str(argument) for argument in arguments])
@@ -46,7 +46,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three pictures, one below it, and a file of another kind; beside it a file of texts."""
+    """Make a folder of three pictures (one in a subfolder) and another file, and next to it a file of texts."""
     folder = tmp_path_factory.mktemp("pictures")
     draw = np.random.default_rng(1)
     (folder / "below").mkdir()
@@ -84,7 +84,7 @@ def test_retrieve_sounds_for_clips_and_the_other_way_round(run: Run, clips: Path
     scores = [float(line[1]) for line in ranked]
     assert scores == sorted(scores, reverse=True)
     assert "1 of 4 files not fully read" in told
-    # Vectors that are kept give the same.
+    # Stored vectors give the same result.
     run("embed", "avid", *last("avid_cma"), clips, "--output", tmp_path / "x.npz")
     again = run(*common, clips / "a.mp4", "--among", tmp_path / "x.npz", "--top", "2")
     assert again.splitlines()[1:3] == told.splitlines()[1:3]
@@ -116,7 +116,7 @@ def test_texts_and_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:
         assert "image for a red circle (text)" in found
         assert "(text)" in run("retrieve", *common, "--query", "a red circle " * 30, "--among", pictures)
         assert len(found.splitlines()) == 4
-        if paper != "m3p":  # a file of vectors serves the search that it has the vectors for, as the folder does
+        if paper != "m3p":  # a file of vectors can replace the folder in a search
             run("embed", *common, pictures, "--output", tmp_path / "pictures.npz")
             found = run("retrieve", *common, "--query", pictures / "1.png", "--among", tmp_path / "pictures.npz")
             assert found == run("retrieve", *common, "--query", pictures / "1.png", "--among", pictures)

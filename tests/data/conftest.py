@@ -1,4 +1,4 @@
-"""Worlds that several test files read, rendered once, and a cache of a test's own."""
+"""Worlds that several test files read, rendered once, and a cache folder for one test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.data.worlds import as_it_was, tiny
 
 @pytest.fixture(scope="session")
 def rendered() -> Callable[[type[World]], Any]:
-    """The small world of a kind with all its files, which are those that it always had; nobody changes them."""
+    """Return a function that renders a kind's small world once and checks its files. Tests must not change them."""
 
     @cached
     def of(kind: type[World]) -> Any:
@@ -27,7 +27,7 @@ def rendered() -> Callable[[type[World]], Any]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder, where files count as settled at once."""
+    """Make a cache folder in which new files count as settled at once."""
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
     return tmp_path / "cache"

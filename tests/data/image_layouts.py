@@ -15,7 +15,7 @@ from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name
 from common.data.datasets.localized_narratives import write_narratives
 from common.data.regions import Regions, write_regions
 
-#: Of the regions.
+#: Sizes of pictures and of regions' features.
 HEIGHT, WIDTH, FEATURES, CLASSES = 30, 40, 6, 5
 
 CATEGORIES = ("person", "dog", "car")
@@ -72,9 +72,9 @@ def write_coco(
     year: str = "2017",
     captions: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """COCO: image k of a split has k objects, of the categories in turn; the files name the last image first.
+    """Write COCO: image k of a split has k objects, of the categories in turn. The files name the last image first.
 
-    `captions` are those of each image of a split; the others' name the image.
+    `captions` gives the captions of each image of a split; the others' captions name the image.
     """
     for split, count, first in (("train", train, 9), ("val", val, 5000)):
         images = []
@@ -93,7 +93,7 @@ def write_coco(
 
 
 def write_karpathy(root: Path, train: int = 3, restval: int = 2, val: int = 2, test: int = 2) -> Path:
-    """COCO 2014 with Karpathy's list; the numbers of the images fall."""
+    """Write COCO 2014 with Karpathy's list, in which the image numbers decrease."""
     number, parts = 911, {}
     for split, count in (("test", test), ("train", train), ("val", val), ("restval", restval)):
         parts[split] = []
@@ -175,7 +175,7 @@ def write_conceptual_captions(root: Path, headed: bool = False) -> Path:
 
 
 def write_multi30k(root: Path, packed: bool = True, images: bool = True) -> Path:
-    """Two images for training, one in each of the other splits; not `packed`: plain files in the root."""
+    """Write two images for training and one in each other split. Without `packed`, write plain files in the root."""
     for split, keys in (("train", FLICKR[:2]), ("val", FLICKR[2:]), ("test", ("5",))):
         captions = {language: [[f"{language} of {key}"] for key in keys] for language in ("fr", "cs")}
         for language in ("en", "de"):
@@ -200,7 +200,7 @@ def _of_coco(text: str) -> list[Annotated]:
 
 
 def write_coco_karpathy(root: Path) -> Path:
-    """One image of training, one of the rest of validation, one for testing."""
+    """Write one image for training, one of `restval`, and one for testing."""
     images = _of_coco("caption {}  of {}")
     root.mkdir(parents=True, exist_ok=True)
     coco_karpathy.write_karpathy(root, {"train": images[:1], "restval": images[1:2], "test": images[2:]})

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from common.data.listing import NUMBERS, Clip, Listing, file_names
 from common.data.sequences import Texts
 
-# Containers and codecs a test may ask for by suffix: (video codec, pixel format, audio codec).
+# By suffix, the codecs of a container: (video codec, pixel format, audio codec).
 CODECS = {
     ".mp4": ("libx264", "yuv420p", "aac"),
     ".mkv": ("libx264", "yuv420p", "flac"),
@@ -30,7 +30,7 @@ LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 
 
 def listing_of(root: Path, clips: Sequence[Clip], classes: Sequence[str] = "abc") -> Listing:
-    """A listing of clips of no data set."""
+    """Make a listing of clips without a data set."""
     numbers = np.array([(clip.label, clip.sound_label, clip.fold, clip.start, clip.end) for clip in clips], NUMBERS)
     names = file_names(os.path.relpath(clip.path, root) for clip in clips)
     sounds = Texts(os.path.relpath(clip.sound, root) if clip.sound else "" for clip in clips)
@@ -38,7 +38,7 @@ def listing_of(root: Path, clips: Sequence[Clip], classes: Sequence[str] = "abc"
 
 
 def numbered_frames(count: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Gray frames whose level tells their number (steps of 3 levels, repeating every 80): [count, H, W, 3]."""
+    """Make gray frames whose level shows their number (steps of 3 levels, repeating every 80): [count, H, W, 3]."""
     levels = (8 + 3 * (np.arange(count) % 80)).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (count, *size, 3)).copy()
 
@@ -49,7 +49,7 @@ def frame_numbers(frames: npt.NDArray[np.uint8]) -> list[int]:
 
 
 def tone(seconds: float, rate: int, frequency: float = 440.0, channels: int = 1) -> npt.NDArray[np.float32]:
-    """A sine with a slow rise of its level, so that its position in time can be read: [channels, N]."""
+    """Make a sine whose level rises slowly, so that its level shows the time: [channels, N]."""
     time = np.arange(round(seconds * rate)) / rate
     wave_form = (0.1 + 0.7 * time / max(seconds, 1e-9)) * np.sin(2 * np.pi * frequency * time)
     return np.repeat(wave_form[None].astype(np.float32), channels, axis=0)

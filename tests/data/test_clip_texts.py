@@ -92,7 +92,7 @@ def test_videos_elsewhere_and_missing_ones(tmp_path: Path) -> None:
     assert dataset.listing("train")[0].path == films / "Charades_v1_480/AAAA1.mp4"
     (films / "Charades_v1_480/AAAA1.mp4").unlink()
     assert len(dataset.dialogs("train")) == 1
-    # The folder of the files themselves is taken as well.
+    # The folder with the files is accepted as well.
     assert len(AVSD(root, videos=films / "Charades_v1_480").listing("train")) == 1
 
 

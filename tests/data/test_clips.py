@@ -101,7 +101,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_item(folder: Path) -> None:
     assert _equal(clips[3], clips[(0, 3)])
     assert not torch.equal(clips[(0, 3)]["video"], clips[(1, 3)]["video"])
     assert not torch.equal(clips[(0, 3)]["audio"], clips[(1, 3)]["audio"])
-    # The other visit of the same file in the same epoch is another clip of it.
+    # The second visit of the same file in an epoch gives another clip.
     assert int(clips[(0, 9)]["index"]) == 3
     assert not torch.equal(clips[(0, 3)]["video"], clips[(0, 9)]["video"])
 
@@ -133,7 +133,7 @@ def test_a_batch_equals_its_samples_bit_for_bit(
 
 def test_sound_moves_with_the_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AudioTransform, "together", lambda self, sounds, draws: sounds)
-    # Each picture is as bright as the sound is loud at that time, so the two can be compared.
+    # Each picture is as bright as the sound at that time is loud, so the two can be compared.
     levels = (40 + 10 * np.arange(16)).astype(np.uint8)
     frames = np.broadcast_to(levels[:, None, None, None], (16, 20, 24, 3)).copy()
     ramp = np.repeat(levels / 255, 1000)[None].astype(np.float32)
@@ -148,7 +148,7 @@ def test_sound_moves_with_the_frames(folder: Path, monkeypatch: pytest.MonkeyPat
         brightness = sample["video"].mean((0, 2, 3))
         assert 255 * float(brightness[0]) == pytest.approx(levels[int(first * 8)], abs=2)
         assert rng.random() == following
-        # Without jitter both windows are the same second; the frame's time is where its level of sound begins.
+        # Without jitter, both windows are the same second, so each frame is as bright as its sound is loud.
         assert brightness.numpy() == pytest.approx(sample["audio"].view(8, 1000).mean(1).numpy(), abs=0.02)
 
 
@@ -172,7 +172,7 @@ def test_broken_files_are_replaced_counted_and_named(
     assert clips.skipped.names() == BROKEN
     assert len(caplog.records) == clips.skipped.count() == count
     assert all(name in caplog.text for name in BROKEN)
-    # The replacement is the next item as it would have been anyway.
+    # The replacement equals the next item.
     assert _equal({**samples[0], "skipped": samples[count]["skipped"]}, samples[count])
 
 
@@ -195,7 +195,7 @@ def test_a_listing_of_nothing_usable_says_so(folder: Path) -> None:
         VideoClips(_listing(folder), VIDEO)
 
 
-# One spawned worker: it takes seconds to start.
+# Use only one spawned worker, since it takes seconds to start.
 @pytest.mark.parametrize(("context", "workers"), [("fork", 2), ("spawn", 1)])
 def test_worker_processes_share_the_ledger(folder: Path, context: str, workers: int) -> None:
     listing = _listing(folder, "empty.mp4", "good0.mp4", "garbage.mp4", "good1.mp4")
@@ -236,7 +236,7 @@ def test_dense_clips_cover_the_video(folder: Path, monkeypatch: pytest.MonkeyPat
     assert torch.equal(_numbers(sample["video"]), expected.int())
     clips.fill_cache()
     assert len(clips.cache._entries if clips.cache else ()) == 6
-    # Each clip is what the transform makes of its frames alone.
+    # The transform makes each clip from its frames alone.
     with MediaFile(clips.listing[4].path) as media:
         frames, _ = media.read_video(0.0, 2.0, 8.0)
     for start, clip in zip(expected[:, 0].tolist(), sample["video"]):
@@ -341,5 +341,5 @@ def test_paired_windows_equal_the_reference(case: dict) -> None:
 @pytest.mark.parametrize("case", TIMING["dense_chunk_starts"])
 def test_dense_clips_equal_the_reference(case: dict) -> None:
     starts = dense_clip_starts(case["num_frames"], case["chunk"], case["clips"])
-    # None in the reference: the video is not longer than a clip, and every clip is the whole of it.
+    # The reference gives None for a video that is not longer than a clip: then every clip is the whole video.
     assert starts.tolist() == (case["starts"] or [0] * case["clips"])

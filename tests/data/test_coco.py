@@ -130,7 +130,7 @@ def test_boxes(tmp_path: Path) -> None:
     changed(root, INSTANCES, change)
     found = COCO(root).annotations("train")
     first, _, _, last = found.boxes()
-    # The one without area is left out of the boxes, not out of the tags.
+    # The object without area has a tag but no box.
     assert first["boxes"].tolist() == [[3.0, 4.0, 5.0, 9.0]]
     assert first["labels"].tolist() == [1]
     assert found.tags[0].tolist() == [False, True, False]
@@ -161,7 +161,7 @@ def test_the_fingerprint_covers_captions_tags_and_groups(tmp_path: Path) -> None
         fingerprint("g", INSTANCES, lambda d: d["categories"][0].update(name="people")),
     ]
     assert len({original, *others}) == 7
-    # What lies where does not matter to captions and tags.
+    # Captions and tags don't depend on the boxes.
     assert fingerprint("h", INSTANCES, lambda d: d["annotations"][0].update(bbox=[0, 0, 1, 1])) == original
 
 

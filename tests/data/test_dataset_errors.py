@@ -1,4 +1,4 @@
-"""Damaged files of data sets: every reader names the file, and the line or the field where it knows them."""
+"""Damaged files of data sets: every reader names the file and, if it can, the line or the field."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BOXES, STATES = "VOCdevkit/VOC2007/Annotations/000011.xml", "VOCdevkit/VOC2007/I
 NARRATIVES, ENGLISH = "open_images_validation_localized_narratives.jsonl", "data/task2/raw/train.3.en.gz"
 DIALOGS, UCF = "train_set4DSTC7-AVSD.json", "ucfTrainTestlist/trainlist01.txt"
 
-#: What reads the files below.
+#: The readers of the files below.
 READ: dict[str, tuple[type[MediaDataset], Callable[[Any], object]]] = {
     "coco": (COCO, lambda data: data.annotations("train").boxes()),
     "karpathy": (COCOKarpathy, lambda data: data.listing("test")),

@@ -1,4 +1,4 @@
-"""What all data sets have in common, and those of clips and sounds, on tiny copies of their layouts."""
+"""Behavior of all data sets, and data sets of clips and sounds, on tiny copies of their layouts."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def plain(value: Any) -> Any:
 
 
 def contents(dataset: Any) -> dict[str, Any]:
-    """Everything that a data set tells of its folder."""
+    """Return everything that a data set says about its folder."""
     status = dataset.status()
     told: dict[str, Any] = {"title": dataset.full_title, "layout": status.layout, "notes": [*status.notes]}
     told |= {"published classes": dataset.published_classes(), "unit": dataset.unit, "problems": [*status.problems]}
@@ -125,7 +125,7 @@ def contents(dataset: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", READ)
 def test_everything_that_is_read_is_as_it_was(name: str, tmp_path: Path):
-    """In `tests/golden/datasets.json`; an entry that is missing there is written."""
+    """Compare with `tests/golden/datasets.json`. Write an entry that is missing there."""
     golden = json.loads(GOLDEN.read_text())
     text = json.dumps(contents(READ[name](tmp_path / "root"))).replace(str(tmp_path), ".")
     found = {f"{name}: {part}": own for part, own in json.loads(text).items()}
@@ -193,7 +193,7 @@ def test_kinetics_replacements_take_the_place_of_corrupted_files(tmp_path: Path,
     assert by_name[replaced.name].path == replaced
     assert by_name[replaced.name].label == corrupted.label
     if flat:
-        # A file that is only there as a replacement is not missing.
+        # A file is not missing if only its replacement exists.
         corrupted.path.unlink()
         assert Kinetics400(root).listing("train").missing == 0
 

@@ -75,7 +75,7 @@ def test_the_fingerprint_changes_with_names_labels_folds_and_limits_only():
     ):
         assert make([changed, *rows[1:]]).fingerprint() != original
     assert make(rows[:-1]).fingerprint() != original
-    # Where one name ends and the next begins counts.
+    # The fingerprint depends on where one name ends and the next begins.
     assert (
         make([Clip(ROOT / "ab", 0), Clip(ROOT / "c", 0)]).fingerprint()
         != make([Clip(ROOT / "a", 0), Clip(ROOT / "bc", 0)]).fingerprint()
@@ -83,13 +83,13 @@ def test_the_fingerprint_changes_with_names_labels_folds_and_limits_only():
 
 
 def test_the_fingerprint_is_the_same_in_every_release():
-    # Checkpoints hold it: a change here makes every stored memory bank look foreign.
+    # Checkpoints hold the fingerprint. If it changes, every stored memory bank seems to be of another data set.
     rows = [Clip(ROOT / "a/ä.mp4", 0), Clip(ROOT / "b.mp4", 1, 2, 3, 0.5, 1.5)]
     assert make(rows).fingerprint() == "4c8c6f761af3af6d6b766925bd929e5be19f0e49c9ff570f2012b825d8f3da5b"
 
 
 def test_only_a_name_that_leads_up_is_resolved_by_its_spelling(tmp_path: Path):
-    """A root that is a link, or has `..` in it, must not change which file a plain name stands for."""
+    """A root that is a link or contains `..` must not change the file that a plain name means."""
     root = tmp_path / "a" / ".." / "set"
     assert joined(root, "b.mp4") == root / "b.mp4"
     assert joined(root, "..b/c.mp4") == root / "..b/c.mp4"
@@ -114,7 +114,7 @@ def index(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def listed(dataset: MediaDataset, split: str = "train") -> Listing:
-    """A listing after the clock of the file system, which is coarse, went on."""
+    """Make a listing after the file system's clock, which is coarse, has moved."""
     time.sleep(0.02)
     found = dataset.listing(split)
     time.sleep(0.02)
@@ -164,7 +164,7 @@ def test_a_change_makes_the_index_stale(tmp_path: Path, index: Path, flat: bool,
         path.write_text(path.read_text().replace("tai chi", "zumba"))
     after = dataset.listing("train")
     unchanged = after.fingerprint() == before.fingerprint() and after.classes == before.classes
-    # A file that no list names is no clip.
+    # A file that no list names is not a clip.
     assert unchanged == (flat and change == "added")
 
 

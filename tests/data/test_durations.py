@@ -1,4 +1,4 @@
-"""Listings of clips with picture and sound: judged once, kept, and gone on with."""
+"""Listings of clips with picture and sound: checked once, stored, and continued after a stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fetching open data from a server on this machine: compared, unpacked, and never without being asked."""
+"""Fetching open data from a server on this machine: it is verified and unpacked, and only on request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BODY = bytes(range(256)) * 4096  # 1 MiB
 
 
 class Server(BaseHTTPRequestHandler):
-    """A server of one file that can break off."""
+    """A server of one file that can break off the transfer."""
 
     body: ClassVar[bytes] = BODY
     stops_after: ClassVar[int | None] = None
@@ -105,7 +105,7 @@ class TestDownload:
         fetch(one(address), tmp_path)
         assert (tmp_path / "set/file.bin").read_bytes() == BODY
         assert (len(Server.asked), Server.sent) == (2, len(BODY))
-        # Another command resumes as well; a part that cannot belong to the file is fetched again.
+        # Another command resumes as well. A partial file that cannot belong to the file is fetched again.
         for there, sent in ((BODY[:700_000], len(BODY) - 700_000), (BODY, 0), (BODY + b"more", len(BODY))):
             Server.sent = 0
             (tmp_path / "set/file.bin").unlink()

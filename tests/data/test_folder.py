@@ -1,4 +1,4 @@
-"""Folders of one's own: layouts, lists, splits and folds, and what their owner is told."""
+"""Users' folders: layouts, lists, splits and folds, and what the user is told."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def names_of(dataset: FolderOfClips | FolderOfAudio | FolderOfImages, split: str
 
 class TestClassFolders:
     def test_each_class_is_dealt_out_to_five_folds(self, tmp_path: Path) -> None:
-        # The same everywhere: the first fold of seven sounds, by the hashes of their names.
+        # The first fold of seven sounds is the same on every machine, since it depends on hashes of their names.
         names = [f"cat/{number}.wav" for number in range(7)]
         assert names_of(FolderOfAudio(touch(tmp_path / "sounds", *names)), "test") == ["cat/1.wav", "cat/3.wav"]
         tmp_path = tmp_path / "clips"
@@ -114,7 +114,7 @@ class TestSounds:
         # Bin 32 of 64 up to 4 kHz.
         assert int(clips[0]["audio"][0, 1:].mean(0).argmax()) == 32
         assert clips[0]["video"].shape == (3, 4, 16, 16)
-        # One without a track or a file is passed over.
+        # An item without a track or a file is skipped.
         lenient = AudioVisualClips(listing, None, audio.transform(False), max_skipped_fraction=0.5, **options)
         assert int(lenient[1]["index"]) == 0
         windows = SoundWindows(listing.subset([0]), audio.transform(False), training=False, windows=2)

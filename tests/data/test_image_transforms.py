@@ -29,7 +29,7 @@ ORDER, STRENGTH = TRIES + 7, TRIES + 11
 
 
 def draws(places: dict[int, float] | None = None) -> Any:
-    """Stands in for a generator: gives fixed numbers, half of everything unless told otherwise."""
+    """Replaces a generator: draws fixed numbers, by default the middle of each range."""
     values = np.full(TRIES + 15, 0.5)
     for place, value in (places or {}).items():
         values[place] = value
@@ -183,7 +183,7 @@ def test_switching_one_augmentation_off_leaves_the_draws_of_the_others(name: str
         _, also = reduced(image, other)
         assert also == (flipped and name != "flip")
     assert one.random() == other.random()
-    # A view that the switched-off step left alone anyway stays the same to the bit.
+    # A view that the disabled step would not have changed stays the same bit for bit.
     same = {JITTER: 0.9, GRAY: 0.9, BLUR: 0.9, FLIP: 0.9}
     assert torch.equal(full(image, draws(same))[0], reduced(image, draws(same))[0])
 

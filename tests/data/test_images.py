@@ -172,6 +172,6 @@ def test_a_forked_process_finds_the_filled_cache(folder: Path) -> None:
 
 
 def _cached(items: ImageItems) -> int:
-    # What is unpickled takes the cache of its process: after a fork, the one that was filled before.
+    # An unpickled data set uses the cache of its process. After a fork, that is the cache filled before.
     assert items.cache is not None
     return items.cache.nbytes

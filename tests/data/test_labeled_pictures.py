@@ -37,7 +37,7 @@ def test_boxes_begin_at_nought(tmp_path: Path) -> None:
     text = path.read_text().replace("<xmax>11</xmax>", "<xmax>10.5</xmax>")
     path.write_text(text.replace("</object>", f"{part}</object>", 1))
     boxes = voc.boxes("test")[0]
-    # The whole image of 24 x 20 pixels; the part of the first object, as persons have, is not an object.
+    # The first object fills the image of 24 x 20 pixels. Its part (in VOC, persons have parts) is not an object.
     assert boxes["boxes"].tolist() == [[0.0, 0.0, 24.0, 20.0], [2.0, 1.0, 10.5, 11.0]]
     assert boxes["boxes"].dtype == np.float32
     assert boxes["labels"].dtype == np.int64

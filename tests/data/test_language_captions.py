@@ -99,7 +99,7 @@ def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_p
     assert "val: region features cannot be used: " in dataset.region_notes("val")[0]
     broken.rename(broken.with_name(".all.0a.1.tmp.npz"))
     assert "val: no region features" in dataset.region_notes("val")[0]
-    # A folder of its own comes first; elsewhere, it is named.
+    # The folder `regions` comes first. The user can name another folder.
     write_features(tmp_path / "regions" / "train.npz", ["7"])
     assert list(dataset.regions("train").keys) == ["7"]
     write_features(tmp_path / "other" / "everything.h5", ["8"])

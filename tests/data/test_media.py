@@ -1,4 +1,4 @@
-"""Decoding by time stamp, in several containers, with and without the cache, and of files that are not right."""
+"""Decoding by time stamp: several containers, with and without the cache, and damaged files."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_what_decoding_takes_is_known_before() -> None:
     ],
 )
 def test_a_header_says_where_a_stream_begins_and_ends(stream: Any, file: Any, tag: str, expected: Any) -> None:
-    """In milliseconds: start and duration of the stream and of the file; else the last packet (7 s) is the end."""
+    """The header gives start and duration of stream and file in milliseconds; else the last packet (7 s) is the end."""
     own = SimpleNamespace(
         time_base=Fraction(1, 1000), start_time=stream[0], duration=stream[1], index=3, metadata={"DURATION": tag}
     )
@@ -108,7 +108,7 @@ def test_frames_are_those_of_the_wanted_times(folder: Path, suffix: str, b_frame
 
 @pytest.mark.parametrize("every", [20, 60])
 def test_frames_of_the_last_group_of_pictures_of_a_stream(folder: Path, every: int) -> None:
-    """After a seek behind the last key frame of an MPEG stream nothing can be decoded: it is read from the start."""
+    """After a seek past the last key frame of an MPEG stream, nothing can be decoded, so it is read from the start."""
     path = write_video(folder / f"groups{every}.ts", seconds=6.0, fps=10.0, key_frame_every=every)
     with MediaFile(path) as media:
         begin, _ = media.video_limits or (0.0, 0.0)
@@ -148,7 +148,7 @@ def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
             window = media.read_audio(start, 0.2, 16_000)
             assert window.dtype == torch.float32
             assert len(window) == len(expected)
-            # One step of 16 bits, and full scale is 32767 here and 32768 there.
+            # Allow one step of 16 bits, and full scale at 32767 or 32768.
             assert np.abs(window.numpy() - expected).max() < 1e-4
 
 
@@ -156,7 +156,7 @@ def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
     ("suffix", "channels"), [(".mp4", 2), (".avi", 2), (".mkv", 2), (".flac", 2), (".wav", 6), (".wav", 8), (".mp4", 8)]
 )
 def test_sound_and_pixels_are_those_of_pyav(folder: Path, suffix: str, channels: int) -> None:
-    """Reading passes over PyAV's own resampler and threads, which cost more; the bits are the same."""
+    """Reading avoids PyAV's resampler and threads, which cost more, but gives the same bits."""
     sound = np.random.default_rng(0).normal(0, 0.1, (channels, 44_100)).astype(np.float32)
     with_video = channels == 2 and suffix != ".flac"
     write = write_video if with_video else write_audio
@@ -167,7 +167,7 @@ def test_sound_and_pixels_are_those_of_pyav(folder: Path, suffix: str, channels:
         expected = np.concatenate([part.to_ndarray()[0] for given in decoded for part in resampler.resample(given)])
     with MediaFile(path) as media:
         track = media.decode_audio(0.0, 2.0)
-        # From the file's first sample on, so that both resamplers have seen the same.
+        # Start at the file's first sample, so that both resamplers get the same input.
         start = max(track.start, 0.0)
         found = media.read_audio(start, 1.0, 8_000).numpy()
     first = round((start - track.start) * 8_000)
@@ -274,7 +274,7 @@ def test_a_seek_that_goes_too_far_is_done_again_from_the_start(folder: Path, mon
 def test_sound_lies_on_its_stamps(
     folder: Path, stamps: tuple[float, ...], window: Any, begin: float, expected: list[tuple[int, int]]
 ) -> None:
-    """Gaps of more than 50 ms are silent and overlaps cut; a stamp a second behind the end of the stream is damage."""
+    """Gaps above 50 ms become silence, overlaps are cut, and a stamp a second after the stream's end is an error."""
     frames = [AudioFrame.from_ndarray(np.full((1, 100), n, np.int16), "s16", "mono") for n in (1, 2, 3)]
     for frame in frames:
         frame.sample_rate = 1000
@@ -344,7 +344,7 @@ def levels(frames: torch.Tensor) -> list[int]:
 def test_numbered_frames_lie_on_their_time(
     tmp_path: Path, numbers: list[int], window: tuple[float, float, float], expected: list[int]
 ) -> None:
-    """At three frames per second, and a missing number holds the frame before."""
+    """There are three frames per second. A missing number repeats the frame before it."""
     clip = FrameFolder(write_frames(tmp_path / "clip", numbers))
     assert clip.video_limits == (0.0, max(numbers) / 3)
     frames, _ = clip.read_video(*window)

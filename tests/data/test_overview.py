@@ -37,7 +37,7 @@ def printed(*datasets: MediaDataset) -> tuple[str, list[DatasetStatus]]:
 
 
 def told(title: str, state: str, *lines: str) -> list[str]:
-    """One entry of the overview; `state` begins with the code of its color."""
+    """Print one entry of the overview. `state` begins with the code of its color."""
     return [f"\x1b[1m{title}\x1b[0m: \x1b[{state}\x1b[0m", *(f"  {line}" for line in lines)]
 
 

@@ -1,4 +1,4 @@
-"""Extracting region features: what is chosen, and that a run goes on, passes over broken images and explains itself."""
+"""Extracting region features: which regions are chosen, resuming, broken images, and messages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = 4
 
 
 def detector() -> FasterRCNN:
-    """A real Faster R-CNN with next to no backbone."""
+    """Build a real Faster R-CNN with a minimal backbone."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         backbone: Any = nn.Sequential(nn.Conv2d(3, 8, 3, 4, 1), nn.BatchNorm2d(8), nn.ReLU())
@@ -92,7 +92,7 @@ def test_a_stopped_run_goes_on(folder: Path, extractor: RegionExtractor) -> None
     extract_regions(folder, whole, extractor, batch_size=2)
     stops = [DEFAULT, DEFAULT, KeyboardInterrupt, KeyboardInterrupt, DEFAULT]
     counted = Mock(wraps=extractor, identity=extractor.identity, side_effect=stops)
-    for distribution in (False, True):  # other options take up nothing
+    for distribution in (False, True):  # a run with other options doesn't resume
         with pytest.raises(KeyboardInterrupt):
             extract_regions(folder, output, counted, batch_size=2, distribution=distribution)
         assert len(list((folder.parent / "a.h5.parts").glob("*.npz"))) == 2
@@ -131,7 +131,7 @@ def test_pictures_are_called_as_their_captions_call_them(
     assert sorted(dataset.image_path(key, "all").name for key in keys) == sorted(names)
 
 
-#: What lies in a folder that cannot be used, and what the message names.
+#: The content of a folder that cannot be used, and what the message names.
 @pytest.mark.parametrize(("names", "named"), [([], "no images"), (["a.jpg"], "a.jpg"), (["a.jpg", "b/a.jpg"], "'a'")])
 def test_folders_that_cannot_be_used(tmp_path: Path, extractor: RegionExtractor, names: list[str], named: str) -> None:
     for name in names:

@@ -1,4 +1,4 @@
-"""Region features: what is written is read back, and damage is named."""
+"""Region features can be written and read back, and errors name the damage."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_box_vectors_are_those_of_the_official_code() -> None:
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-#: Pixels; of less than a thousandth no length can be told from nothing.
+#: Sides in pixels, rounded, since a side below a thousandth could not be told from zero.
 _SIDES = st.floats(0, 100).map(lambda side: round(side, 3))
 
 
@@ -54,7 +54,7 @@ def test_box_vectors_have_length_one(boxes: list[tuple[float, ...]], height: int
 
 
 def write(path: Path, *own: Regions, names: Sequence[str] = KEYS) -> Path:
-    """A file of the pictures 0, 1 and 2, or of those given."""
+    """Write a file of the pictures 0, 1 and 2, or of the given ones."""
     write_regions(path, zip(names, own or map(regions, range(3))))
     return path
 
@@ -104,7 +104,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
 def test_the_authors_columns_are_read(tmp_path: Path, suffix: str) -> None:
-    """Theirs are `wh` for height and width, and a distribution in place of the best class, which counts first."""
+    """The authors store `wh`, and a distribution instead of the best class. If a file has both, the class counts."""
     own = [regions(number, distribution=True) for number in range(3)]
     path = write(tmp_path / f"a{suffix}", *own, names=[f"{key}.jpg" for key in KEYS])
     rewrite(path, wh=np.full((3, 2), [HEIGHT, WIDTH]), height_width=None, objects=None)
@@ -151,7 +151,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
 
 # -- damage ------------------------------------------------------------------------------------------------------------
 
-#: What makes a damaged file of a good one, and what the message names beside the file.
+#: How to damage a good file, and what the message names besides the file.
 DAMAGED: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: path.unlink(), ""),
     (lambda path: path.write_bytes(b""), ""),

@@ -166,12 +166,12 @@ def test_pieces_are_learnt_from_what_is_frequent() -> None:
     pieces = [sentences._vocabulary.id_to_piece(number) for number in range(sentences.vocabulary_size)]
     special = ["<unk>", "[SOS]", "[EOS]", "[MASK]"]
     assert pieces == [*special, "ab", "▁ab", "▁abc", "bc", "▁a", "abc", "a", "b", "▁", "c"]
-    # An unknown sign is padding, which no loss counts.
+    # An unknown character becomes padding, which no loss counts.
     assert sentences.encode("ab abc 🙂") == [1, 5, 6, 12, 0, 2]
 
 
 def test_texts_have_a_number_of_64_bits() -> None:
-    """A polynomial of the tokens plus one, modulo 2 to the power of 64, whatever the padding holds."""
+    """A text's number is a polynomial of its tokens plus one, modulo 2^64. The padding doesn't change it."""
     base, tokens = 6364136223846793005, torch.tensor([[5, 7, 9], [5, 3, 0]], dtype=torch.int32)
     found = [number % 2**64 for number in text_numbers(tokens, torch.tensor([2, 1])).tolist()]
     assert found == [(6 * base + 8 * base**2) % 2**64, 6 * base % 2**64]
@@ -262,7 +262,7 @@ def test_a_model_of_the_other_kind_is_refused(tmp_path: Path) -> None:
 @given(words=st.lists(st.text(alphabet="adogruns Hläufběží犬走る狗跑\u3000,!", max_size=6), max_size=6))
 @settings(max_examples=60)
 def test_xlmr_pieces_of_a_text_are_those_of_its_words(xlmr: XLMRTokenizer, words: list[str]) -> None:
-    """Code-switched captions are put together of words whose pieces are known."""
+    """Code-switched captions are built from words, so a text's pieces must equal those of its words."""
     text = " ".join(words)
     whole = [piece for row in xlmr.pieces(text.split(" ")) for piece in row]
     assert whole == xlmr.pieces([text])[0]

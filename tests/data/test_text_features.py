@@ -50,7 +50,7 @@ def test_the_store_holds_what_bert_says(bert: Path, tmp_path: Path) -> None:
         assert lengths.tolist() == length.tolist()
         for mine, theirs in zip((words, sentence), BertText(str(bert), pool)(tokens, length)):  # type: ignore[arg-type]
             torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=1e-3)
-    # Nothing but tokens that count, in half precision.
+    # The store holds only tokens that count, in half precision.
     with h5py.File(store.path) as file:
         assert file["words"].dtype == np.float16
         assert len(file["words"]) == store.starts[-1] == encode_texts(flat, tokenizer)[1].sum()
@@ -72,7 +72,7 @@ def test_missing_and_stale_stores_are_refused(bert: Path, tmp_path: Path) -> Non
     folder = features.path("coco", "train", T)
     made(folder, bert)
     assert len(features.open("coco", "train", CAPTIONS, tokenizer)) == 6
-    other = Rows.texts([*CAPTIONS[:2], (*CAPTIONS[2][:2], "!")])  # as unknown as the question mark
+    other = Rows.texts([*CAPTIONS[:2], (*CAPTIONS[2][:2], "!")])  # unknown, like the question mark
     with pytest.raises(FeaturesError, match=r"coco-train-8\.h5.*other captions"):
         features.open("coco", "train", other, tokenizer)
     swapped = tmp_path / "vocabulary"

@@ -1,4 +1,4 @@
-"""Video and audio transforms against the reference arrays, and the laws of their random branches."""
+"""Video and audio transforms against reference arrays, and properties of their random branches."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_training_depends_on_the_generator_alone(mode: str) -> None:
 
 @pytest.mark.parametrize("crop", [12, 100])
 def test_clips_together_equal_those_alone_bit_for_bit(crop: int) -> None:
-    """Of different sizes and lengths, and with color operations in all orders."""
+    """Clips have different sizes and lengths, and color operations come in all orders."""
     clips = [_frames(length, crop + 3 + length, crop + 9) for length in (1, 3, 9) * 20]
     for training, jitter in ((True, (0.4, 0.4, 0.4, 0.2)), (True, NO_JITTER), (False, NO_JITTER)):
         transform = VideoTransform(crop=crop, resize=crop, frames=3, jitter=jitter, training=training)
@@ -102,7 +102,7 @@ def test_one_draw_for_all_frames_of_a_clip_also_in_other_blocks() -> None:
 
 
 def test_what_is_ours_equals_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Crops, flips and brightness to the bit, hue to its rounding; gray alone has Pillow's weights, as published."""
+    """Crops, flips and brightness are equal bit for bit, hue up to rounding. Gray uses Pillow's published weights."""
     geometry = "torchvision.transforms.v2.functional._geometry"
     monkeypatch.setattr(f"{geometry}._do_native_uint8_resize_on_cpu", lambda _: True)  # else only with AVX2
     frames = _frames(4, 30, 26)
@@ -181,7 +181,7 @@ def test_decibels_equal_the_reference() -> None:
 def test_normalized_spectrogram_equals_the_reference() -> None:
     golden = np.load(GOLDEN / "logspec.npz")
     silence = np.load(GOLDEN / "audio_prep.npz")["silence_logspec_row0"].astype(np.float64)
-    # Two known points of every bin (silence is -100 dB) give back the statistics, which are not part of this project.
+    # The statistics are not part of this project. Two known values of every bin (silence is -100 dB) give them.
     decibels = golden["db_paper_reflect_frame100"].astype(np.float64)
     scale = (golden["logspec_paper_reflect"][0, 100] - silence) / (decibels + 100.0)
     mean, std = -100.0 - silence / scale, 1.0 / scale - 1e-5

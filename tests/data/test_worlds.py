@@ -1,4 +1,4 @@
-"""What the worlds draw and say: emoji, shapes, things on either side, and narrated clips."""
+"""What the worlds draw and describe: emoji, shapes, things on both sides, and narrated clips."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_boxes_and_polygons_enclose_the_drawn_pixels(seed: int) -> None:
         assert (inside & drawn).sum() / (inside | drawn).sum() > 0.75  # bars are six pixels wide
 
 
-# Attributes of some picture.
+# Attributes that at least one picture shows.
 SHOWN = {TwoObjectsWorld: (0, 1, 2, 3, 0), EmojiScenesWorld: (0, 6, 2)}
 every_kind = pytest.mark.parametrize("kind", SHOWN, ids=lambda kind: kind.kind)
 

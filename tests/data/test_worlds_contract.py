@@ -1,4 +1,4 @@
-"""What holds for every world: which parameters decide which files, and that they are rendered once and completely."""
+"""Properties of every world: which parameters decide which files, and that files are rendered once and completely."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Rendered = Callable[[type[World]], Any]
 
 @dataclass(frozen=True)
 class Contract:
-    """What is special to a world in the tests that all pass.
+    """How a world differs from the others in the common tests.
 
     Args:
         kind: its class.
         again: data sets that are rendered a second time.
-        more: larger numbers of clips or pictures; none where each picture's use depends on the number of all.
-        held: how the names of media files of `again` begin that every seed shares; None where names do not tell.
+        more: larger numbers of clips or pictures; none if each picture's use depends on the total number.
+        held: prefix of the media files of `again` that all seeds share; None if names don't show it.
     """
 
     kind: type[World]
@@ -132,7 +132,7 @@ class Dots(World):
         super().__init__({}, None if root is None else str(root))
 
     def _fill_first(self, root: Path, write: Write, name: str = "first") -> None:
-        assert root.match(f"{self.folder.name}/.rendering-*")  # so that it is moved by a rename, or found and removed
+        assert root.match(f"{self.folder.name}/.rendering-*")  # a rename moves it, or it is found and removed
         for number in range(3):
             write(root / "dots" / f"{number}.txt", lambda path=root / "dots" / f"{number}.txt": path.write_text(name))
             if self.full and number == 1:
@@ -157,7 +157,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     half = world.folder / ".rendering-half"  # of a process that was killed
     half.mkdir()
     (half / "part.txt").write_bytes(b"")
-    (world.folder / ".rendering-stuck").touch()  # cannot be removed as a folder, which stops nobody
+    (world.folder / ".rendering-stuck").touch()  # it can't be removed as a folder, but that must stop no process
     world.prepare(["second"])
     assert not half.exists()
 
@@ -170,7 +170,7 @@ def test_without_locks_no_process_removes_what_another_one_renders(
     class Slow(Dots):
         def _fill_first(self, root: Path, write: Write, name: str = "first") -> None:
             super()._fill_first(root, write)
-            Dots(tmp_path).prepare()  # another process comes when the files are there, but not renamed
+            Dots(tmp_path).prepare()  # another process starts when the files are written, but not renamed
 
     world = Slow(tmp_path)
     world.prepare(["first"])

@@ -1,4 +1,4 @@
-"""The emoji world in six languages: who sees what, its text and dictionaries, and that real readers read it."""
+"""The emoji world in six languages: its splits, texts and dictionaries, and that the real readers read it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_whole_world_has_the_sizes_it_says() -> None:
     assert len({concept.index for part in parts for concept in part}) == 818
     assert all(concept.core for part in parts for concept in part)
     assert whole.held_out_concepts == whole.text_concepts[:40]
-    # Seeds are measured on the same pictures.
+    # All seeds are tested on the same pictures.
     assert other.test_concepts == whole.test_concepts
     coverage = {language: len(entries) for language, entries in whole.dictionaries.items()}
     assert sorted(coverage) == ["cs", "de", "fr", "ja", "zh"]
@@ -96,7 +96,7 @@ def test_drawings_alone_may_be_unseen(tmp_path: Path) -> None:
     chinese = COCOCN(made.root_of("coco_cn"), tmp_path)
     styles = {split: {int(key[-12:]) // 10_000 for key in chinese.captions(split).keys} for split in ("train", "test")}
     assert styles == {"train": {1, 2, 3}, "test": {4}}
-    # The sentence that is asked for was never read, and text without pictures says nothing of the thing.
+    # No training text has the query sentence, and text without pictures doesn't describe the thing.
     captions = {split: rows_by_concept(chinese.captions(split)) for split in ("train", "test")}
     text = WikipediaText(made.root_of("wikipedia"))
     said = {line for language in LANGUAGES for line in text.sentences("train", language)}

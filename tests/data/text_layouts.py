@@ -12,7 +12,7 @@ from PIL import Image
 from common.data.datasets.avsd import UNDISCLOSED
 from tests.data.media_factory import write_video
 
-#: Two clips of two shows; the first show's have no prefix.
+#: Two clips of two shows. The first show's clips have no prefix.
 CLIPS = ("s01e02_seg02_clip_00", "castle_s01e01_seg02_clip_01")
 ANSWERS = "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json"
 REFERENCES = "test_set4DSTC7-AVSD_multiref.json"
@@ -34,7 +34,7 @@ def write_lines(path: Path, records: Sequence[Any]) -> Path:
 
 
 def question(number: int, clip: str, **changes: Any) -> dict[str, Any]:
-    """A record of TVQA; a value of `...` leaves its key out."""
+    """Make a record of TVQA. A value of `...` leaves its key out."""
     record = {
         "qid": number,
         "q": f"Who  talks in {clip}?",
@@ -68,7 +68,7 @@ def write_tvqa(root: Path, questions: Sequence[dict[str, Any]] | None = None, fl
 
 
 def moment(number: int, clip: str, count: int = 2, **changes: Any) -> dict[str, Any]:
-    """A record of TVC; a value of `...` leaves its key out."""
+    """Make a record of TVC. A value of `...` leaves its key out."""
     texts = [(10 * number + place, f"Moment  {number}, {place}.") for place in range(count)]
     record = {
         "vid_name": clip,
@@ -90,7 +90,7 @@ def write_tvc(root: Path) -> Path:
 
 
 def dialog(video: str, turns: int, last: str = "he  eats .", **changes: Any) -> dict[str, Any]:
-    """A record of AVSD; a value of `...` leaves its key out."""
+    """Make a record of AVSD. A value of `...` leaves its key out."""
     asked = [{"question": f"what is {turn} ?", "answer": f"it is {turn} ."} for turn in range(turns)]
     asked[-1]["answer"] = last
     record = {"image_id": video, "caption": "a man\nsits .", "summary": "he eats .", "dialog": asked}

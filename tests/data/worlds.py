@@ -1,7 +1,7 @@
-"""Small worlds for tests: one of each kind, what their files hold, and what they held when records were made of them.
+"""Small worlds for tests, one of each kind, and the check that their files equal those that records were made from.
 
-Texts are compared byte by byte, pictures, films and sounds roughly, because encoders and processors round.
-`python -m tests.data.worlds` writes the golden values anew, for a world with a higher `version`.
+Texts are compared byte by byte, but pictures, films and sounds roughly, because encoders and processors round.
+After raising a world's `version`, run `python -m tests.data.worlds` to write the golden values again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from common.data.worlds.two_objects import COLOURS, SHAPES, TwoObjectsWorld
 from common.data.worlds.two_sides import GROUNDS, TwoSidesWorld
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "worlds.npz"
-#: Files of a data set that are looked into.
+#: How many files of a data set are compared.
 LOOKED_INTO = 12
 #: Data sets of films, whose encoder rounds the most, and of lossless files.
 FILMS, LOSSLESS = {"kinetics400", "audioset", "ucf101", "hmdb51", "avsd"}, {"esc50", "dcase2014", "coco_2014"}
@@ -113,7 +113,7 @@ def media(folder: Path) -> dict[str, str]:
 
 
 def read_caption(text: str, kind: type[TwoSidesWorld] = TwoObjectsWorld) -> tuple[int, ...]:
-    """Attributes that a caption of a world states, by another grammar than the world's."""
+    """Parse the attributes in a world's caption, with a grammar that is independent of the world's."""
     names = [name for name, _ in kind.things]
     thing, ground = f"({'|'.join(names)})", rf" on (?:a )?({'|'.join(GROUNDS)})"
     placed = rf"(?:a {thing}(?: at)? (left|right)|(left|right) a {thing})"
@@ -141,7 +141,7 @@ def read_caption(text: str, kind: type[TwoSidesWorld] = TwoObjectsWorld) -> tupl
 
 
 def golden_of(world: World) -> dict[str, Any]:
-    """Render a world: its folder, digests of names and texts, and what some of its pictures and sounds are like."""
+    """Render a world, and return its folder, digests of names and texts, and a summary of some pictures and sounds."""
     world.prepare()
     held: dict[str, Any] = {world.kind: world.folder.name}
     for name in world.names:
@@ -158,7 +158,7 @@ def golden_of(world: World) -> dict[str, Any]:
 
 
 def alike(path: Path) -> list[float]:
-    """Colors of 4 x 4 fields of a picture, or of the first and last of a film; decibels by frequency and by time."""
+    """Summarize a picture (or a film's first and last) as 4 x 4 colors, a sound as decibels by frequency and time."""
     if path.suffix in (".jpg", ".JPEG", ".png"):
         return small(np.asarray(Image.open(path).convert("RGB")))
     found: list[float] = []
@@ -179,7 +179,7 @@ def small(pixels: np.ndarray) -> list[float]:
 
 
 def as_it_was(world: World) -> World:
-    """Render a world of `TINY`, and check that it holds what it held when records were made of worlds of its kind."""
+    """Render a world of `TINY`, and check that it equals the world from which records were made."""
     golden = np.load(GOLDEN)
     for key, value in golden_of(world).items():
         if key.endswith("/media"):

@@ -1,4 +1,4 @@
-"""MCT with encoders so small that a step takes no time, in which nothing is drawn at random."""
+"""MCT with encoders that are tiny, so that a step is fast, and that draw no random numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STEPS = 8
 
 
 class PooledImages(nn.Module):
-    """An encoder without batch statistics: with them, two halves of a batch are not the whole."""
+    """An encoder without batch statistics, with which two halves of a batch would not equal the whole batch."""
 
     def __init__(self, feature_dim: int = 6) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class PooledImages(nn.Module):
 
 
 class MeanOfWords(nn.Module):
-    """An encoder without dropout, of which two processes would draw different numbers."""
+    """An encoder without dropout, for which two processes would draw different numbers."""
 
     def __init__(self, vocabulary_size: int = 256, feature_dim: int = 5) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class MeanOfWords(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, feature_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # Over words and not over the padding, whose length depends on the other captions of a process.
+        # Average over words, not over the padding, whose length depends on the other captions of a process.
         words = (tokens != 0)[:, :, None]
         return (self.embedding(tokens) * words).sum(1) / words.sum(1)
 

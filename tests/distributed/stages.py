@@ -1,4 +1,4 @@
-"""Running a stage in one process, or in two as a launcher starts them."""
+"""Run a stage in one process, or in two processes as a launcher starts them."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from tests.distributed.harness import run_distributed
 
 
 def over(layer: dict[str, Any], devices: int) -> dict[str, Any]:
-    """A YAML layer whose trainer runs on so many devices."""
+    """Make a YAML layer whose trainer runs on this many devices."""
     strategy = "ddp" if devices > 1 else "auto"
     return {**layer, "trainer": {**layer["trainer"], "devices": devices, "strategy": strategy}}
 
 
 def train(stage: StageRequest) -> dict[str, Any]:
-    """Run a stage: the `state` that it left, and `metrics`, `data` and `steps` of its record."""
+    """Run a stage. Return its final `state`, and `metrics`, `data` and `steps` of its record."""
     record = run_stage(stage)
     state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
     return {"state": state["state_dict"], "metrics": record.metrics, "data": record.data, "steps": record.steps}
 
 
 def train_on_two(stage: StageRequest) -> list[dict[str, Any]]:
-    """Run a stage in two processes: what `train` gives, of each rank; `state` is what that rank has in memory."""
+    """Run a stage in two processes. Return `train`'s result for each rank, with the `state` in that rank's memory."""
     return run_distributed(_train_rank, 2, stage)
 
 
 def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
-    """As torchrun starts it."""
+    """Run a rank as torchrun starts it."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
         TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
@@ -55,7 +55,7 @@ def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
 def require_equal(
     found: dict[str, Any], expected: dict[str, Any], rtol: float, atol: float, without: Collection[str] = ()
 ) -> None:
-    """States of a module must be equal, but for some names."""
+    """Require equal states of a module, except for some names."""
     for name, value in expected.items():
         if name in without:
             continue
@@ -68,7 +68,7 @@ def require_equal(
 
 
 def require_close(found: dict[str, Any], expected: dict[str, Any], without: Collection[str] = ()) -> None:
-    """Metrics must be equal up to rounding, but for some names."""
+    """Require equal metrics up to rounding, except for some names."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         if name not in without:

@@ -20,13 +20,13 @@ from tests.distributed.harness import run_distributed
 
 
 def steps_of(rank: int, name: str, golden: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Every golden step on this rank's part of the data."""
+    """Compute every golden step on this rank's part of the data."""
     if name == "cma":
         objective = BankLoss(negatives=12, within_negatives=5, positives=4, positive_within=1.0).allocate(60, 16)
     else:
         objective = BankLoss(negatives=10).allocate(40, 16)
     fill_banks(objective, golden["bank_v_init"], golden["bank_a_init"])
-    # Only rank 0 starts from the golden banks: the others get them from it.
+    # Only rank 0 starts from the golden banks, and sends them to the others.
     if rank > 0:
         objective.video_bank.vectors.mul_(-1)
         objective.audio_bank.vectors.zero_()
@@ -84,7 +84,7 @@ def seeded_objective(kind: str) -> BankLoss:
 
 
 def train(objective: BankLoss, data: tuple[torch.Tensor, ...], part: slice) -> tuple[list[torch.Tensor], Any]:
-    """Gradients of every step, and the banks at the end, on a part of each batch."""
+    """Train on a part of each batch. Return the gradients of every step and the final banks."""
     gradients = []
     for video, audio, index, negatives in zip(*data):
         inputs = [video[part].requires_grad_(), audio[part].requires_grad_()]
@@ -95,8 +95,8 @@ def train(objective: BankLoss, data: tuple[torch.Tensor, ...], part: slice) -> t
 
 @pytest.mark.parametrize("kind", ["avid", "cma"])
 def test_two_processes_equal_one_with_the_joined_batch(kind: str) -> None:
-    # Three steps of eight. From few items on purpose: one item then occurs several times in a batch, within a rank and
-    # across ranks.
+    # Three steps of eight samples. There are few items, so that an item occurs several times in a batch, on one rank
+    # and on both.
     data = *torch.randn(2, 3, 8, 8), torch.randint(4, (3, 8)), torch.randint(30, (3, 8, 7))
     gradients, banks = train(seeded_objective(kind), data, slice(None))
     parts = run_distributed(lambda rank: train(seeded_objective(kind), data, slice(4 * rank, 4 * rank + 4)))

@@ -1,4 +1,4 @@
-"""Evaluation by two processes: every sample once, and the same numbers as by one."""
+"""Evaluation with two processes counts every sample once and gives the numbers of one process."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Metrics of generated images are the same over two processes, also when one of them has one sample more."""
+"""Metrics of generated images are the same with two processes, even if one has one more sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.xmc_gan.test_miniature import Reader, drawn, painted
 
 
 def own_batches(rank: int, world: int, count: int) -> list[torch.Tensor]:
-    """Batches of a process, as the loaders of the suite deal samples out."""
+    """Return the batches of a process, as the loaders of the suite distribute samples."""
     return list(torch.tensor(list(range(rank, count, world))).split(8))
 
 

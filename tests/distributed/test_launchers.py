@@ -1,4 +1,4 @@
-"""The same stage through torchrun, through srun, and as a plan that sbatch takes: one record, equal weights."""
+"""A stage gives one record and the same weights through torchrun, through srun, and as a plan for sbatch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 def _task(command: list[str], environment: dict[str, str]) -> str:
-    """What a command prints, in a process that is its own."""
+    """Return what a command prints in a new process."""
     os.environ.update(environment)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(command) == 0
@@ -45,7 +45,7 @@ def _task(command: list[str], environment: dict[str, str]) -> str:
 
 
 def _srun(command: list[str]) -> str:
-    """What `srun` would start on one node with two tasks; as forks, since they need not import all again."""
+    """Start what `srun` would start on one node with two tasks, as forks, which need not import everything again."""
     job = {
         "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "stage", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
@@ -74,11 +74,11 @@ def test_torchrun_and_srun_equal_one_process(tmp_path: Path) -> None:
         runs = tmp_path / launcher.__name__
         options = ["--scale", "smoke", "--runs", str(runs), "--config", str(layer)]
         printed = launcher(["fit", "mct/mct_tag", *options])
-        assert printed.count("record: ") == 1  # one process speaks
+        assert printed.count("record: ") == 1  # only one process prints
         (record,) = runs.rglob("record.json")
         state = torch.load(next(runs.rglob("last.ckpt")), weights_only=True)["state_dict"]
         for name, expected in one["state"].items():
-            # Rows of a batch stand in another order in the queues.
+            # The queues hold the rows of a batch in another order.
             if isinstance(expected, Tensor) and not name.startswith("loss."):
                 torch.testing.assert_close(
                     state[name], expected, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
@@ -130,13 +130,13 @@ def test_a_submitted_plan_runs_through(tmp_path: Path, capsys: pytest.CaptureFix
     submitted = log.read_text(encoding="utf-8").splitlines()
     names = [re.search(r"--job-name=(\S+)", line)[1] for line in submitted]  # type: ignore[index]
     assert names == ["avid_cma-avid-smoke-s0", "avid_cma-esc@avid-smoke-s0"]
-    for line in submitted:  # what a job needs to be stopped, queued again, and never to wait for one that failed
+    for line in submitted:  # the options to stop a job, to requeue it, and not to wait for one that failed
         assert {"--requeue", "--signal=USR1@120", "--kill-on-invalid-dep=yes"} <= set(line.split())
     found = [re.search(r"--dependency=(\S+)", line)[1] for line in submitted]  # type: ignore[index]
     assert found == ["singleton", "afterok:101,singleton"]
     assert (runs / "avid_cma" / "smoke" / "slurm").is_dir()
     assert len(list(runs.rglob("record.json"))) == 2
-    assert "sbatch" not in _plan("avid", *selected, capsys=capsys)  # nothing is left
+    assert "sbatch" not in _plan("avid", *selected, capsys=capsys)  # no stage is left to run
 
 
 # -- a real SLURM ------------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def _submitted(cluster: Cluster, script: str) -> list[str]:
-    """Numbers of the jobs that a printed plan submits."""
+    """Submit a printed plan, and return the numbers of its jobs."""
     variables = re.findall(r"^(stage_\d+)=", script, re.MULTILINE)
     return cluster.ask("sh", "-c", "\n".join([script, f"echo {' '.join(f'${name}' for name in variables)}"])).split()
 
@@ -232,7 +232,7 @@ def _submitted(cluster: Cluster, script: str) -> list[str]:
 def test_slurm_runs_a_plan_and_cancels_what_waits_for_a_failed_stage(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A percent sign in the folder is none of the pattern of the log's name.
+    # A percent sign in the folder is not part of the pattern for the log's name.
     selected = ["--scale", "smoke", "--stages", "esc@avid"]
     scripts = {
         name: _plan("avid", *selected, "--seeds", str(seed), "--runs", str(tmp_path / f"{name} 5%x"), capsys=capsys)
@@ -252,7 +252,7 @@ def test_slurm_runs_a_plan_and_cancels_what_waits_for_a_failed_stage(
 
 
 def test_slurm_requeues_and_cancels_a_stage_with_loaders(cluster: Cluster, tmp_path: Path) -> None:
-    """Each signal comes to every process: loaders, and the one of W&B."""
+    """Every process gets each signal, also loaders and W&B's process."""
     layer, log = tmp_path / "long.yaml", tmp_path / "log"
     long = {"trainer": {"max_epochs": 10_000, "log_every_n_steps": 1}, "data": {"init_args": {"num_workers": 1}}}
     layer.write_text(yaml.safe_dump(long), encoding="utf-8")

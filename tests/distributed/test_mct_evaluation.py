@@ -1,4 +1,4 @@
-"""MCT's protocols in two processes: every sample once, the same numbers and the same gradients as in one."""
+"""MCT's protocols in two processes count every sample once and give the numbers and gradients of one process."""
 
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def part_of_gradients(rank: int, batch: dict[str, Tensor], options: dict[str, An
 
 @pytest.mark.parametrize("options", [{"hardest": True}, {"hardest": False}, {"mask_same_image": False}])
 def test_search_has_the_gradient_of_the_joined_batch(options: dict[str, Any]) -> None:
-    # Images 0 and 1 come twice, with other captions, and meet themselves on the other process.
+    # Images 0 and 1 occur twice, with other captions, so that both processes have them.
     keys = [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1), (0, 3), (0, 4), (0, 5)]
     batch = torch.utils.data.default_collate([Captioned(8)[key] for key in keys])
     loss, gradients = gradients_of_search(batch, options)
@@ -71,7 +71,7 @@ def test_every_process_trains_the_bridge_on_the_joined_batch() -> None:
 
 
 class Saver(pl.Callback):
-    """Writes the weights when training is over; the processes that trained are gone afterwards."""
+    """Writes the weights when training ends, since the processes that trained end, too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -17,16 +17,16 @@ BATCH = 16
 
 
 def _rank_major(size: int) -> Tensor:
-    """Where two processes put the row that one puts into each slot, [size].
+    """Return, for each slot of one process's queue, the place of its row in the queue of two processes, [size].
 
     Rank r takes rows r, r + 2, ... of a global batch, and the gathered batch holds those of rank 0 first. A batch that
-    wraps around the end of the queue is ordered before it is written, so the order is that of the rows' numbers.
+    wraps around the end of the queue is sorted by row number before it is written.
     """
     written = torch.arange(STEPS * BATCH)
     row = written % BATCH
     place = written - row + row // 2 + (row % 2) * (BATCH // 2)
     slots = torch.full((size,), -1)
-    # Of rows written to the same slot the last stays.
+    # If several rows are written to a slot, the last one stays.
     for number in range(len(written)):
         slots[number % size] = number
     at = torch.full((len(written),), -1)
@@ -39,7 +39,7 @@ def _rank_major(size: int) -> Tensor:
     [
         # Four batches to a queue, so a slot holds the same global batch in both runs.
         {"loss": {"queue_size": 64, "queue_warm": "masked"}},
-        # More than was written, random entries stay.
+        # The queue is larger than what is written, so random entries stay.
         {"loss": {"queue_size": 200, "inter_loss": "infonce"}, "heads": {"shared": True}},
     ],
     ids=lambda model: str(model["loss"]["queue_size"]),
@@ -63,9 +63,9 @@ def test_two_processes_equal_one(tmp_path: Path, model: dict[str, Any]) -> None:
                 moved += not torch.equal(found, expected)
                 found = found[place]
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
-    assert moved  # else the order would be no matter of this test
+    assert moved  # else this test would not test the order
     assert int(one["state"]["loss.queues.ii.pointer"]) == STEPS * BATCH % size
-    # Ranks jump where two similarities are equal but for rounding; that every sample counts once is tested elsewhere.
+    # Don't compare retrieval: ranks jump if two similarities are equal up to rounding. Another test counts the samples.
     assert ranks[0]["metrics"].keys() == one["metrics"].keys()
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
     assert ranks[0]["metrics"]["test/uniformity"] == pytest.approx(
@@ -75,10 +75,10 @@ def test_two_processes_equal_one(tmp_path: Path, model: dict[str, Any]) -> None:
 
 
 def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) -> None:
-    """The oldest batch is then cut in the middle, and which of its rows stay depends on the order.
+    """The queue cuts the oldest batch, and which of its rows stay depends on their order.
 
-    Two processes lose other samples of that one batch than one process does. Everything newer must be there in both
-    runs, and both ranks must agree to the bit, with the shuffled key batch and an encoder with batch statistics too.
+    Two processes keep other samples of that batch than one process does. Both runs must hold all newer samples. Both
+    ranks must agree bit for bit, also with the shuffled key batch and an encoder with batch statistics.
     """
     layer = small_layer({"queue_size": 24}, batch_norm_group=4)
     del layer["model"]["init_args"]["image_encoder"]
@@ -89,7 +89,7 @@ def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) 
     states = [rank["state"] for rank in ranks]
     for name, value in states[0].items():
         if ".running_" in name:
-            continue  # of this rank's half
+            continue  # statistics of this rank's half
         other = states[1][name]
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), name
     written = STEPS // 2 * BATCH
@@ -104,7 +104,7 @@ def test_a_group_of_batch_normalization_over_two_processes(tmp_path: Path) -> No
     """A network with batch normalization: weights, averages, keys and the statistics that evaluation uses."""
     layer = small_layer({"queue_size": 64, "queue_warm": "masked"}, batch_norm_group=16)
     del layer["model"]["init_args"]["image_encoder"], layer["model"]["init_args"]["text_encoder"]
-    layer["trainer"]["precision"] = "64-true"  # few values of the last, smallest maps blow up every rounding
+    layer["trainer"]["precision"] = "64-true"  # the last maps have few values, so batch statistics magnify rounding
     ranks = train_on_two(request("mct/moco_v2", tmp_path / "two", layer=over(layer, 2)))
     one = train(request("mct/moco_v2", tmp_path / "one", layer=over(layer, 1)))
     place, compared = _rank_major(64) % 64, 0

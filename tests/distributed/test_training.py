@@ -18,7 +18,7 @@ from tests.stages import read_metrics, request
 
 
 class NormalizedLinear(nn.Module):
-    """An encoder with batch statistics: two halves of a batch are the whole if groups are of a fixed size."""
+    """An encoder with batch statistics. Two halves of a batch equal the whole if groups have a fixed size."""
 
     def __init__(self, channels: int, feature_dim: int = 6) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ LAYER: dict[str, Any] = {
         "limit_val_batches": 1.0,
         "check_val_every_n_epoch": 2,
     },
-    # The loss is validated on them: an odd number, one more in one process than in the other.
+    # The validation loss uses these. Their number is odd, so one process has one more than the other.
     "data": {"init_args": {"world": {"init_args": {"pretrain": 61}}}},
     "model": {
         "init_args": {
@@ -59,14 +59,14 @@ LAYER: dict[str, Any] = {
 
 
 def _negatives_by_anchor(self: BankLoss, index: Tensor, positives: Tensor, training: bool) -> Tensor:
-    """The same negatives for an anchor in whichever process it is."""
+    """Draw negatives that depend on the anchor, not on the process."""
     rows = torch.arange(self.negatives)[None] * 7 + index[:, None] * 3 + self.step
     return (index[:, None] + 1 + rows % (self.num_items - 1)) % self.num_items
 
 
 @pytest.mark.parametrize("group", [4, 8])
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int) -> None:
-    """With batch statistics of four samples, a group for each process, and of all eight, over both."""
+    """Batch statistics are over four samples (one group per process) or over all eight (both processes)."""
     monkeypatch.setattr(BankLoss, "draw_negatives", _negatives_by_anchor)
     shared = ("--batch_norm_group", str(group))
     stages = [
@@ -76,19 +76,19 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     validated = [read_metrics(stage.directory / "metrics.csv")["val/loss"] for stage in stages]
     assert validated[1] == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in validated[0]]
     for rank in ranks:
-        # Without the loss of this rank's half.
+        # These losses are of this rank's half.
         require_equal(rank["state"], one["state"], 1e-4, 2e-6, without=("progress.first", "progress.recent"))
     require_close(ranks[0]["metrics"], one["metrics"], without=("test/loss_first", "test/loss_last"))
 
 
-#: Kinds of the passes, a part of the network that rank 1 lacks, and whether the pass ends with an average.
+#: For each pass: its kind, a layer that rank 1 doesn't use, and whether the pass ends with an average.
 PASSES = [
     ("a", None, True), ("b", None, False), ("a", None, True), ("b", None, True), ("b", "2", True), ("a", "1", True),
 ]  # fmt: skip
 
 
 def _passes(rank: int, alone: bool) -> list[tuple[list[str], dict[str, Tensor]]]:
-    """Events and gradients of every averaged pass through four layers and one of two heads."""
+    """Return events and gradients of every averaged pass through four layers and one of two heads."""
     torch.manual_seed(0)
     layers = nn.ModuleDict({name: nn.Linear(5, 5, bias=False, dtype=torch.float64) for name in [*"0123", "a", "b"]})
     parameters, averages = list(layers.parameters()), OverlappedAverage(bucket_bytes=2 * 25 * 8)
@@ -133,9 +133,9 @@ def test_gradients_are_sent_once_each_while_the_backward_pass_runs() -> None:
             for name in names:
                 mean = sum(gradients.get(name, torch.zeros(5, 5)) for _, gradients in results) / 2
                 torch.testing.assert_close(torch.as_tensor(averaged[name]), mean, rtol=0, atol=1e-15)
-            assert sum(int(event[5:]) for event in events if "send" in event) == len(names)  # none is sent twice
+            assert sum(int(event[5:]) for event in events if "send" in event) == len(names)  # no gradient is sent twice
     first, accumulated, overlapped, lacking, _ = (events for events, _ in ranks[0])
-    assert first == ["a", "3", "2", "1", "0", "send 5"]  # notes the order
+    assert first == ["a", "3", "2", "1", "0", "send 5"]  # note the order
     assert accumulated == ["b", "3", "2", "1", "0", "a", "3", "send 2", "2", "1", "send 2", "0", "send 1", "send 1"]
     assert overlapped == ["b", "3", "2", "1", "0", "send 5"]
     assert lacking == ["b", "3", "send 2", "2", "1", "send 2", "0", "send 1"]

@@ -1,4 +1,4 @@
-"""Two processes train VX2TEXT to the same weights as one with the joined batch, and write every answer once."""
+"""Two processes train VX2TEXT to the same weights as one process with the joined batch, and answer each item once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.distributed.stages import over, require_close, require_equal, train, 
 from tests.stages import read_metrics, request
 from tests.vx2text.stages import WITHOUT_PARENTS, batch_of, started
 
-# Without dropout, which every process draws for itself; an odd number of samples is tested.
+# Without dropout, since every process draws its masks separately. The number of test samples is odd.
 LAYER: dict[str, Any] = {
     "trainer": {
         "max_epochs": 2,
@@ -51,7 +51,7 @@ def _request(runs: Path, devices: int) -> StageRequest:
 
 
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Plain steps without clipping: AdamW and a clipped norm take no notice of a gradient that is twice too large.
+    # Plain SGD without clipping, since AdamW and clipping would hide a gradient that is twice too large.
     monkeypatch.setattr(torch.optim, "AdamW", torch.optim.SGD)
     stages = _request(tmp_path / "one", 1), _request(tmp_path / "two", 2)
     one, ranks = train(stages[0]), train_on_two(stages[1])
@@ -64,13 +64,13 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def _validated(module: Any, batches: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """What a process logs of its batches: loss and weight."""
+    """Return the loss and the weight that a process logs for each of its batches."""
     logged: list[tuple[float, float]] = []
 
     def log(name: str, value: Tensor, batch_size: float, sync_dist: bool) -> None:
         assert name == "val/loss"
         assert sync_dist  # Lightning then adds up value x weight, and the weights, over processes
-        assert isinstance(batch_size, float)  # and cuts a whole number of them when it divides
+        assert isinstance(batch_size, float)  # and, for integer weights, rounds the quotient
         logged.append((value.item(), batch_size))
 
     module.log = log
@@ -105,7 +105,7 @@ def _part_of_loss(rank: int, logits: Tensor, labels: Tensor) -> tuple[Tensor, Te
     return loss.detach(), own.grad / 2  # as data parallelism averages
 
 
-# In the second case one of two processes has no word to learn from.
+# In the second case, one of two processes has no word to learn from.
 @pytest.mark.parametrize("lengths", [(6, 1, 3, 0, 2), (6, 0, 3, 0, 2)])
 def test_answers_of_different_lengths_weigh_by_their_words(lengths: tuple[int, ...]) -> None:
     logits = torch.randn(5, 6, 7)

@@ -1,4 +1,4 @@
-"""Several processes train XMC-GAN with the gradients of one, whatever the groups of negatives and statistics are."""
+"""Several processes train XMC-GAN with the gradients of one, for any groups of negatives and statistics."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Gradients = dict[str, Tensor]
 
 
 def _gradients(options: dict[str, Any], rows: slice, joint: bool) -> tuple[Gradients, Tensor, Tensor]:
-    """Gradients of one step on some rows of the batch, its loss, and running statistics after it."""
+    """Return gradients and loss of one step on some rows of the batch, and the running statistics after it."""
     module = tiny(**options)
     batch, z = tiny_batch(8)
     part = {name: value[rows] for name, value in batch.items()}
     step = module.joint_step if joint else module.discriminator_step
-    # Only gradients are looked at: the weights must stay those of the start.
+    # Only gradients are compared, so the weights must not change.
     for optimizer in module.optimizers():  # type: ignore[union-attr]
         optimizer.step = lambda: None  # type: ignore[method-assign]
     loss = step(part, z[rows])
@@ -51,9 +51,9 @@ def test_groups_equal_those_of_one_process(processes: int, group: int | None, jo
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert (torch.as_tensor(found[name]) - value).abs().max() <= 2e-5 * scale, name
-    # What is kept is what rank 0 has: the statistics of the first group.
+    # A checkpoint keeps the statistics of rank 0, which are those of the first group.
     torch.testing.assert_close(torch.as_tensor(ranks[0][2]), variance)
-    # The contrastive losses of a rank are those of its groups, the hinge that of its own images.
+    # A rank's contrastive losses are over its groups, its hinge loss over its images.
     mean = sum(float(torch.as_tensor(rank[1])) for rank in ranks) / processes
     assert mean == pytest.approx(float(loss), rel=1e-5)
 
@@ -67,7 +67,7 @@ def test_groups_differ_from_the_whole_batch() -> None:
 LAYER = {
     "trainer": {"limit_train_batches": 2},
     "model": {"init_args": {"loss": {"init_args": {"negatives_group": 2}}}},
-    "data": {"init_args": {"test_samples": 11, "test_batch_size": 5}},  # one rank has a whole batch more to match
+    "data": {"init_args": {"test_samples": 11, "test_batch_size": 5}},  # one rank has one more batch to match
 }
 
 

@@ -1,4 +1,4 @@
-"""An encoder's weights out of whatever file holds them."""
+"""Reading an encoder's weights from any kind of file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_wherever_it_lies(tmp_path: Path, content: Any, new_format: bool) -> Non
     encoder = network(2)
     load_encoder(encoder, path, PREFIXES)
     require_equal(encoder, network())
-    # What was read does not hang on the file.
+    # What was read does not depend on the file any more.
     path.write_bytes(b"\0" * path.stat().st_size)
     require_equal(encoder, network())
 
@@ -90,7 +90,7 @@ def test_another_architecture_changes_nothing(tmp_path: Path) -> None:
     for part in ("model.pretrained", str(path), "layer1.1.conv1.weight", "layer4.0.conv1.weight"):
         assert part in str(caught.value)
     assert all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())
-    # The other way round nothing is missing, but a deeper network is none of fewer blocks.
+    # In the other direction no weight is missing, but a deeper network's weights must not fit one with fewer blocks.
     deeper = saved(tmp_path / "deep.ckpt", state_of(network(layers=(2, 1, 1, 1))))
     with pytest.raises(CheckpointError, match=r"layer1\.1\.conv1\.weight"):
         load_encoder(network(2), deeper, PREFIXES)

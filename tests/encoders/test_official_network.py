@@ -31,7 +31,7 @@ def reduced_model() -> AVID:
     return AVID(R2Plus1D(depth=10, stem_pool=False), AudioConvNet(small=True), *heads)
 
 
-# Functions that make the networks: networks would be built in every process that collects, and kept to its end.
+# Functions build the networks. Otherwise every process that collects tests would build and keep them.
 @pytest.mark.parametrize(
     ("make", "expected"),
     [

@@ -118,7 +118,7 @@ def test_damaged_files_and_those_of_another_network(released: Path) -> None:
 
 
 def test_without_its_files_it_can_be_built_and_loaded_into_but_not_used(released: Path) -> None:
-    # A folder without weights is as good as none.
+    # A folder without weights counts as missing.
     (released / "model.safetensors").unlink()
     for pretrained in (str(released), "some-body/some-bert"):
         encoder = BertEncoder(pretrained, **SIZES)

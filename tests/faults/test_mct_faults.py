@@ -19,7 +19,7 @@ SMALL = {"train": 32, "val": 6}
 
 @pytest.fixture
 def before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is wrong must be said before the first step."""
+    """Errors must come before the first step."""
 
     def step(self: MCTModule, batch: Any, batch_idx: int) -> None:
         raise AssertionError("training has begun")
@@ -58,7 +58,7 @@ def test_trains_without_broken_images_which_are_counted_and_named(coco: Path, tm
     tested = record.data["test (coco)"]
     assert (tested["samples"], tested["skipped"]) == (6, 1)
     assert tested["skipped_names"] == [f"val2017/{held_out.name}"]
-    # Its captions have no image to be found, so chance is that of five images.
+    # Its captions have no image to find, so chance is that of five images.
     assert record.metrics["test/t2i_chance_medr"] == 2.5
 
     with pytest.raises(TooManyBrokenFiles, match=r"coco: 1 of 32 files.*max_skipped_fraction"):

@@ -1,4 +1,4 @@
-"""A run of many stages that is stopped, or that meets another run of the same stages."""
+"""Stopping a run of many stages, or running it while another process runs the same stages."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.machine import LONG, runs, until
 
 
 def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
-    """SIGTERM, which a scheduler or `kill` sends to one process alone, ends the stages that run beside each other.
+    """SIGTERM to the main process, as from a scheduler or `kill`, ends the stages that run in parallel.
 
-    Whoever sends it twice gets the same end.
+    Sending it twice changes nothing.
     """
     command = [sys.executable, "-m", "assemble", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
     options = ["--stages", "moco_v2", "mct", "--runs", str(tmp_path)]
@@ -37,7 +37,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     with ending_as_a_group(process):
-        # Both workers have begun when both folders are theirs.
+        # Both workers have begun when both folders are locked.
         until(lambda: len(list(tmp_path.rglob(".*.lock"))) >= 2 or process.poll() is not None)
         process.terminate()
         time.sleep(0.3)
@@ -65,7 +65,7 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
 
 
 class _Begun:
-    """In place of a planned stage, for a worker: ends at once, or trains until it is asked to end, and then saves."""
+    """Replaces a planned stage in a worker: ends at once, or trains until a signal and then saves."""
 
     def __init__(self, folder: Path, trains: bool) -> None:
         self.folder, self.trains = folder, trains
@@ -78,7 +78,7 @@ class _Begun:
         while self.trains and not asked:
             time.sleep(0.05)
         if self.trains:
-            time.sleep(0.5)  # the pool asks again when it finds that another worker is gone
+            time.sleep(0.5)  # the pool signals again when it notices that another worker is gone
             (self.folder / "saved").touch()
         signal.signal(signal.SIGTERM, before)
         if not self.trains:
@@ -87,7 +87,7 @@ class _Begun:
 
 
 def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) -> None:
-    """The one without a stage dies while it holds the lock of the pool's queue."""
+    """The worker without a stage dies while it holds the lock of the pool's queue."""
     pool = schedule._pool(2)
     stopping = threading.Thread(target=pool.shutdown, daemon=True)
     try:

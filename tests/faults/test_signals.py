@@ -1,4 +1,4 @@
-"""A signal at a random moment, imports, rendering and tables included, ends the command and fails no stage."""
+"""A signal at any moment, also during imports, rendering and tables, ends the command and fails no stage."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.distributed.stages import over
 from tests.machine import LONG, until
 
 PROGRAM = ("-m", "assemble")
-#: A command that waits three seconds for a stage to be saved; ranks are started by the same file.
+#: A command that waits three seconds for a stage to be saved. The same file starts the ranks.
 IMPATIENT = """
 import sys
 from assemble.commands.main import main
@@ -44,17 +44,17 @@ def _start(command: list[str], program: tuple[str, ...] = PROGRAM, **environment
 
 
 def _stop(process: subprocess.Popen[str], after: float, number: int) -> None:
-    """Send a signal after some seconds: the command ends with its status, marks no failure and leaves no process."""
+    """Send a signal after some seconds. The command must end with its status, without failure or leftover processes."""
     try:
         output, _ = process.communicate(timeout=after)
         assert process.returncode == 0, output
-        return  # this machine was faster than when the run was timed
+        return  # the run finished sooner than when it was timed
     except subprocess.TimeoutExpired:
-        # Before it listens, a signal ends it at once.
+        # Wait until it listens: before that, a signal ends it at once.
         until(lambda: process.poll() is not None or _listens(process.pid))
         if process.returncode is not None:
             return
-        # Ctrl-C reaches every process of a terminal.
+        # Ctrl-C goes to every process of a terminal.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     with ending_as_a_group(process):
         output, _ = process.communicate(timeout=LONG)
@@ -87,7 +87,7 @@ def test_reproduce_stopped_at_random_points_resumes(tmp_path: Path) -> None:
     assert whole.returncode == 0, output
     seconds, draw = time.monotonic() - began, random.Random(0)
     for turn, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
-        cache = {"ASSEMBLE_CACHE": str(tmp_path / "cache")} if turn == 0 else {}  # it renders its own world
+        cache = {"ASSEMBLE_CACHE": str(tmp_path / "cache")} if turn == 0 else {}  # it renders its world
         process = _start([*command, str(tmp_path / "stopped")], **cache)
         _stop(process, seconds * draw.random(), number)
     resumed = _start([*command, str(tmp_path / "stopped")])
@@ -102,7 +102,7 @@ def test_two_ranks_end_also_while_one_waits_for_the_other(frozen: bool, tmp_path
     layer.write_text(json.dumps(over(small_layer({"queue_size": 64}), 2)), encoding="utf-8")
     program.write_text(IMPATIENT, encoding="utf-8")
     options = ["--scale", "smoke", "--runs", str(tmp_path), "--config", str(layer)]
-    # A program elsewhere does not find this folder by itself.
+    # A program in another folder needs PYTHONPATH to find the suite.
     found = {"GLOO_SOCKET_IFNAME": "lo", "MASTER_PORT": free_port(), "PYTHONPATH": str(Path(__file__).parents[2])}
     process = _start(["fit", "mct/mct_tag", *options], (str(program),) if frozen else PROGRAM, **found)
     if frozen:
@@ -111,12 +111,12 @@ def test_two_ranks_end_also_while_one_waits_for_the_other(frozen: bool, tmp_path
         os.kill(ranks[0], signal.SIGSTOP)
         latest = time.monotonic() + 60
         while not _waits(process.pid) and time.monotonic() < latest:
-            pass  # a signal before would end it, too
+            pass  # an earlier signal would end it, too
     _stop(process, 0.1 if frozen else 3.0, signal.SIGTERM)
 
 
 def _waits(pid: int) -> bool:
-    """Whether a process takes under a fifth of two seconds of CPU time, as it does when it waits for another one."""
+    """Check whether a process waits for another one: in two seconds it takes under 0.4 s of CPU time."""
 
     def hundredths() -> int:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
@@ -128,7 +128,7 @@ def _waits(pid: int) -> bool:
 
 
 def _ranks(parent: int) -> list[int]:
-    """Ranks that a process started; its other children are short-lived, such as git."""
+    """Return the ranks that a process started. Its other children, such as git, are short-lived."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
     found = []
     for pid in children:

@@ -1,6 +1,6 @@
 """Damaged files for every reader: `make fuzz`, or `python -m tests.fuzz --minutes 3 --seed 0`.
 
-A case takes a target's good files, damages one of them and reads all of them in a process of its own. Found is whatever
+A case takes a target's good files, damages one and reads all of them in a new process. A finding is whatever
 ends the process, takes longer than `PATIENCE`, ends in an error that is none of those that commands put
 into words or whose text names neither the file nor its folder, or changes a file that is only read. Cases follow from
 the seed alone, so a found one is repeated by its number.
@@ -30,7 +30,7 @@ from tests.fuzz.targets import TARGETS, Target
 
 #: Seconds of a case.
 PATIENCE = 120.0
-#: Errors that `assemble` tells in a line.
+#: Errors that `assemble` prints in one line.
 WORDED = (OSError, ValueError, RuntimeError)
 
 
@@ -55,7 +55,7 @@ def change_lines(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def insert(content: bytes, rng: np.random.Generator) -> bytes:
-    """Something that is large, deep or of another kind, in a random place."""
+    """Insert something large, deep or of another kind in a random place."""
     pieces = (
         b"\xff\xfe", b"\0", b"9" * 5000, b"x" * 200_000, b"[" * 5000, b"{" * 200, b'"', b"-1", b"NaN", b"1e999",
         b"null", b"\r\n", b",,,,", b"../../../etc/passwd", b"\x1b[2J", b"!!python/name:os.system",
@@ -113,7 +113,7 @@ def state_of(folder: Path) -> dict[str, str]:
 
 
 def read(target: Target, folder: Path, sender: Any) -> None:
-    """Read a target's files, in a process of its own, and send what came of it."""
+    """Read a target's files in a new process, and send the outcome."""
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
@@ -126,7 +126,7 @@ def read(target: Target, folder: Path, sender: Any) -> None:
 
 
 def judge(target: Target, folder: Path, path: Path) -> tuple[str, str]:
-    """What came of reading: `read`, `told`, or a finding with its text."""
+    """Return the outcome of reading: `read`, `told`, or a finding with its text."""
     before = state_of(folder)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=read, args=(target, folder, sender))
@@ -155,7 +155,7 @@ def judge(target: Target, folder: Path, path: Path) -> tuple[str, str]:
 
 
 def main(minutes: float, seed: int, only: int | None = None, names: Sequence[str] = tuple(TARGETS)) -> int:
-    """Run cases of some targets for some minutes; returns the number of findings."""
+    """Run cases of some targets for some minutes, and return the number of findings."""
     end = time.monotonic() + 60 * minutes
     counts: collections.Counter[tuple[str, str]] = collections.Counter()
     with tempfile.TemporaryDirectory() as base:

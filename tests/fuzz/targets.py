@@ -1,4 +1,4 @@
-"""What is read while one of its files is damaged: good files, and everything that the suite reads of them."""
+"""The targets of the fuzzer: good files, and everything that reads them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.trained import checkpoint
 
 
 class Target(NamedTuple):
-    """What makes good files in a folder, and what reads all of them; a command returns its exit status."""
+    """A function that writes good files to a folder, and one that reads them all. A command returns its exit status."""
 
     write: Callable[[Path], object]
     read: Callable[[Path], object]
@@ -68,7 +68,7 @@ def _read_all(kind: Callable[[Path], MediaDataset]) -> Callable[[Path], object]:
                 try:
                     call()
                 except DatasetMissing:
-                    pass  # good files, too, are a part only of what a set has
+                    pass  # the good files are also only a part of the data set
                 except Exception as error:
                     errors.append(error)
         if errors:
@@ -139,7 +139,7 @@ def _report(folder: Path) -> int:
 
 def _compare(folder: Path) -> int:
     main(["compare", "avid", "--runs", str(folder / "runs")])
-    return 0  # it leaves out what it cannot read, and its status says something else
+    return 0  # it skips what it cannot read, and its exit status means something else
 
 
 def _write_words(folder: Path) -> None:

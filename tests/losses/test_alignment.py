@@ -65,7 +65,7 @@ def test_a_padded_batch_equals_pairs_one_by_one(words: list[int], seed: int, bet
         torch.testing.assert_close(batch[row], alone[0], rtol=1e-4, atol=1e-5)
         own = plan[row, :found, :length]
         assert plan[row].sum().item() == pytest.approx(own.sum().item(), abs=1e-6)
-        # Exactly one over the words in the columns, as they are scaled last; all together one.
+        # Columns, which are scaled last, sum to exactly one over the words. The total is one.
         torch.testing.assert_close(own.sum(0), torch.full((length,), 1 / length), rtol=1e-4, atol=1e-5)
         assert own.sum().item() == pytest.approx(1, abs=1e-4)
 

@@ -87,7 +87,7 @@ def test_an_anchor_without_negatives_costs_nothing_and_has_no_gradient(kind: Any
     assert gradients[0][1] == 0
     hardest = torch.tensor([[True, False, False], [False, False, False]])
     assert torch.equal(gradients[1] != 0, hardest if kind == "max" else NO_NEGATIVE)
-    # One row for all anchors is a mask too, and the scores that do not count may be anything.
+    # A mask may have one row for all anchors, and masked scores may have any value.
     shared = torch.zeros(1, 3, dtype=torch.bool)
     wild = torch.full((2, 3), math.inf)
     assert torch.equal(loss_of(wild, shared), torch.zeros(2))

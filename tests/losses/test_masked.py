@@ -1,4 +1,4 @@
-"""What was masked: UNITER's numbers and batches in which nothing was masked."""
+"""The losses of masked words and regions: UNITER's numbers, and batches in which nothing was masked."""
 
 from __future__ import annotations
 

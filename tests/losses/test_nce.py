@@ -19,7 +19,7 @@ from tests.avid_cma.test_loss_golden import load, tensor
 def test_nce_equals_the_released_code(call: int) -> None:
     golden = load("nce_core")
     positives, negatives = (tensor(golden[f"{kind}_{call}"]).requires_grad_() for kind in ("pos", "neg"))
-    # Calls 0 and 4 estimate the normalizer, 1 and 2 go on with that of call 0, 3 has it preset.
+    # Calls 0 and 4 estimate the normalizer, 1 and 2 continue with that of call 0, and 3 has a preset one.
     source = golden["neg_0"] if call < 3 else golden[f"neg_{call}"]
     normalizer = estimate_normalizer(tensor(source)) if call != 3 else torch.tensor(2.5)
     loss = nce_per_anchor(positives, negatives, normalizer).mean()

@@ -36,13 +36,13 @@ LANGUAGES = tuple(sorted(WORDS))
 
 
 def sentence(language: str, number: int, length: int = 3) -> str:
-    """A caption that tells its number: words in a positional system."""
+    """Write a caption that encodes its number, as words in a positional system."""
     words = WORDS[language]
     return " ".join(words[number // len(words) ** place % len(words)] for place in range(length))
 
 
 def regions_of(number: int) -> Regions:
-    """Regions of a picture; their features tell its number, and class 0 is among them."""
+    """Make the regions of a picture. Their features encode its number, and class 0 is among them."""
     count = 1 + number % 4
     features = np.zeros((count, WIDTH), dtype=np.float32)
     features[:, 0], features[:, 1], features[:, 2] = 2, 2 * (number + 1), np.arange(count)
@@ -60,7 +60,7 @@ def write_features(folder: Path, split: str, keys: Sequence[str]) -> Path:
 
 @dataclass(frozen=True)
 class Layouts:
-    """Where everything lies."""
+    """The folders of all data sets and files."""
 
     root: Path
 
@@ -99,7 +99,7 @@ class Layouts:
 
     @property
     def tokenizer(self) -> XLMRTokenizer:
-        """A tokenizer of all words, not prepared yet."""
+        """Make a tokenizer of all words that is not prepared yet."""
         return XLMRTokenizer(str(self.root / "vocabulary"), max_tokens=20)
 
     def sets(self) -> dict[str, LanguageSet]:
@@ -159,5 +159,5 @@ def pictures_of(batch: Mapping[str, Any]) -> list[int]:
 
 
 def texts_of(batch: Mapping[str, Any], data: Any) -> list[str]:
-    """What each row of a batch says."""
+    """Return the text of each row of a batch."""
     return [data.tokenizer.decode(row) for row in batch["tokens"].tolist()]

@@ -1,4 +1,4 @@
-"""Code-switching: rates of the released code, marks and capitals, what an entry is, and dictionaries that are wrong."""
+"""Code-switching: rates of the released code, punctuation and capitals, entries, and wrong dictionaries."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_forms_of_a_dictionary(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 def test_without_names_all_dictionaries_that_are_there_are_taken(folder: Path, tmp_path: Path) -> None:
     everything = switcher(folder, ())
     assert everything.targets == tuple(sorted(TARGETS))
-    for part in ("en-de.0-5000.txt", "en-de.5000-6500.txt"):  # MUSE's splits of one dictionary are no languages
+    for part in ("en-de.0-5000.txt", "en-de.5000-6500.txt"):  # MUSE's splits of one dictionary are not languages
         (folder / part).write_text("dog\tHund\n", encoding="utf-8")
     assert switcher(folder, ()).targets == everything.targets
     named = switcher(folder, sorted(TARGETS))

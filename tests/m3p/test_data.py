@@ -43,7 +43,7 @@ def steps(data: Any, count: int = 1) -> list[dict[str, Any]]:
 
 
 def number_of(text: str) -> int:
-    """The number that a caption of `sentence` tells."""
+    """Return the number that a caption of `sentence` encodes."""
     return sum(WORDS["en"].index(word) * 8**place for place, word in enumerate(text.split()))
 
 
@@ -98,7 +98,7 @@ def test_regions_and_boxes_as_the_model_wants_them(layouts: Layouts) -> None:
 
 
 def test_masking_of_pairs(layouts: Layouts) -> None:
-    """One modality of a pair at most; labels in true pairs alone; targets are what the detector gave."""
+    """At most one modality of a pair is masked, only true pairs have labels, and targets are the detector's classes."""
     masking = Masking(words=0.5, regions=0.5)
     data = layouts.pretraining(xmlm_steps=0, text=None, masking=masking, steps_per_epoch=40)
     read_text = hidden = 0
@@ -114,7 +114,7 @@ def test_masking_of_pairs(layouts: Layouts) -> None:
             assert not (zeroed.any(1) & masked).any()
             # Negatives are masked, too.
             assert zeroed[~true].any() or masked[~true].any()
-            # Every true pair has something to guess, but for pictures of background alone.
+            # Every true pair has something to predict, except pictures with only background.
             assert ((words.any(1) | regions.any(1))[true]).sum() >= 3
             assert not words[:, 0].any()
             assert not (words & ~group["token_mask"]).any()
@@ -156,12 +156,12 @@ def test_pairs_in_a_batch(layouts: Layouts) -> None:
 
 
 def test_rows_of_text_are_of_languages_of_their_own(layouts: Layouts) -> None:
-    """As many groups as ranks: every rank reads one language at a time, and not the same as the other."""
+    """With as many groups as ranks, every rank reads one language at a time, and the ranks read different ones."""
     ranks = [steps(layouts.pretraining(text_groups=2, rank=rank, world_size=2), 5) for rank in range(2)]
     languages = np.array([[[block["languages"].unique().item() for block in s["xmlm"]] for s in own] for own in ranks])
     assert languages.shape == (2, 5, 3)
     assert (languages[0] != languages[1]).any()
-    # One process reads the rows of both in turn, in blocks of as many rows.
+    # One process reads the rows of both, in alternating blocks of equal size.
     for step, own in enumerate(steps(layouts.pretraining(text_groups=2), 5)):
         for draw, block in enumerate(own["xmlm"]):
             assert block["languages"].tolist() == languages[:, step, draw].tolist() * 2
@@ -193,10 +193,10 @@ def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
     group = steps(data)[0]["relations"][0]["i2t"]
     for text in texts_of(group, data):
         assert set(text.split()) <= known
-    # What was put together of words is what the tokenizer makes of the whole.
+    # A caption built from words equals the tokenizer's result for the whole caption.
     for row, text in zip(group["tokens"].tolist(), texts_of(group, data)):
         assert data.tokenizer.encode(text) == [token for token in row if token != 1]
-    # Captions of one group are switched on their own, that of the other once.
+    # Captions of one group are switched one by one, the caption of the other group once.
     once = texts_of(steps(data)[0]["relations"][0]["t2i"], data)
     assert len(set(once[:4])) == 1
     assert data.coverage["covered"] == 1.0
@@ -252,7 +252,7 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
             }  # fmt: skip
             texts = [number_of(text) // 8 for text in texts_of(group, data)]
             same = torch.tensor([text == picture for text, picture in zip(texts, pictures_of(group))]).view(4, 4)
-            # No other caption of an image is a negative of it.
+            # An image's other captions are not its negatives.
             assert torch.equal(same.nonzero()[:, 1], group["positive"])
             assert same.sum() == 4
 
@@ -267,9 +267,9 @@ def test_negatives_are_uniform_without_siblings(layouts: Layouts) -> None:
 
 
 def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Path) -> None:
-    """As COCO and COCO-CN are: another set has other images, too, and maybe the only regions of some.
+    """Pool sets like COCO and COCO-CN: the second has further images, and may have the only regions of some.
 
-    One with splits of its own adds none to those of its source: what COCO-CN trains on may be among what COCO tests.
+    A set with its own splits adds no images to its source, since COCO-CN may train on images that COCO tests.
     """
     other = Layouts.write(tmp_path / "other", images=15)
     sets = {"one": layouts.sets()["multi30k_en"], "other": other.sets()["multi30k_fr"]}
@@ -298,7 +298,7 @@ def test_groups_of_several_sets_do_not_mix() -> None:
     assert pool.caption(4)[1] == 0
     a, b, c, d = pool.groups.tolist()
     assert a == b
-    assert len({a, c, d}) == 3  # d has the number 1 in its own set
+    assert len({a, c, d}) == 3  # d has the number 1 in its set
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_fewer_images_and_captions(layouts: Layouts) -> None:
 
 
 def test_captions_of_the_test_are_as_long_as_they_are(layouts: Layouts) -> None:
-    """As in the released code, unless they are to be cut; the encoder must then have positions for them."""
+    """Like the released code, don't cut test captions unless asked to. The encoder must have positions for them."""
     tokenizer = layouts.tokenizer
     tokenizer.max_tokens = 4
     whole, cut = (
@@ -407,7 +407,7 @@ def test_images_without_regions_are_left_out_and_counted(tmp_path: Path) -> None
 def test_text_stands_behind_the_same_number_of_rows_everywhere(
     layouts: Layouts, tmp_path: Path, vlm_candidates: str
 ) -> None:
-    """What is made of a caption must not depend on how many regions the pictures beside it happen to have."""
+    """A caption's encoding must not depend on how many regions the other pictures of its batch have."""
     few = Layouts.write(tmp_path / "few", images=12, test_images=1)  # the only picture searched has one region
     for own, most in ((layouts, 4), (layouts, 7), (few, 4)):
         options: dict[str, Any] = {"max_regions": most, "vlm_candidates": vlm_candidates, "batch_size": 2}

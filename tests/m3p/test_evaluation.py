@@ -1,4 +1,4 @@
-"""Scores of all pairs, what is found by them, and that ties, padding and interruptions change nothing."""
+"""Scores of all pairs and the retrieval with them. Ties, padding and interruptions change nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_image_gets_as_many_captions_as_are_asked_for(counts: list[int], e
     assert owner[columns].bincount().tolist() == [each] * len(counts)
     for image, count in enumerate(counts):
         chosen = columns[owner[columns] == image].bincount(minlength=len(owner))
-        assert chosen.max() <= -(-each // count)  # no caption again before all have been taken
+        assert chosen.max() <= -(-each // count)  # no caption repeats before all were drawn
 
 
 def model_and_gallery() -> tuple[M3P, tuple[torch.Tensor, ...]]:
@@ -84,7 +84,7 @@ def test_tiles_of_any_size_score_each_pair_alone(budget: int, together: int, mon
 
 
 def test_half_precision_makes_no_ties() -> None:
-    """Logits that are rounded to bfloat16 are equal by the hundred, and what ties with the right one is before it."""
+    """Logits rounded to bfloat16 have hundreds of ties, and ties with the correct one rank before it."""
     model, gallery = model_and_gallery()
     with torch.no_grad():
         model.match_head.score.weight.mul_(20.0)
@@ -95,7 +95,7 @@ def test_half_precision_makes_no_ties() -> None:
     assert not torch.equal(scores, scores.bfloat16().float())
     assert len(scores.unique()) == len(expected.unique())
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.2)
-    # The same where the weights themselves are of half precision, as with bf16-true.
+    # The same holds if the weights have half precision, as with bf16-true.
     half = gallery[0].bfloat16(), *gallery[1:]
     scores = score_pairs(model.bfloat16(), *half, 10**6)
     assert not torch.equal(scores, scores.bfloat16().float())
@@ -125,11 +125,11 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeyp
     partial = tmp_path / "scores" / "en.0.pt"
     with pytest.raises(Stopped):
         score_pairs(model, *gallery, 10**6, partial)
-    scored[:] = [1, 1]  # room for one more only: of five tiles three are done
+    scored[:] = [1, 1]  # three of five tiles are done, and two are left
     monkeypatch.setattr(M3P, "score_tile", lambda *args: (scored.append(1), tile(*args))[1])
     assert torch.equal(score_pairs(model, *gallery, 10**6, partial), whole)
     assert len(scored) == 4
-    # Other weights or captions: all is scored anew.
+    # With other weights or captions, all pairs are scored again.
     with torch.no_grad():
         model.match_head.score.bias.add_(1.0)
     torch.testing.assert_close(score_pairs(model, *gallery, 10**6, partial), whole + 1)

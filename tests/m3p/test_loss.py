@@ -135,7 +135,7 @@ def test_alignment_and_matching_are_of_a_true_and_the_next_pair_of_each_group(ki
 def test_a_false_pair_never_shows_the_same_where_another_does_not() -> None:
     true, false = InBatch.true_and_false({"group": torch.tensor([4, 4, 9])})
     assert true.tolist() == [0, 4, 8]
-    # Of image 0 the next caption shows the same, so the one after it is false.
+    # Image 0's next caption shows the same image, so the negative is the caption after it.
     assert false.tolist() == [0 * 3 + 2, 1 * 3 + 2, 2 * 3 + 0]
     _, false = InBatch.true_and_false({"group": torch.tensor([4, 4, 4])})
     assert false.tolist() == [1, 3 + 2, 6 + 0]
@@ -171,7 +171,7 @@ def test_pairs_are_scored_as_each_alone_without_those_that_show_the_same_and_the
     found = terms_of(model, alone, contrast=1.0, temperature=0.3)
     torch.testing.assert_close(found["contrast"], in_batch_matching(scores)[0])
     assert "contrast" not in terms_of(model, alone)
-    # A region that does not count is not in the mean.
+    # The mean leaves out regions that do not count.
     alone["region_mask"] = torch.arange(5).expand(3, 5) < 3
     image = model.encoder.region(group["regions"], group["boxes"])[:, :3].mean(1)
     scores = F.cosine_similarity(image[:, None], text[None], dim=2) / 0.3

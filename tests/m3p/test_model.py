@@ -40,7 +40,7 @@ def test_one_language_has_no_embedding() -> None:
 
 
 def test_fewer_regions_than_rows_are_masked_where_they_are() -> None:
-    """The released code keeps the rows of missing regions and drops the last words instead."""
+    """Unlike us, the released code keeps the rows of missing regions and drops the last words."""
     golden, quirk, model = arrays("joint_forward"), arrays("joint_forward_ragged_quirk"), tiny_model()
     tokens, mask = golden["token_ids_LxB"].T, valid(golden["lengths"], 8)
     regions, region_mask = F.normalize(golden["features"], dim=-1), valid(quirk["image_lengths"], 5)

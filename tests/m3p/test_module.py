@@ -1,4 +1,4 @@
-"""The training modules: schedule, what trains, what a step logs, and what does not fit together."""
+"""The training modules: schedule, which parameters train, what a step logs, and options that conflict."""
 
 from __future__ import annotations
 

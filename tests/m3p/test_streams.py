@@ -1,4 +1,4 @@
-"""Streams of text, languages drawn, and the schedule of steps: the released code's numbers and exact repetition."""
+"""Text streams, the draw of languages, and the step schedule: the released code's numbers, and repeatability."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_blocks_hold_every_token_once(count: int, batch: int, bptt: int) -> None
     assert (blocks[:, 0] == 2).all()
     found = blocks[blocks != 2]
     assert len(set(found.tolist())) == len(found)
-    # Every row misses the last token of its piece, which the first column moved out.
+    # Every row lacks the last token of its piece, since the first column shifts the others.
     assert len(found) >= count - batch
     for row in blocks:
         own = row[row != 2]
@@ -96,7 +96,7 @@ def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
     assert (languages != one.draws(1)[0][0]).any()
     assert (languages != schedule(1).draws(0)[0][0]).any()
 
-    # Every group of rows draws for itself, and the first as one alone would.
+    # Every group of rows draws separately, and the first group as if it were the only one.
     several, same_pairs = schedule(groups=3).draws(0)
     np.testing.assert_array_equal(several[0], languages)
     np.testing.assert_array_equal(same_pairs, relations)

@@ -1,4 +1,4 @@
-"""Weights of released checkpoints, of XLM-R and of our own stages, and of what is none of these."""
+"""Weights from released checkpoints, from XLM-R and from our stages, and errors for other files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fresh(**changes: Any) -> M3P:
 
 @pytest.fixture
 def last(tmp_path: Path) -> Path:
-    """A checkpoint of our own stage, with the weights of the golden model."""
+    """Write a checkpoint of our stage with the weights of the golden model."""
     state = {f"model.{name}": value for name, value in tiny_model().state_dict().items()}
     torch.save({"state_dict": state}, tmp_path / "last.ckpt")
     return tmp_path / "last.ckpt"

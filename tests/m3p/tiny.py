@@ -1,4 +1,4 @@
-"""The tiny model of the golden files, and batches out of them."""
+"""The tiny model of the golden files, and batches from them."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def test_a_caption_follows_the_flip_of_the_image_it_meets(tmp_path: Path, flips:
     assert sample["image_query"].shape == sample["image_key"].shape == (3, 20, 24)
     query, key = (tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key"))
     plain, swapped = "a ball left of the bright box.", "a ball right of the bright box."
-    # The query's image meets the key's caption in J_ic, the key's image the query's caption in J_ci.
+    # J_ic compares the query's image with the key's caption, J_ci the key's image with the query's caption.
     assert key == (swapped if flips[0] and swap else plain)
     assert query == (swapped if flips[1] and swap else plain)
 

@@ -48,7 +48,7 @@ def test_without_tags_the_tag_loss_is_the_instance_loss_to_the_last_bit() -> Non
         assert torch.equal(out["tag"], out["ii"])
         assert out["positives"] == 1
         contrast.enqueue(keys, ids, tags_of(3, step))
-    # The own key is a positive also where epsilon exceeds what any image has.
+    # The image's key is a positive even if epsilon exceeds all similarities of tags.
     out = full(epsilon=4.0)(queries, keys, ids, torch.ones(3, 4))
     assert torch.equal(out["tag"], out["ii"])
 
@@ -117,7 +117,7 @@ def test_reports_and_positives_count_the_slots_that_count(same_image: bool) -> N
     out = contrast(rows, {name: 0.75 * row for name, row in rows.items()}, ids, torch.tensor([[1, 0, 0, 0]] * 2))
     for name in WIDTHS:
         assert out[f"accuracy_{name}"] == (0.5 if same_image else 0.0)
-    for name in ("ic", "ci"):  # 0.25 lies on the margin, not within
+    for name in ("ic", "ci"):  # 0.25 is on the margin, not within it
         assert out[f"active_{name}"] == (1.5 if same_image else 2.5)
     mask = torch.tensor([[False, True, True, True], [True, True, False, True]]) if same_image else None
     related = torch.tensor([[True, True, True, False]]).expand(2, 4)
@@ -217,6 +217,6 @@ def test_the_gradient_is_that_of_the_loss() -> None:
 
 
 def test_each_queue_starts_from_a_seed_of_its_own() -> None:
-    # No two queues of any two seeds are alike, and they are those of earlier versions.
+    # No two queues or seeds give equal queues, and the queues are those of earlier versions.
     for position, queue in enumerate(full(seed=2).queues.values()):
         assert torch.equal(queue.vectors, KeyQueue(12, queue.dim, seed=4 * 2 + position).vectors)

@@ -54,7 +54,7 @@ class Step(nn.Module):
         return self.objective({"ii": query}, {"ii": self.keys})["loss"]
 
     def enqueue(self) -> None:
-        """MoCo does it before the backward pass, on a copy of the queue that it was compared with."""
+        """Enqueue the keys. MoCo does so before the backward pass, but compares with a copy of the old queue."""
         assert self.keys is not None
         self.objective.enqueue({"ii": self.keys})
 
@@ -127,7 +127,7 @@ def test_two_ranks_with_shuffled_batch_normalization_equal_momentum_contrast() -
         close(result["keys"], golden[f"rank{rank}/k_unshuffled"])
         close(result["queues"], golden["queue_after_step"])
         assert check_state(result["state"], golden, f"rank{rank}/final/") == (24 if rank == 0 else 10)
-    # What the golden file keeps of rank 0 only is equal on both.
+    # Values that the golden file has only for rank 0 are equal on both ranks.
     for name, value in results[0]["state"].items():
         if ".bn." not in name:
             np.testing.assert_array_equal(value, results[1]["state"][name])

@@ -91,7 +91,7 @@ def test_groups_of_a_random_order_are_normalized_by_themselves_and_put_back(
     keys = encode_keys(pair.key, rows)
     groups = 6 // group
     for first in range(groups):
-        # Place p of the order is in group p mod G.
+        # Place p of the order belongs to group p mod G.
         together = permutation[first::groups]
         alone = plain(rows[together])
         for name, key in keys.items():
@@ -124,7 +124,7 @@ def test_rows_differ_in_the_losses_alone(scale: str) -> None:
         assert arguments == expected
         changed = {name for name in losses[1] if losses[0][name] != losses[1][name]}
         assert changed <= {"weight_ii", "weight_tag", "weight_cc", "weight_cross"}
-    # The bridge stands on the very same encoders, reads the same images and captions, and by the same words.
+    # The bridge uses the same encoders, images, captions and vocabulary.
     bridge = resolve("mct", "bridge", scale=scale).config
     for name in ("image_encoder", "text_encoder"):
         assert bridge["model"]["init_args"][name] == joint["model"]["init_args"][name]

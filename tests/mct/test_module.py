@@ -1,4 +1,4 @@
-"""MCT as it trains: every choice of losses, the order of a step, the two optimizers, and what is refused."""
+"""MCT's training: every choice of losses, the order of a step, the two optimizers, and what is refused."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Texts(nn.Module):
 
 
 class Data(pl.LightningDataModule):
-    """Random samples in the form in which the data module of the paper gives them; the last one has no tag."""
+    """Random samples in the form that the paper's data module gives. The last one has no tag."""
 
     vocabulary_size, batch_size = VOCABULARY, BATCH
 
@@ -81,7 +81,7 @@ class Data(pl.LightningDataModule):
 
 def module(**fields: Any) -> MCTModule:
     torch.manual_seed(0)
-    # The loss does not draw from the generator that the encoders are initialized by.
+    # The loss does not draw from the generator that initializes the encoders.
     loss = {
         "weight_tag": 1.0,
         "intra_dim": 5,
@@ -98,7 +98,7 @@ def module(**fields: Any) -> MCTModule:
 
 
 class Watch(Callback):
-    """What happens in every batch: losses, learning rates, gradients, and the averages before and after."""
+    """Notes losses, learning rates and gradients of every batch, and the averages before and after it."""
 
     def __init__(self) -> None:
         self.terms: list[dict[str, Tensor]] = []
@@ -164,7 +164,7 @@ def test_every_choice_of_losses(weights: tuple[float, ...], shared: bool) -> Non
     text = Texts() if cc or cross else None
     model = module(**fields, heads=Heads(shared=shared), inter_reduction="sum", text_encoder=text)
     names = set(model.state_dict())
-    # What is off has no module: distributed training refuses parameters without gradient.
+    # A disabled loss has no module, since distributed training refuses parameters without gradient.
     assert any(name.startswith("model.text.") for name in names) == bool(cc or cross)
     queues = {name.split(".")[2] for name in names if name.startswith("loss.queues.")}
     assert queues == {n for n, on in (("ii", ii or tag), ("cc", cc), ("ic", cross), ("ci", cross)) if on}
@@ -209,7 +209,7 @@ def test_statistics_of_the_keys_are_their_own() -> None:
 
 
 def test_each_loss_compares_the_views_and_modalities_that_it_is_named_after() -> None:
-    """By hand from the towers ([2] and [3]), whose averages differ from them here."""
+    """Compute the losses by hand from the towers ([2] and [3]), whose averages differ from them here."""
     model = module(momentum=0.5).eval()
     online, average = model.model, model.average
     assert online.text is not None
@@ -237,7 +237,7 @@ def test_each_loss_compares_the_views_and_modalities_that_it_is_named_after() ->
 def test_keys_wait_in_the_queue_until_the_next_step() -> None:
     model = module(weight_tag=0.0, weight_cc=0.0, weight_cross=0.0, queue_warm="masked")
     watch = train(model, limit_train_batches=2)
-    # In the first step there is no negative at all; in the second those of the first.
+    # The first step has no negatives, and the second has those of the first.
     assert float(watch.terms[0]["ii"]) == 0
     assert float(watch.terms[1]["ii"]) > 0
     assert [float(terms["queue_fill"]) for terms in watch.terms] == [0, 0.25]

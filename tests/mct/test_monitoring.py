@@ -1,4 +1,4 @@
-"""What is looked at after pre-training, by hand."""
+"""Figures after pre-training, computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One encoder for MCT's comparison: its parameters, what is masked and matched, and what the padding may change."""
+"""The single encoder of MCT's comparison: its parameters, masking and matching, and the effect of padding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH, VOCABULARY, MASK = 8, 20, 4
 
 
 class Map(nn.Module):
-    """An image encoder without batch statistics, whose map has four places."""
+    """An image encoder without batch statistics. Its map has four places."""
 
     feature_dim = 5
 
@@ -129,7 +129,7 @@ def test_words_are_masked_and_boundary_tokens_are_not(words: list[int], share: f
 
 @pytest.mark.parametrize("why", ["image", "words"])
 def test_what_shows_the_same_is_no_negative(why: str) -> None:
-    """Pairs 0 and 2 are of one group; where they show the same, their two cross scores have no gradient."""
+    """Pairs 0 and 2 are in one group. If they show the same, their two cross scores have no gradient."""
     found, batch = module(), some_batch()
     if why == "image":
         batch["image_id"][2] = 0
@@ -201,7 +201,7 @@ def test_two_processes_have_the_gradient_of_the_joined_batch() -> None:
 
 
 def test_own_ranks_are_those_of_the_scores() -> None:
-    """Five captions of three images, two of them of the same words; text 4 belongs to an image that cannot be read."""
+    """Five captions of three images, two with the same words. Text 4 belongs to an image that cannot be read."""
     found, batch = module().eval(), some_batch()
     images, tokens = batch["image_query"][:3], batch["tokens_key"][:5].clone()
     tokens[3] = tokens[0]
@@ -220,7 +220,7 @@ def test_own_ranks_are_those_of_the_scores() -> None:
     ], 1)  # fmt: skip
     first = [float((scores[:, column] >= scores[own, column]).sum() == 1) for column, own in enumerate([0, 1, 2, 2])]
     assert found.logged["test/t2i_r1"] == pytest.approx(100 * sum(first) / 4)
-    # Captions 0 and 3 have the same words, so that both are right for images 0 and 2.
+    # Captions 0 and 3 have the same words, so both are correct for images 0 and 2.
     right = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 0, 1, 1]], dtype=torch.bool)
     best = scores.where(right, -torch.inf), scores.where(~right, -torch.inf)
     for name, axis in (("t2i", 0), ("i2t", 1)):
@@ -230,7 +230,7 @@ def test_own_ranks_are_those_of_the_scores() -> None:
 
 
 def part_of_retrieval(rank: int, images: int, processes: int) -> dict[str, float]:
-    """What is logged where every `processes`-th image and caption is here."""
+    """Return what a process logs if it has every `processes`-th image and caption."""
     found, batch = module().eval(), some_batch()
     found.on_test_start()
     rows = torch.arange(BATCH)[rank::processes]

@@ -1,4 +1,4 @@
-"""VirTex: the names of its checkpoints, what its decoders may look at, its loss, its training and its test."""
+"""VirTex: the names in its checkpoints, the decoders' masks, its loss, its training and its test."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def test_directions_share_all_but_the_transformer() -> None:
 
 
 def test_explicit_padding_masks_would_change_nothing_that_counts() -> None:
-    """As VirTex does it: additive mask of the future, mask of padding keys, all positions at once."""
+    """VirTex adds a mask of the future, masks padding keys, and computes all positions at once."""
     decoder = CaptionDecoder(8, **SMALL, dropout=0.0).eval()
     for parameter in decoder.parameters():
-        # Larger than at the start, so that everything that can matter does.
+        # Use larger weights than at the start, so that everything has an effect.
         nn.init.normal_(parameter, std=0.3)
     tokens = some_captions()
     counts = tokens != 0
@@ -116,7 +116,7 @@ def test_padding_never_changes_the_loss() -> None:
     with torch.no_grad():
         loss = module.training_step(batch, 0)
         torch.testing.assert_close(module.training_step(wider, 0), loss)
-        # Both directions, each a mean over all tokens of the batch that count.
+        # Add both directions. Each is a mean over all tokens of the batch that count.
         grid = module.visual["cnn"].forward_map(batch["image"])  # type: ignore[operator]
         parts = [
             torch.cat([
@@ -131,7 +131,7 @@ def test_padding_never_changes_the_loss() -> None:
 
 
 class Squares(Dataset[dict[str, Any]]):
-    """Images of one color; the caption names it and says `thing` where the lower half is bright."""
+    """Images of one color. The caption names it, and says `thing` if the lower half is bright."""
 
     def __init__(self, size: int, tokenizer: WordVocabulary) -> None:
         self.size, self.tokenizer = size, tokenizer
@@ -236,7 +236,7 @@ def _trained_on(rank: int, rows: list[list[int]]) -> list[Any]:
     module, data = quick(), SquareData()
     data.setup("fit")
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    module.visual.eval()  # else each process would normalize its own images
+    module.visual.eval()  # else each process would normalize only its images
     squares = Squares(4, data.tokenizer)
     loss = module.training_step(collate([squares[row] for row in rows[rank]]), 0)
     loss.backward()

@@ -1,4 +1,4 @@
-"""Backbones out of released and own checkpoints, and into other libraries' layouts; names are the released files'."""
+"""Backbones from released checkpoints and ours, and their export to other libraries, under the released names."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ RESNET50 = [(ours, theirs, shape) for _, ours, theirs, shape in MOCO["rows"] if 
 
 
 def filled(shape: list[int], value: float = 1.0) -> Tensor:
-    """A tensor of any size that takes four bytes, in memory and in a file."""
+    """Make a tensor of any size that takes only four bytes in memory and in a file."""
     return torch.full((1,) * len(shape), float(value)).expand(shape) if shape else torch.tensor(int(value))
 
 
 def moco(**changes: Any) -> dict[str, Any]:
-    """A checkpoint in the released layout; tensor i of the query encoder is filled with i, of the momentum one, -i."""
+    """Make a checkpoint in the released layout. Tensor i holds i in the query encoder, -i in the momentum encoder."""
     state = {name: filled(shape, position) for position, (name, _, _, shape) in enumerate(MOCO["rows"])}
     state |= {
         name.replace("encoder_q", "encoder_k"): filled(shape, -position)

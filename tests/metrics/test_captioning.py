@@ -49,7 +49,7 @@ def test_golden_scores_from_golden_tokens() -> None:
     for metric, (mean, per_item) in results.items():
         assert mean == pytest.approx(GOLDEN["corpus"]["coco"][metric], abs=1e-9)
         golden = [item["scores"]["coco"][metric] for item in ITEMS]
-        # Relative as well: a score of 1e-16 that should be 1e-8 must not pass for small.
+        # Compare relatively as well: 1e-16 must not pass for 1e-8 because both are small.
         np.testing.assert_allclose(per_item, golden, rtol=1e-9, atol=1e-15 if metric == "cider" else 0)
 
 

@@ -18,7 +18,7 @@ GOLDEN = json.loads((GOLDEN_FOLDER / "caption_metrics.json").read_text())
 SEPARATORS = "\n\r\x0b\x0c\x1c\x85\u2028\u2029"
 
 # Answers like METEOR: one line of statistics per SCORE, one score per segment and the total per EVAL. The lines are
-# long, so whoever writes everything before reading is stuck. Writes down what it was asked.
+# long, so a caller that writes everything before it reads would hang. Logs its input.
 METEOR = """
 import sys
 asked = open(sys.argv[0] + ".asked", "a", encoding="utf-8")
@@ -39,7 +39,7 @@ for line in iter(sys.stdin.buffer.readline, b""):
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Puts a program in Java's place and empty jars in the package's; returns a function that takes its source."""
+    """Replace Java by a program, and the package's jars by empty ones. Return a function that takes the program."""
 
     def install(source: str) -> Path:
         program = tmp_path / "java"

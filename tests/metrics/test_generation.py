@@ -1,4 +1,4 @@
-"""Frechet distance, inception score, R-precision, object accuracy: official values, and what holds for any input."""
+"""Frechet distance, inception score, R-precision, object accuracy: official values and properties."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_equal_texts_are_not_drawn_against_each_other() -> None:
 @settings(max_examples=20)
 @given(seed=st.integers(0, 999), count=st.integers(5, 30), candidates=st.integers(2, 12))
 def test_drawn_texts_are_others_and_all_different(seed: int, count: int, candidates: int) -> None:
-    # Own scores lie below exactly one other text: a hit is an image whose draw misses that one.
+    # Exactly one other text scores higher than an image's text, so an image is a hit if the draw misses that text.
     text = torch.eye(count)
     image = torch.eye(count) + 2 * torch.eye(count).roll(1, 1)
     hits = first_ranked(image, text, None, candidates, seed)

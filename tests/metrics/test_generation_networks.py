@@ -1,4 +1,4 @@
-"""The released networks that generated images are measured by, with random weights in the released layouts."""
+"""The released networks that measure generated images, with random weights in the released layouts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_inception(tmp_path: Path) -> None:
     features, probabilities = inception(images)
     assert features.shape == (2, 2048)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
-    # torchvision's own preprocessing of images that are normalized by ImageNet's statistics.
+    # Torchvision's preprocessing of images that are normalized with ImageNet's statistics.
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     resized = torch.nn.functional.interpolate(images, (299, 299), mode="bilinear", antialias=True)
     with torch.no_grad():

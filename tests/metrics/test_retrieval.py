@@ -100,7 +100,7 @@ class TestCaptions:
         self, seed: int, images: int, captions: int, texts: int, max_scores: int, coarse: bool
     ) -> None:
         draw = np.random.default_rng(seed)
-        # Any number of captions an image, also none, in any order; coarse embeddings tie often.
+        # An image has any number of captions, also none, in any order. Coarse embeddings often tie.
         image, caption = (
             torch.from_numpy(draw.integers(-1, 2, (rows, 2)).astype(float) if coarse else draw.normal(size=(rows, 4)))
             for rows in (images, captions)
@@ -110,7 +110,7 @@ class TestCaptions:
         scores = (image @ caption.T).numpy()
         own = torch.from_numpy(owner)
         for equal in (None, torch.from_numpy(text)):
-            with torch.device("meta"), patch.object(retrieval, "_SCORES", max_scores):  # made where the embeddings are
+            with torch.device("meta"), patch.object(retrieval, "_SCORES", max_scores):  # on the embeddings' device
                 found = caption_ranks(image, caption, own, equal)
             expected = naive_caption_ranks(
                 scores, owner.tolist(), list(range(captions)) if equal is None else text.tolist()
@@ -134,7 +134,7 @@ class TestCaptions:
         assert caption_retrieval(image, caption, torch.arange(2), 1, text)["t2i_medr"].item() == 1
 
     def test_median_is_rounded_down(self) -> None:
-        # Ranks 0 and 3: the median of the two is 1.5, counted from one 2.
+        # The median of ranks 0 and 3 is 1.5, rounded down 1, and 2 if counted from one.
         image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         caption = torch.tensor([[0.9, 0.9], [0.1, 0.2], [0.1, 0.3], [0.1, 0.4], [0.1, 0.1]])
         owner = torch.tensor([0, 0, 0, 0, 1])

@@ -1,4 +1,4 @@
-"""One lock for all systems is complete and hashed; `make setup` chooses PyTorch's builds. No test needs a network."""
+"""The lock for all systems is complete and hashed, and `make setup` chooses PyTorch's builds, without a network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.machine import LONG
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-#: A requirement for each of its lines, and the hashes below it.
+#: A requirement of the lock, and the hashes below it.
 ENTRIES = {
     Requirement(entry.partition(" \\\n")[0]): re.findall(r"--hash=(\S+)", entry)
     for entry in re.split(r"\n(?=\S)", LOCK.strip())
@@ -38,7 +38,7 @@ EXTRAS = ("dev", "features", "wandb-reports")
 
 
 def pinned(environment: dict[str, str]) -> dict[str, str]:
-    """Versions by name that a machine gets."""
+    """Return the versions, by name, that a machine gets."""
     found: dict[str, str] = {}
     for entry in ENTRIES:
         if entry.marker is None or entry.marker.evaluate(environment):
@@ -78,7 +78,7 @@ def test_each_system_gets_what_the_project_asks_for(system: str, python: str) ->
 
 
 def wheel(folder: Path, name: str, version: str) -> str:
-    """Write an empty package into an index in a folder; the line of a lock that asks for it."""
+    """Write an empty package into an index in a folder, and return the lock's line for it."""
     place = folder / name / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
     place.parent.mkdir(parents=True)
     about = f"{place.name.removesuffix('-py3-none-any.whl')}.dist-info"
@@ -106,7 +106,7 @@ CPU = {"torch": "2.14.1+cpu", "torchaudio": "2.11.0+cpu", "torchvision": "0.29.2
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A clone with the Makefile, a lock of empty packages, and indexes in folders; its PATH has no NVIDIA driver."""
+    """Make a clone with the Makefile, a lock of empty packages and indexes in folders, and no NVIDIA driver on PATH."""
     uv = shutil.which("uv") or ROOT / ".uv/bin/uv"
     if not Path(uv).is_file():
         pytest.skip("needs uv, which `make setup` installs into .uv")
@@ -126,7 +126,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def setup(clone: Path, *variables: str) -> tuple[str, dict[str, str]]:
-    """What `make setup` prints, and the versions that it installed."""
+    """Run `make setup`, and return what it printed and the versions that it installed."""
     places = {"UV_DEFAULT_INDEX": (clone / "packages").as_uri(), "UV_CACHE_DIR": str(clone / "cache")}
     done = subprocess.run(
         ["make", "setup", f"PYTHON={sys.executable}", f"TORCH_INDEX={(clone / 'cpu').as_uri()}", *variables],

@@ -1,4 +1,4 @@
-"""The wheel holds all that the commands read: built from a copy, unpacked into a folder, used far from any checkout.
+"""The wheel holds all files that the commands read. It is built from a copy, and used outside any checkout.
 
 It is unpacked and not installed, since that needs neither a network nor an installer; Python cannot tell them apart.
 """
@@ -28,7 +28,7 @@ SHIPPED = ("assemble", "common", "configs", "papers")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, built by the installed setuptools from a copy of the tree, which stays as it is."""
+    """Build the wheel from a copy of the tree, with the installed setuptools."""
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     for name in SHIPPED:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -45,7 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of Python's path that holds what the wheel holds."""
+    """Unpack the wheel into a folder on Python's path."""
     folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -54,7 +54,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def away(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a user, which has nothing of this project."""
+    """Make a user's folder, with nothing of this project in it."""
     return tmp_path_factory.mktemp("away")
 
 
@@ -72,7 +72,7 @@ def python(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedPro
 
 
 def assemble(site: Path, folder: Path, *commands: str, after: str = "") -> str:
-    """What commands and a line of code print in one process."""
+    """Return what commands and a line of code print in one process."""
     program = (
         f"from assemble.commands.main import main\nfor line in {commands}: assert main(line.split()) == 0\n{after}"
     )
@@ -107,7 +107,7 @@ def test_the_version_and_the_command_are_those_of_the_package(site: Path, away: 
 
 
 def test_commands_that_do_not_train_work_without_a_checkout_and_torch(site: Path, away: Path) -> None:
-    """And they take the code of a stage for the same as a checkout does."""
+    """They also compute the same code hashes of a stage as a checkout."""
     about = "from assemble.stages.request import fingerprint; from assemble.stages.configuration import resolve; "
     about += "import json, sys; print(json.dumps(fingerprint(resolve('avid', 'cma')))); "
     about += "assert not {'torch', 'lightning'} & sys.modules.keys()"
@@ -157,7 +157,7 @@ def test_a_foreign_package_beside_a_script_is_named(site: Path, tmp_path: Path, 
         done = python(site, tmp_path, "-c", "from papers.avid_cma import AVID")
         assert done.returncode == 1
         assert f"ImportError: `import common` finds {foreign}" in done.stderr
-    # A folder of the user may come first: the command says the same, in one line.
+    # A user's folder of the same name may come first on the path: the command says so in one line.
     command = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from representation_assemble import main; sys.exit(main())"
     )
