@@ -1,1 +1,1 @@
-"""Measures of quality: pure functions and small accumulators without Lightning."""
+"""Evaluation metrics: pure functions and small accumulators without Lightning."""

@@ -1,4 +1,4 @@
-"""Average precision of detected boxes, by the rules of COCO and by those of Pascal VOC 2007."""
+"""Average precision of detected boxes, by COCO's rules and by those of Pascal VOC 2007."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from common.metrics.gathering import gather_objects
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
-#: Overlaps that a detection must reach, 0.5 to 0.95; exact decimals.
+#: Overlap thresholds of COCO, 0.5 to 0.95; division gives exact decimals.
 OVERLAPS = np.arange(50, 100, 5) / 100
-# Larger than every range of areas that COCO's evaluation knows.
+# Larger than the areas that COCO's evaluation counts.
 _NO_AREA = 1e11
 
 
@@ -31,7 +31,7 @@ class DetectedImage:
     Attributes:
         boxes, scores, labels: detections [D, 4], [D], [D].
         true_boxes, true_labels: objects [G, 4], [G].
-        difficult: objects that count neither as found nor as missed [G].
+        difficult: objects that are ignored: neither hits nor misses [G].
     """
 
     boxes: Floats
@@ -43,7 +43,7 @@ class DetectedImage:
 
 
 class DetectionsOncePerImage:
-    """Collects detections over batches and processes; if an image is repeated, the first one counts.
+    """Collects detections over batches and processes; keeps the first result of a repeated image.
 
     Examples:
         >>> found = DetectionsOncePerImage()
@@ -79,21 +79,21 @@ class DetectionsOncePerImage:
             self._images.setdefault(item, image)
 
     def compute(self) -> dict[int, DetectedImage]:
-        """The images of all processes by their index, ascending; the same on every process."""
+        """Return the images of all processes, in ascending order of their index; the same on every process."""
         found = gather_objects(list(self._images.items()))
-        return dict(sorted(dict(reversed(found)).items()))  # the first of a repeated image replaces later ones
+        return dict(sorted(dict(reversed(found)).items()))  # reversed, so that the first of a repeated image wins
 
 
 def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
-    """Mean over classes of the average precision at 101 recalls, by pycocotools.
+    """Compute the mean over classes of the average precision at 101 recalls, with pycocotools.
 
-    At most 100 detections per image and class count. A difficult object is treated like an object outside COCO's area
-    range: its best match is ignored, and further matches are wrong. (As crowds, difficult objects would also excuse
-    every detection inside them.)
+    Uses at most 100 detections per image and class. Difficult objects are treated like objects outside COCO's area
+    range: the best match is ignored, and further matches are wrong. (If they were crowds, every detection inside them
+    would be ignored.)
 
     Returns:
-        `ap`, the mean over the overlaps 0.5, 0.55, ..., 0.95, `ap50` and `ap75`, from 0 to 1. Classes without an object
-        that counts are left out of the means.
+        `ap`, the mean over the overlaps 0.5, 0.55, ..., 0.95, `ap50` and `ap75`, from 0 to 1. Means leave out
+        classes that have only difficult objects.
     """
     from pycocotools.cocoeval import COCOeval
 
@@ -117,7 +117,7 @@ def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
 
 
 def _coco(images: int, labels: Iterable[int], rows: list[dict[str, Any]]) -> Any:
-    """An index of pycocotools; ids start at 1 because 0 means no match."""
+    """Build an index of pycocotools; ids start at 1 because 0 means no match."""
     from pycocotools.coco import COCO
 
     coco = COCO()
@@ -138,13 +138,12 @@ def _coco_box(image: int, box: Floats, label: np.int64) -> dict[str, Any]:
 
 
 def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
-    """Like `coco_average_precision`, but at 11 recalls by the rules of Pascal VOC 2007.
+    """Compute the average precision at 11 recalls by the rules of Pascal VOC 2007; see `coco_average_precision`.
 
-    The VOC07 numbers of MoCo, VirTex and others come from detectron2, which applies these rules at every overlap. A
-    detection belongs to the object of its class that it overlaps most. It is right when that overlap exceeds the
-    threshold and no better detection belongs to the object; it does not count when the object is difficult. (detectron2
-    first rounds scores to three decimals and boxes to one, and leaves out a recall of exactly 0.3, 0.6 or 0.7. Here
-    nothing is rounded.)
+    A detection belongs to the object of its class that it overlaps most. It is right if that overlap exceeds the
+    threshold and no detection of a higher score belongs to the object. It is ignored if the object is difficult.
+    detectron2, which MoCo, VirTex and others use, applies the same rules at every overlap. But it rounds scores to
+    three decimals and boxes to one, and skips a recall of exactly 0.3, 0.6 or 0.7; this function doesn't.
 
     Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge"; detectron2,
         evaluation/pascal_voc_evaluation.py.
@@ -165,14 +164,14 @@ def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]
 
 
 def _matched(images: Sequence[DetectedImage]) -> tuple[Floats, Integers, Floats, Integers]:
-    """For every detection: score, label, largest overlap with an object of the class, number of that object."""
+    """Return each detection's score, label, largest overlap with an object of its class, and that object's number."""
     overlaps, objects = [], []
     first = 0
     for image in images:
         found, true = torch.from_numpy(image.boxes).double(), torch.from_numpy(image.true_boxes).double()
         overlap = box_iou(found, true).numpy()
         overlap[image.labels[:, None] != image.true_labels] = -1.0
-        # A column that never wins, for images without objects.
+        # An extra column that never wins, for images without objects.
         overlap = np.concatenate([overlap, np.full((len(overlap), 1), -1.0)], axis=1)
         objects.append(first + overlap.argmax(axis=1))
         overlaps.append(overlap.max(axis=1))
@@ -188,7 +187,7 @@ def _matched(images: Sequence[DetectedImage]) -> tuple[Floats, Integers, Floats,
 def _eleven_points(
     overlap: Floats, objects: Integers, difficult: npt.NDArray[np.bool_], count: int, threshold: float
 ) -> float:
-    """Average precision of one class at one threshold; detections come best first."""
+    """Compute the average precision of a class at a threshold; detections are sorted, best first."""
     near = overlap > threshold
     excused = near.copy()
     excused[near] = difficult[objects[near]]
@@ -203,7 +202,7 @@ def _eleven_points(
 
 def _require_objects(images: Sequence[DetectedImage]) -> None:
     if not any((~image.difficult).any() for image in images):
-        raise ValueError(f"average precision needs an object: none of the {len(images)} images has one that counts")
+        raise ValueError(f"average precision needs objects: the {len(images)} images have none, or only difficult ones")
 
 
 def _array(values: Tensor, dtype: torch.dtype) -> npt.NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Collects per-sample results of all processes, each sample once; running sums remember the samples they counted."""
+"""Collect per-sample results of all processes, and count each sample once."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from common.memory.collective import is_distributed, world_size
 
 
 def gather_objects(values: list[Any]) -> list[Any]:
-    """Values of all processes in rank order, pickled; their number may differ and be 0.
+    """Gather the values of all processes in rank order, pickled. Processes may have different numbers, also 0.
 
-    Tensors of several processes come to the CPU; a single process gets its own as they are.
+    Moves tensors to the CPU, except in a single process.
     """
     if not is_distributed():
         return values
     parts: list[list[Any]] = [[] for _ in range(world_size())]
-    # A tensor of a GPU would be unpickled to the GPU of the same number.
+    # Unpickling a GPU tensor would move it to the GPU of the same number.
     dist.all_gather_object(parts, tree_map_only(Tensor, Tensor.cpu, values))
     return [value for part in parts for value in part]
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Rows [n, ...] of all processes in rank order, [sum of n, ...] on every process; `n` may differ and be 0."""
+    """Gather rows [n, ...] of all processes in rank order, [sum of n, ...]; `n` may differ or be 0."""
     return torch.cat(gather_objects([rows])).to(rows.device)
 
 
 def first_occurrences(index: Tensor) -> Tensor:
-    """Positions [m] of the first occurrence of every value in `index` [n], in ascending order of the value."""
+    """Return where each value of `index` [n] first occurs, [m], in ascending order of the values."""
     ordered, position = torch.sort(index, stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
@@ -40,10 +40,10 @@ def first_occurrences(index: Tensor) -> Tensor:
 
 
 class OncePerSample:
-    """Means of per-sample values; every sample has the same weight, however often it was seen.
+    """Means of per-sample values, in which every sample has the same weight, no matter how often it occurs.
 
     Samplers repeat samples to give every process the same number, and loaders replace broken files with others.
-    Values of one index are averaged first, over all processes, so an index may also repeat on purpose (clips of a
+    Values of an index are averaged first, over all processes, so an index may also repeat on purpose (clips of a
     video).
     """
 
@@ -52,12 +52,12 @@ class OncePerSample:
         self._batches: list[tuple[Tensor, Tensor]] = []
 
     def update(self, index: Tensor, **values: Tensor) -> None:
-        """Add samples [B] with one value [B] per name."""
+        """Add samples [B] with a value per sample [B] for each name."""
         rows = torch.stack([values[name].detach().double() for name in self.names], dim=1)
-        self._batches.append((index.clone(), rows))  # a tensor of a loader process keeps a file open
+        self._batches.append((index.clone(), rows))  # a tensor from a loader process keeps a file open
 
     def compute(self, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Float64 means over all samples, NaN without any, and `count`."""
+        """Return the float64 means over all samples (NaN without samples), and `count`."""
         none = torch.zeros(0, len(self.names), dtype=torch.float64, device=device)
         batches = [(none[:, 0].long(), none), *_gathered(self._batches)]
         index, values = _joined(batches, device)
@@ -69,30 +69,30 @@ class OncePerSample:
 
 
 class RowsOncePerSample:
-    """One row per sample from all batches and processes, ascending; the first row of a repeated sample counts."""
+    """A row per sample, from all batches and processes, ascending; keeps the first row of a repeated sample."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
         self._batches: list[tuple[Tensor, ...]] = []
 
     def update(self, index: Tensor, **rows: Tensor) -> None:
-        """Add samples [B] with a tensor [B, ...] per name; trailing shapes and types are constant."""
+        """Add samples [B] with a tensor [B, ...] per name; a name's trailing shape and type must not change."""
         self._batches.append((index.clone(), *(rows[name].detach().clone() for name in self.names)))
 
     def compute(self, device: torch.device | str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:
-        """Ascending positions [N] and rows [N, ...] by name."""
+        """Return the ascending sample indices [N] and the rows [N, ...] of each name."""
         batches = _gathered(self._batches)
         if not batches:
             raise ValueError("there is no sample to evaluate")
         index, *rows = _joined(batches, device)
         first = first_occurrences(index)
-        if not torch.equal(first, torch.arange(len(index), device=first.device)):  # of one process: saves a copy
+        if not torch.equal(first, torch.arange(len(index), device=first.device)):  # one process: no copy
             index, *rows = index[first], *(part[first] for part in rows)
         return index, dict(zip(self.names, rows))
 
 
 def _gathered(batches: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    """The batches of all processes; each joins its own first, because every tensor is pickled by itself."""
+    """Gather the batches of all processes. Joins them first, because every tensor is pickled separately."""
     joined = is_distributed() and batches
     return gather_objects([tuple(torch.cat(parts) for parts in zip(*batches))] if joined else [*batches])
 
@@ -102,17 +102,17 @@ def _joined(batches: Sequence[tuple[Tensor, ...]], device: torch.device | str) -
 
 
 class Seen:
-    """Indices of the samples that are already in a running sum, which cannot drop them again.
+    """Indices of the samples that a running sum has counted, so that none counts twice.
 
-    Repeats within a process are skipped, and processes must have different samples, as our samplers ensure. The caller
-    drops rows that replace a broken file, because another process may have them.
+    Skips repeats within a process. Processes must have different samples; our samplers ensure that. The caller must
+    drop rows that replace a broken file, because another process may have counted them.
     """
 
     def __init__(self) -> None:
         self._known: set[int] = set()
 
     def fresh(self, index: Tensor) -> Tensor:
-        """Positions [b] of the first row of every new sample in `index` [B], ascending, on the CPU; marks them seen."""
+        """Mark the samples in `index` [B] seen; return the first row of each new sample [b], ascending, on the CPU."""
         chosen = []
         for position, item in enumerate(index.tolist()):
             if item not in self._known:

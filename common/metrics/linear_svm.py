@@ -1,6 +1,6 @@
 """Linear support vector machines on frozen features, and average precision per class.
 
-Without torch, so worker processes start quickly.
+Doesn't import torch, so that worker processes start quickly.
 """
 
 import warnings
@@ -20,14 +20,14 @@ def classify_windowed(
     standardize_epsilon: float,
     options: Mapping[str, Any],
 ) -> np.ndarray:
-    """Class of each test sample, seen as several windows, by one-vs-rest linear SVMs on standardized features.
+    """Classify test samples of several windows each, with one-vs-rest linear SVMs on standardized features.
 
-    The class has the highest mean decision value over the windows.
+    A sample's class is the one with the highest mean decision value over its windows.
 
     Args:
         train_rows, test_rows: [m, windows, dims] and [n, windows, dims].
         label: classes of the training samples [m].
-        train_mask, test_mask: which samples to fit to, [m], and to classify, [n].
+        train_mask, test_mask: select the samples to fit to [m] and to classify [n].
         standardize_epsilon: added to the standard deviation of every feature.
         options: of `sklearn.svm.LinearSVC`.
 
@@ -42,11 +42,11 @@ def classify_windowed(
     mean = x.mean(0, dtype=np.float64)
     if not np.isfinite(mean).all():
         raise ValueError("features: some are not finite; is the encoder's checkpoint damaged?")
-    # The sum of squares needs no second array of this size; float64 keeps it exact enough.
+    # This sum of squares needs no second array of the same size; float64 keeps it accurate.
     variance = np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x) - mean**2
     shift = mean.astype(np.float32)
     scale = (np.sqrt(np.maximum(variance, 0)) + standardize_epsilon).astype(np.float32)
-    # In place: a mask makes a copy.
+    # In place, because indexing with a mask has copied x.
     x -= shift
     x /= scale
     machine = LinearSVC(dual=True, **options)
@@ -82,16 +82,16 @@ def evaluate_class(
 ) -> ClassVerdict:
     """Fit a linear SVM for one class and measure its average precision.
 
-    C is chosen by the mean average precision over stratified folds of the training samples, in order. Difficult samples
-    are negatives in training and left out in the test. A class is left out if it has no positive test sample, or fewer
-    than two positive or two negative training samples to choose C with.
+    Chooses C by the mean average precision over stratified, unshuffled folds of the training samples. Difficult samples
+    are negatives in training and ignored in the test. Leaves out a class without a positive test sample, and one with
+    fewer than two positive or two negative training samples.
 
     Args:
         train_rows, test_rows: [m, dims] and [n, dims].
         train_labels, test_labels: [m] and [n]: 1 for present, 0 for absent, -1 for difficult.
         costs: the values of C to choose from; the first wins a tie.
-        folds: of the cross-validation; fewer with fewer positives or negatives.
-        positive_weight: weight of a positive sample against a negative one.
+        folds: of the cross-validation, at most the number of positives and of negatives.
+        positive_weight: weight of a positive sample, relative to a negative one.
 
     Examples:
         >>> rows, labels = np.repeat([[1.0, 0.0], [0.0, 1.0]], 6, axis=0), np.repeat([1, 0], 6)
@@ -131,12 +131,12 @@ def evaluate_class(
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the precision-recall curve of one class, as a sum over the recalls (no interpolation).
+    """Compute the area under a class's precision-recall curve, as a sum over recalls (no interpolation).
 
-    Ties are taken together, so a constant score gives the share of positives. NaN without a positive sample.
+    Tied scores share a threshold, so a constant score gives the share of positives. NaN without positive samples.
 
     Args:
-        labels: [N]: 1 for present, 0 for absent, -1 for difficult; difficult samples are left out.
+        labels: [N]: 1 for present, 0 for absent, -1 for difficult; difficult samples are ignored.
 
     Examples:
         >>> average_precision(scores=np.array([0.9, 0.8, 0.1]), labels=np.array([1, 0, 1]))

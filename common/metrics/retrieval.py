@@ -1,4 +1,4 @@
-"""Quality of retrieval and of neighborhoods."""
+"""Retrieval metrics."""
 
 from itertools import pairwise
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from common.losses.info_nce import at_least_float32
 from common.metrics.classification import label_ranks
 
-# Queries, and scores (but at least one query's), to compare at a time; bounds the memory.
+# How many queries, and how many scores, to compare at a time; bounds the memory.
 _BLOCK, _SCORES = 1024, 1 << 22
 
 
 def match_ranks(query: Tensor, gallery: Tensor) -> Tensor:
-    """Rank of the match of every query [Q, d], the gallery item [N, d] in the same row; [Q] int64, 0 is best.
+    """Rank each query's match, the item in the same row: query [Q, d], gallery [N, d] -> int64 [Q], 0 is best.
 
-    By inner product. Ties and NaN rank above the match, so a collapsed encoder retrieves nothing.
+    Ranks by inner product. Ties and NaN rank above the match, so a collapsed encoder retrieves nothing.
 
     Examples:
         >>> match_ranks(query=torch.eye(3), gallery=torch.eye(3))
@@ -31,21 +31,21 @@ def caption_ranks(
     caption_image: Tensor,
     equal_text: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rank of the best matching caption of every image, and of the matching image of every caption, by inner product.
+    """Rank each image's best matching caption, and each caption's matching image, by inner product.
 
-    Items that tie with the best match rank above it, and so do all if its score is NaN. Half precision is compared in
+    Items that tie with the best match rank above it. If its score is NaN, all items do. Half precision is compared in
     float32.
 
     Args:
         image, captions: embeddings [N, d] and [M, d].
         caption_image: row of `image` that each caption describes, [M]; an image can have any number of captions.
-        equal_text: a number per caption, [M] int64, equal for equal strings. Captions of other images with the text of
-            a matching one then match too, and so do the images of captions with the query's text. None: all texts
-            differ.
+        equal_text: a number per caption [M] int64, equal for equal strings. An image then matches every caption with
+            the text of one of its captions, and a caption matches the images of all captions with its text. None: all
+            texts differ.
 
     Returns:
         Ranks of the images that have a caption, in order, and of the captions [M]; int64, 0 is best.
-        The rank of a query without a valid score of a match is the size of the gallery.
+        If no match of a query has a valid score, the rank is the size of the gallery.
     """
     own = _checked_owners(image, captions, caption_image)
     image, captions = at_least_float32(image), at_least_float32(captions).to(image.device)
@@ -76,7 +76,7 @@ def caption_ranks(
 
 
 def _checked_owners(images: Tensor, captions: Tensor, caption_image: Tensor) -> Tensor:
-    """`caption_image` on the device of `images`, checked because wrong rows would silently give wrong ranks."""
+    """Move `caption_image` to the device of `images`; check it, because wrong rows silently give wrong ranks."""
     own = caption_image.to(images.device, torch.int64)
     if not len(own) or own.shape != captions.shape[:1]:
         raise ValueError(f"caption_image: expected a row for each of {len(captions)} captions, got {list(own.shape)}")
@@ -94,7 +94,7 @@ def _numbered(equal_text: Tensor | None, own: Tensor) -> Tensor:
 
 
 def _ranks_of_relevant(scores: Tensor, relevant: Tensor) -> Tensor:
-    """How many irrelevant items of [B, N] score at least as high as the best relevant one, [B]."""
+    """Count the irrelevant items of [B, N] that score at least as high as the best relevant one, [B]."""
     best = torch.where(relevant & ~scores.isnan(), scores, -torch.inf).amax(1, keepdim=True)
     ranks = (~(scores < best) & ~relevant).sum(1)
     return torch.where(best[:, 0] > -torch.inf, ranks, scores.shape[1])
@@ -107,19 +107,19 @@ def caption_retrieval(
     fold_size: int | None = None,
     equal_text: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Search for captions by images and for images by captions; see `caption_ranks`.
+    """Evaluate image-text retrieval in both directions; see `caption_ranks`.
 
-    With `fold_size`, each fold of that many images and their captions is searched separately, and the result is the
-    mean over folds (the "1K" protocol: five folds of 1,000).
+    `fold_size` divides the images, with their captions, into folds that are searched separately, and averages over
+    folds (the "1K" protocol: five folds of 1,000).
 
     Args:
-        fold_size: images of a fold; None searches all at once. If it does not divide their number, folds are as equal
-            as possible, and differ from it by at most 1 %.
+        fold_size: images of a fold; None searches all at once. If it doesn't divide the number of images, folds are as
+            equal as possible and differ from `fold_size` by at most 1 %.
 
     Returns:
-        For image queries `i2t_r1`, `i2t_r5` and `i2t_r10`, the percentage with a matching caption among the 1, 5 and 10
-        nearest, and `i2t_medr` and `i2t_meanr`, the median (rounded down) and mean rank of the best matching caption,
-        counted from 1; for caption queries `t2i_...`. Float64 scalars. Images without captions are never queries.
+        Float64 scalars. `i2t_r1`, `i2t_r5` and `i2t_r10` are the percentages of image queries with a matching caption
+        among the 1, 5 and 10 nearest. `i2t_medr` and `i2t_meanr` are the median (rounded down) and mean rank of the
+        best matching caption, from 1. `t2i_...` are the same for captions. Images without captions are not queries.
 
     Examples:
         >>> image, captions = torch.eye(4), torch.eye(4).repeat_interleave(5, dim=0)  # five captions per image
@@ -141,11 +141,11 @@ def caption_retrieval(
 
 
 def folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
-    """First and last row of each fold; raises if the images cannot be divided."""
+    """Return the first and last row of each fold, or raise if the images cannot be divided."""
     if fold_size is None:
         return [(0, images)]
     count = max(1, round(images / fold_size))
-    # Tolerate a few broken files; a fold of another size would be another task.
+    # Broken files may make a fold a little smaller; a much smaller one would be an easier task.
     if abs(images / count - fold_size) > fold_size / 100:
         raise ValueError(f"fold_size: {images} images cannot be divided into folds of {fold_size}; null searches all")
     size, larger = divmod(images, count)
@@ -154,18 +154,18 @@ def folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
 
 
 def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
-    """Recalls, median and mean of ranks [Q] in a gallery of that size."""
+    """Compute the recalls, median and mean of ranks [Q] in a gallery of a given size."""
     ranks = ranks.double()
-    # The rank of a query without a valid score is the size of the gallery, which is never a hit.
+    # A query without a valid score has the size of the gallery as rank, which is never a hit.
     summary = {f"{direction}_r{k}": 100 * (ranks < min(k, gallery)).double().mean() for k in (1, 5, 10)}
     return summary | {f"{direction}_medr": ranks.quantile(0.5).floor() + 1, f"{direction}_meanr": ranks.mean() + 1}
 
 
 def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of the captions' images `owner` [M] among the readable images `index` [N], ascending.
+    """Find the captions' images `owner` [M] among the readable images `index` [N], which ascend.
 
     Returns:
-        Place in `index` of each caption's image, if readable, [m <= M]; and which captions these are, bool [M].
+        Positions in `index` for the captions with readable images [m <= M], and a mask of these captions, bool [M].
     """
     row = torch.searchsorted(index, owner).clamp(max=len(index) - 1)
     known = index[row] == owner
@@ -173,9 +173,9 @@ def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def score_retrieval(scores: Tensor, caption_image: Tensor, equal_text: Tensor | None = None) -> dict[str, Tensor]:
-    """Search by the scores [N, M] of all images with all captions, for models that read every pair.
+    """Evaluate retrieval by the scores [N, M] of all pairs, for models that read an image with a caption.
 
-    Returns what `caption_retrieval` does, and `mr`, the mean of the six recalls in percent; see `caption_ranks`.
+    Returns the entries of `caption_retrieval`, and `mr`, the mean of the six recalls; see `caption_ranks`.
 
     Examples:
         >>> score_retrieval(scores=torch.eye(4), caption_image=torch.arange(4))["mr"]

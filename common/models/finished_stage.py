@@ -1,4 +1,4 @@
-"""Reads a finished stage without a trainer."""
+"""Read a finished stage without a trainer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.training.switches import Switches
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """A finished stage's resolved configuration and checkpoint entries, on the CPU."""
+    """The resolved configuration and the checkpoint of a finished stage, on the CPU."""
 
     config: dict[str, Any]
     content: dict[str, Any]
@@ -26,12 +26,12 @@ class FinishedStage:
 
     @property
     def data_state(self) -> dict[str, Any]:
-        """State of the data module in the checkpoint."""
+        """Return the data module's state in the checkpoint."""
         state: dict[str, Any] = self.content.get(self.config["data"]["class_path"].rpartition(".")[2], {})
         return state
 
     def data(self) -> Any:
-        """The configured data module, not prepared."""
+        """Build the configured data module without preparing it."""
         import lightning.pytorch as pl
 
         return instantiate(self.config["data"], pl.LightningDataModule)
@@ -57,13 +57,13 @@ def open_finished(checkpoint: Path, kinds: Collection[str], otherwise: str, exam
     except (CheckpointError, KeyError) as error:
         raise StageError(f"{checkpoint} cannot be read: {error}") from None
     model = config["model"]
-    # The switches are not arguments of a module.
+    # The switches (`common.training.switches`) are not arguments of a module.
     arguments = {name: value for name, value in (model.get("init_args") or {}).items() if name not in Switches._fields}
     return FinishedStage({**config, "model": {**model, "init_args": arguments}}, content)
 
 
 def instantiate(config: dict[str, Any], base: type) -> Any:
-    """Build an object from plain data with type checks."""
+    """Build an object from plain data and check the types."""
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)

@@ -1,4 +1,4 @@
-"""Builds objects from untrusted plain data.
+"""Build objects from untrusted plain data.
 
 jsonargparse imports, and so executes, any class path. This builder imports nothing: a path must match a listed class,
 and text stays text.
@@ -16,7 +16,7 @@ from common.types import hints_of
 
 
 class _WrongType(StageError):
-    """A value has the wrong type; another type of a union may fit."""
+    """A value has the wrong type; another type of the union may fit."""
 
 
 def path_of(kind: type) -> str:
@@ -25,7 +25,7 @@ def path_of(kind: type) -> str:
 
 @dataclass(frozen=True)
 class Builder:
-    """Builds objects from plain data, with types checked.
+    """Builds objects from plain data and checks the types.
 
     Args:
         where: names the data in errors.
@@ -38,10 +38,10 @@ class Builder:
     no_files: frozenset[str] = frozenset()
 
     def value(self, stated: Any, kind: Any, field: str) -> Any:
-        """Convert the value stated for `field` to the type `kind`.
+        """Convert the value of `field` to the type `kind`.
 
-        A class is built from `class_path` and `init_args`; a dataclass, or one of `classes`, also from just its
-        arguments.
+        A class is built from `class_path` and `init_args`. A dataclass or a class of `classes` is also built from its
+        arguments alone.
         """
         origin, parts = get_origin(kind), get_args(kind)
         if origin is Annotated:
@@ -75,7 +75,7 @@ class Builder:
 
     def _one_of(self, stated: Any, kind: Any, field: str) -> Any:
         options = [option for option in get_args(kind) if option is not types.NoneType or stated is None]
-        for option in sorted(options, key=lambda option: option is float):  # try float last: an int stays an int
+        for option in sorted(options, key=lambda option: option is float):  # float last: an int stays an int
             try:
                 return self.value(stated, option, field)
             except _WrongType:

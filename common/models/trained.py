@@ -1,4 +1,4 @@
-"""Trained models, read from a finished stage or from an export.
+"""Read, use and export trained models.
 
 An export is a self-contained folder: weights (safetensors), configuration, vocabularies, the stage's record, and a
 model card. It holds only tensors, text and plain data, and each paper lists the classes of its models, so an untrusted
@@ -30,13 +30,13 @@ from common.types import hints_of
 
 FORMAT = "representation-assemble/model/1"
 WEIGHTS, RECORD = "model.safetensors", "record.json"
-#: Arguments that name the files training started from; the exported weights replace them.
+#: Arguments that name files that training started from; the exported weights replace them.
 SOURCES = frozenset(
     {"pretrained", "warm_start", "text_pretrained", "video_pretrained", "audio_pretrained", "statistics"}
 )
 
 Modality = Literal["video", "audio", "image", "text"]
-#: One or several files or texts, or what `read_<modality>` returned for them.
+#: A file, a text, several of them, or what `read_<modality>` returned for them.
 Items = str | Path | Sequence[Any] | Tensor
 
 
@@ -48,8 +48,8 @@ class Trained:
         model: `class_path` and `init_args` of the module.
         inputs: settings of tokenizers and transforms.
         files: content of other files, such as vocabularies.
-        record: JSON of the stage's record; None if the stage isn't finished.
-        step: of the checkpoint; None for an export.
+        record: the stage's record as JSON; None if the stage isn't finished.
+        step: the checkpoint's training step; None for an export.
     """
 
     model: dict[str, Any]
@@ -74,19 +74,20 @@ class Trained:
 class TrainedModel(nn.Module):
     """A trained model and the methods to use it; each paper has one subclass.
 
-    `embed_<modality>` takes a list of results of `read_<modality>`, and returns a row for each.
+    `read_<modality>` reads a file or text; `embed_<modality>` takes a list of these and returns a row for each.
 
     Attributes:
         kinds: import paths of the modules whose checkpoints can be used.
         classes: all classes that may be built (modules, networks, readers), whatever a configuration says.
-        no_files: arguments that would name a file if they were text; its content is in the weights or the export.
+        no_files: arguments that may not be text, because text would name a file outside the export.
         example: a usable stage, as `<paper>/<scale>/seed<k>/<stage>`.
-        otherwise: end of the error for a checkpoint of another module: what it lacks, and which stage to use.
+        otherwise: end of the error about a checkpoint of another module: what that lacks, and which stage to use.
         embeds: the modalities that can be embedded.
-        retrieval: compares the `vectors` of `embed`, or each of the `pairs` of different modalities; None if it can't.
+        retrieval: how the model retrieves: by the `vectors` of `embed`, or by scoring `pairs` of different modalities;
+            None if it can't.
 
-    A class has the method `answer`, `caption` or `generate` if it supports that command; one that answers or generates
-    has `notes`. A class whose images may be region features has the attribute `regions`.
+    A class that supports the command `answer`, `caption` or `generate` has a method of that name; to answer or
+    generate, it also needs `notes`. If its images may be region features, it has the attribute `regions`.
     """
 
     paper: ClassVar[str]
@@ -100,13 +101,13 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def card_usage(cls, trained: Trained) -> str:
-        """Field of the paper's `model_card.yaml` with the code that uses `model`."""
+        """Return the field of the paper's `model_card.yaml` with the code that uses `model`."""
         return "usage"
 
     @classmethod
     @abstractmethod
     def gather(cls, stage: FinishedStage) -> Trained:
-        """What the model needs from a finished stage, without the record."""
+        """Collect what the model needs from a finished stage, except the record."""
 
     @classmethod
     def read(cls, path: str | Path) -> Trained:
@@ -122,7 +123,7 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def from_export(cls, path: str | Path, device: str = "cpu") -> Self:
-        """A model from an export's folder or a stage's `checkpoints/last.ckpt`, in evaluation mode."""
+        """Load a model, in evaluation mode, from an export's folder or a stage's `checkpoints/last.ckpt`."""
         trained = cls.read(path)
         with parsing(Path(trained.where), StageError):
             model = cls.of(trained)
@@ -133,12 +134,12 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, repo: str, revision: str | None = None, device: str = "cpu") -> Self:
-        """A model from the Hugging Face Hub (`user/name`) at a branch, tag or commit, in evaluation mode."""
+        """Load a model, in evaluation mode, from a branch, tag or commit on the Hugging Face Hub (`user/name`)."""
         return cls.from_export(fetch_export(repo, revision), device)
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
-        """The model with its weights, and readers for its files; built of `classes` only."""
+        """Build the model from `classes` only, load its weights, and prepare the readers of its files."""
         model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
         model.read_inputs(trained)
         if problem := differences(model.state_dict(), trained.weights):
@@ -152,14 +153,14 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def input(cls, trained: Trained, name: str, kind: Any) -> Any:
-        """One of `Trained.inputs` with its type checked; see `Builder.value`."""
+        """Return one of `Trained.inputs` after checking its type; see `Builder.value`."""
         if name not in trained.inputs:
             raise StageError(f"{trained.where}: inputs.{name} is missing; export the model again")
         return Builder(trained.where, cls.classes, cls.no_files).value(trained.inputs[name], kind, f"inputs.{name}")
 
     @property
     def reads(self) -> tuple[Modality, ...]:
-        """The modalities of `embeds` that this model was trained with."""
+        """Return the modalities of `embeds` that this model was trained with."""
         return self.embeds
 
     @property
@@ -167,7 +168,7 @@ class TrainedModel(nn.Module):
         return next(self.parameters()).device
 
     def fingerprint(self) -> str:
-        """Hash of the weights; distinguishes vectors of different models."""
+        """Hash the weights, to tell the vectors of different models apart."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -180,9 +181,9 @@ class TrainedModel(nn.Module):
     def embed(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None, at_once: int = 16
     ) -> tuple[Tensor, list[int]]:
-        """Embeddings on the CPU, one row per readable file or text, and the positions of these items.
+        """Embed the readable files or texts: return a row for each, on the CPU, and their positions.
 
-        `skipped` collects position and reason of every unreadable item; None raises instead.
+        `skipped` collects the position and reason of each unreadable item. If it's None, an unreadable item raises.
         """
         embed = getattr(self, f"embed_{modality}")
         rows: list[Tensor] = []
@@ -191,13 +192,13 @@ class TrainedModel(nn.Module):
         while batch := list(islice(samples, at_once)):
             rows.append(embed([sample for _, sample in batch]).cpu())
             kept += [place for place, _ in batch]
-            batch.clear()  # before the next files are read
+            batch.clear()  # frees memory for the next files
         return torch.cat(rows), kept
 
     def samples(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """The result of `read_<modality>` for every readable item, at least one, with its position; see `embed`."""
+        """Yield the position and `read_<modality>` of each readable item; raise if there is none. See `embed`."""
         from common.data.media import MediaError
         from common.data.regions import RegionError
 
@@ -218,7 +219,7 @@ class TrainedModel(nn.Module):
             raise StageError(f"none of the {len(items)} can be read as {modality}; the first: {first}")
 
     def read_all(self, modality: Modality, items: Items) -> list[Any]:
-        """The results of `read_<modality>` for one or several files or texts; already read items are unchanged."""
+        """Apply `read_<modality>` to a file, a text or several of them; leave items that are read already."""
         read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
         several = list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
         if not several:
@@ -231,14 +232,14 @@ class TrainedModel(nn.Module):
         return text
 
     def captions(self, modality: Modality, embeddings: Tensor) -> list[str] | None:
-        """Embeddings [N, ...] in words, one line each; None if they can't be described."""
+        """Describe embeddings [N, ...] in words, a line each; None if that's impossible."""
         return None
 
     # -- retrieval -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def retrieves(cls) -> list[tuple[Modality, Modality]]:
-        """Modalities of the query and of the gallery that can be compared; different ones first."""
+        """Return the pairs of query and gallery modalities that can be compared; different modalities come first."""
         if cls.retrieval is None:
             return []
         same = [(modality, modality) for modality in cls.embeds if cls.retrieval == "vectors"]
@@ -247,11 +248,11 @@ class TrainedModel(nn.Module):
     def gallery(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> tuple[Any, list[int]]:
-        """Files or texts to search, as `compare` takes them, and the positions of the readable items."""
+        """Prepare the files or texts of a gallery for `compare`; return it and the positions of the readable items."""
         return self.embed(modality, items, skipped)
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
-        """Scores [N] of a query against the gallery; by default the cosine of the embeddings."""
+        """Score a query against the gallery, [N]; by default the cosine of the embeddings."""
         vector = self.embed(query_modality, [query])[0]
         return (F.normalize(gallery.float(), dim=-1) @ F.normalize(vector.float(), dim=-1)[0]).cpu()
 
@@ -260,7 +261,7 @@ class TrainedModel(nn.Module):
 
 
 def without_sources(config: Any) -> Any:
-    """A configuration with `SOURCES` set to None."""
+    """Copy a configuration with `SOURCES` set to None."""
     if isinstance(config, Mapping):
         return {name: None if name in SOURCES else without_sources(value) for name, value in config.items()}
     return [without_sources(value) for value in config] if isinstance(config, list) else config
@@ -271,7 +272,7 @@ def with_arguments(config: Mapping[str, Any], **arguments: Any) -> dict[str, Any
 
 
 def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
-    """Tensors of some parts of a module; `prefixes` maps a part's new name to its old one."""
+    """Select tensors of some parts of a module and rename them; `prefixes` maps each new prefix to the old one."""
     return {
         f"{new}.{name.removeprefix(f'{old}.')}": value
         for new, old in prefixes.items()
@@ -284,15 +285,15 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
 
 
 def save(trained: Trained, model: type[TrainedModel], output: Path, about: Mapping[str, Any], card: str) -> None:
-    """Write a trained model with its record to a new folder; `about` names its stage, `card` is the model card."""
+    """Write a trained model with its record to a new folder; `about` describes the stage, `card` is the model card."""
     from safetensors.torch import save_file
 
     assert trained.record is not None
     with whole_folder(output) as partial:
         tensors, shared = _stored_once(trained.weights)
-        # A single entry, since safetensors writes several in random order, and the file would differ every time.
+        # As a single entry: safetensors writes several in random order, so the file would differ every time.
         save_file(tensors, partial / WEIGHTS, metadata={"shared": json.dumps(shared, sort_keys=True)})
-        (partial / WEIGHTS).chmod(0o644)  # safetensors makes it readable only for the owner
+        (partial / WEIGHTS).chmod(0o644)  # safetensors lets only the owner read it
         (partial / RECORD).write_text(trained.record, encoding="utf-8")
         for name, content in trained.files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
@@ -315,7 +316,7 @@ def save(trained: Trained, model: type[TrainedModel], output: Path, about: Mappi
 
 @dataclass(frozen=True)
 class Contents:
-    """The part of `config.json` that reading needs."""
+    """The entries of `config.json` that reading needs."""
 
     format: str
     paper: str
@@ -360,7 +361,7 @@ def read_export(folder: Path, paper: str) -> Trained:
 
 
 def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors without duplicates that share memory, and the names of the duplicates with those to use instead."""
+    """Return the tensors without duplicates in shared memory, and for each duplicate the tensor to use instead."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
@@ -377,12 +378,12 @@ def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 #: Files of an export.
 CONFIGURATION, CARD = "config.json", "README.md"
-#: Files to fetch: configuration, record, weights and vocabularies.
+#: Files to download: configuration, record, weights and vocabularies.
 READ = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 def fetch_export(repo: str, revision: str | None = None) -> Path:
-    """The folder of an export (`user/name`) in the Hub client's cache, used alone if the Hub does not answer."""
+    """Download an export (`user/name`) to the Hub client's cache and return its folder; use the cache alone offline."""
     from huggingface_hub import snapshot_download
 
     with _named(repo):
@@ -390,7 +391,7 @@ def fetch_export(repo: str, revision: str | None = None) -> Path:
 
 
 def push_export(folder: Path, repo: str, private: bool = False) -> str:
-    """Send an export to the Hub as one commit and return its address; creates a missing repository."""
+    """Upload an export to the Hub as one commit, and return its address; creates a missing repository."""
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="representation-assemble")
@@ -408,8 +409,8 @@ def push_export(folder: Path, repo: str, private: bool = False) -> str:
 
 @contextmanager
 def _named(repo: str) -> Iterator[None]:
-    """Add the repository to errors of the Hub's client."""
+    """Name the repository in errors of the Hub's client."""
     try:
         yield
-    except Exception as error:  # From the client, its HTTP library or the system.
+    except Exception as error:  # The client, its HTTP library or the system can raise anything.
         raise StageError(f"Hugging Face Hub, {repo}: {' '.join(str(error).split())}") from error

@@ -1,1 +1,1 @@
-"""Figures, rows of images and clips that a stage leaves in its folder `media/` and sends to W&B."""
+"""Figures, images and clips that a stage writes to its folder `media/` and sends to W&B."""

@@ -1,4 +1,4 @@
-"""Figures and rows of images of a run, written atomically and logged to W&B; matplotlib is imported lazily."""
+"""Write figures and rows of images atomically, and log them to W&B; imports matplotlib lazily."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 Pixels = npt.NDArray[np.uint8]
 
 RIGHT, WRONG = "tab:green", "tab:red"
-#: Size of an image in a grid in inches, and the height of a line of text in units of it.
+#: Size of a grid's image in inches; height of a line of text, relative to an image.
 INCHES, TEXT_LINE = 1.1, 0.15
-#: Replaces characters without a font on this machine.
+#: Replaces characters that no font on this machine has.
 NO_FONT = "[no font]"
-#: Fonts with Japanese and Chinese on Linux, macOS and Windows.
+#: Fonts for Japanese and Chinese on Linux, macOS and Windows.
 ASIAN_FONTS = (
     "Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans JP", "Noto Sans SC", "Source Han Sans", "IPAGothic",
     "IPAexGothic", "TakaoGothic", "WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Droid Sans Fallback", "Hiragino Sans",
@@ -42,7 +42,7 @@ ASIAN_FONTS = (
 
 
 class GridCell(NamedTuple):
-    """An image of a grid [H, W, 3] or an empty cell, the text below it, and the color of its frame."""
+    """A cell of a grid: an image [H, W, 3] or nothing, the text below it, and the color of its frame."""
 
     image: Pixels | None
     text: str = ""
@@ -50,14 +50,14 @@ class GridCell(NamedTuple):
 
 
 class GridRow(NamedTuple):
-    """A row of a grid, and the text above it."""
+    """A row of a grid and the text above it."""
 
     title: str
     cells: Sequence[GridCell]
 
 
 def preview_of(dataset: Any, item: int) -> Pixels:
-    """`dataset.preview(item)`, or a gray pixel for a clip without a readable frame."""
+    """Return `dataset.preview(item)`, or a gray pixel for a clip without a readable frame."""
     from common.data.media import MediaError
 
     try:
@@ -67,7 +67,7 @@ def preview_of(dataset: Any, item: int) -> Pixels:
 
 
 def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: str = "") -> None:
-    """Write a figure as PNG, with a credit line if the license of its pictures asks for one, and log it."""
+    """Write a figure as PNG and log it; add a credit line if the pictures' license asks for one."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
@@ -78,7 +78,7 @@ def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: 
         texts.append(figure.supxlabel(credit, fontsize=4))
     for text in texts:
         text.set_fontfamily(_fonts())
-    # Not `savefig`, which draws the figure twice, first for the layout only.
+    # `savefig` would draw the figure twice, the first time only for the layout.
     figure.set_dpi(110)
     write_whole(path, FigureCanvasAgg(figure).print_png)
     log_image(module, path)
@@ -92,8 +92,8 @@ def chart(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4, 3)) -
 
 
 def image_grid(rows: Sequence[GridRow], title: str = "") -> Figure:
-    """Rows of images, a title above each row and texts below the images."""
-    # All images share one pair of axes: one per image would take seconds to lay out.
+    """Draw rows of images, with a title above each row and texts below the images."""
+    # All images share a pair of axes: a pair per image would take seconds to lay out.
     columns = max(len(row.cells) for row in rows)
     below = max((cell.text.count("\n") + 1 for row in rows for cell in row.cells if cell.text), default=0)
     images = [cell.image for row in rows for cell in row.cells if cell.image is not None]
@@ -113,7 +113,7 @@ def image_grid(rows: Sequence[GridRow], title: str = "") -> Figure:
 
 
 def plain(text: str, longest: int = 200) -> str:
-    """Text for a figure: one line, truncated, without formulas, with `NO_FONT` for characters without a font."""
+    """Prepare text for a figure: one line, truncated, no formulas, `NO_FONT` for characters without a font."""
     text = " ".join(text.split())
     text = text if len(text) <= longest else text[: longest - 3] + "..."
     drawn = "".join(character if ord(character) in _characters() else "\0" for character in text)
@@ -121,7 +121,7 @@ def plain(text: str, longest: int = 200) -> str:
 
 
 def _canvas(width: float, height: float, title: str) -> tuple[Figure, Any]:
-    """A figure whose axes count images: x to the right, y downwards."""
+    """Make a figure whose axes count images: x to the right, y down."""
     figure, axes = chart(size=(INCHES * width, INCHES * height + 0.3))
     axis = axes[0, 0]
     axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", autoscale_on=False)
@@ -132,7 +132,7 @@ def _canvas(width: float, height: float, title: str) -> tuple[Figure, Any]:
 
 
 def _place(axis: Any, image: Pixels, left: float, top: float, tallest: float, color: str | None = None) -> None:
-    """Draw an image into a cell of width 1, as large as it fits, with a frame if there is a color."""
+    """Draw an image as large as it fits into a cell of width 1; frame it if there is a color."""
     height, width = (0.46 * side / max(image.shape[:2]) for side in image.shape[:2])
     x, y = left + 0.5, top + tallest / 2
     axis.imshow(image, extent=(x - width, x + width, y + height, y - height))
@@ -163,15 +163,15 @@ def _characters() -> frozenset[int]:
 
 #: Captions in a row.
 CAPTIONS = 8
-#: Smallest displayed size of a picture, and the white gap between two, in pixels.
+#: Smallest displayed size of a picture, and the white gap between two pictures, in pixels.
 SHOWN_SIDE = 96
 GAP = 4
 
 
 def draw_row(module: pl.LightningModule, images_of: Callable[[dict[str, Any]], Tensor]) -> None:
-    """Write a row of images [B, 3, S, S] in [0, 1], made from the batch of the first captions, on rank 0 only.
+    """Write a row of images [B, 3, S, S] in [0, 1] for the first captions, on rank 0 only.
 
-    `captions.row.json` holds the captions; a credit that the data need is below the images.
+    `captions.row.json` holds the captions. If the data need a credit, it is below the images.
     """
     if not module.trainer.is_global_zero:
         return
@@ -191,7 +191,7 @@ def draw_row(module: pl.LightningModule, images_of: Callable[[dict[str, Any]], T
 
 
 def side_by_side(images: Pixels) -> Pixels:
-    """Images [N, S, S, 3] as one, separated by white; small ones are enlarged to at least `SHOWN_SIDE`."""
+    """Join images [N, S, S, 3], separated by white; enlarge small ones to at least `SHOWN_SIDE`."""
     scale = -(-SHOWN_SIDE // images.shape[1])
     large = images.repeat(scale, axis=1).repeat(scale, axis=2)
     gap = np.full((large.shape[1], GAP, 3), 255, dtype=np.uint8)
@@ -199,7 +199,7 @@ def side_by_side(images: Pixels) -> Pixels:
 
 
 def credited(picture: Pixels, credit: str) -> Pixels:
-    """A picture [H, W, 3] with a line of text below it, wrapped if it is narrow."""
+    """Add a line of text below a picture [H, W, 3], wrapped if the picture is narrow."""
     lines = textwrap.wrap(credit, max(picture.shape[1] // 7, 1))
     strip = Image.new("RGB", (picture.shape[1], 14 * len(lines) + 2), "white")
     ImageDraw.Draw(strip).multiline_text((1, 1), "\n".join(lines), fill="black", spacing=4)

@@ -1,4 +1,4 @@
-"""A run's tables, pictures and clips: files, and logs in Weights & Biases."""
+"""Write a run's tables, pictures and clips, and log them to Weights & Biases."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import WandbLogger
 
-#: Most clips to keep with a run, and the largest in bytes: generated clips take kilobytes, movies gigabytes.
+#: How many clips to keep with a run, and their maximum size in bytes: generated clips take kilobytes, movies gigabytes.
 KEPT_CLIPS, LARGEST_CLIP = 3, 2**20
 #: Suffixes of files that a browser plays.
 PLAYABLE = (".mp4", ".webm")
 
 
 def media_folder(module: pl.LightningModule) -> Path:
-    """The folder of a run's pictures, clips and tables, which the report reads."""
+    """Return the folder of a run's pictures, clips and tables, which the report reads."""
     return Path(module.trainer.default_root_dir) / "media"
 
 
@@ -36,7 +36,7 @@ def write_table(module: pl.LightningModule, path: Path, columns: Sequence[str], 
 
 
 def log_table(module: pl.LightningModule, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Log a table to Weights & Biases, if it is used; array cells are shown as images."""
+    """Log a table to Weights & Biases, if the run uses it; array cells become images."""
 
     def log(logger: WandbLogger) -> None:
         import numpy as np
@@ -49,12 +49,12 @@ def log_table(module: pl.LightningModule, name: str, columns: Sequence[str], row
 
 
 def log_image(module: pl.LightningModule, path: Path) -> None:
-    """Log a picture to Weights & Biases, if it is used, under its file name."""
+    """Log a picture under its file name to Weights & Biases, if the run uses it."""
     _log(module, lambda logger: logger.log_image(path.stem, [str(path)]))
 
 
 def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], folder: Path) -> None:
-    """Copy the first `KEPT_CLIPS` playable clips of at most `LARGEST_CLIP` as `clip_<number>`, and log them."""
+    """Copy the first `KEPT_CLIPS` playable clips of up to `LARGEST_CLIP` as `clip_<number>`, and log them."""
     kept: dict[Path, tuple[Path, str]] = {}
     for source, caption in clips:
         playable = source.suffix.lower() in PLAYABLE and source.is_file()
@@ -69,7 +69,7 @@ def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], fo
 
 
 def _log(module: pl.LightningModule, log: Callable[[WandbLogger], None]) -> None:
-    """Log to a module's Weights & Biases loggers; a failure never ends the stage."""
+    """Log to a module's Weights & Biases loggers; a failure does not stop the stage."""
     from lightning.pytorch.loggers import WandbLogger
 
     for logger in module.loggers:

@@ -1,6 +1,6 @@
-"""Scores of generated captions and answers: BLEU, ROUGE-L, CIDEr and METEOR, equal to those of coco-caption.
+"""Scores of generated captions and answers: BLEU, ROUGE-L, CIDEr and METEOR, with the same values as coco-caption.
 
-`score_captions` takes raw text. The modules `scores` and `meteor` have pure functions of a tokenized `CaptionSet`.
+`score_captions` takes raw text. The modules `scores` and `meteor` hold pure functions of a tokenized `CaptionSet`.
 """
 
 from common.metrics.captioning.caption_set import CaptionSet

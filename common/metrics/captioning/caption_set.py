@@ -1,4 +1,4 @@
-"""Tokenized captions of many items, with the n-grams that BLEU and CIDEr count, found for all sentences at once."""
+"""Tokenized captions of many items, and the n-grams that BLEU and CIDEr count."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ORDERS = 4
 
 
 class CaptionSet:
-    """N tokenized candidates, each with at least one reference; white space separates tokens.
+    """N candidates, each with at least one reference. All are tokenized; white space separates the tokens.
 
     Attributes:
-        owner: item of every reference, [R].
-        lengths: tokens of every candidate [N] and of every reference [R].
+        owner: the item of each reference, [R].
+        lengths: number of tokens of each candidate [N] and of each reference [R].
     """
 
     def __init__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]) -> None:
@@ -41,18 +41,17 @@ class CaptionSet:
 
     @cached_property
     def ngrams(self) -> list[tuple[csr_array, csr_array]]:
-        """How often every n-gram of 1 to `ORDERS` tokens is in every candidate [N, G] and every reference [R, G]."""
+        """Count each n-gram of 1 to `ORDERS` tokens in each candidate [N, G] and in each reference [R, G]."""
         tokens = list(chain.from_iterable(self._sentences))
         number = {token: i for i, token in enumerate(dict.fromkeys(tokens))}
-        # Of every position of all sentences joined, [P].
+        # The token at each position of all sentences joined, [P].
         token = np.fromiter(map(number.__getitem__, tokens), np.int64, len(tokens))
         sentence = np.repeat(np.arange(len(self._sentences)), self._sentence_lengths)
         gram, found = token, []
         for order in range(1, ORDERS + 1):
             if order > 1:
-                # An n-gram is the shorter one at the same position and one more token. Both numbers are below the
-                # number of positions, so their pair fits an int64. Pairs that cross into the next sentence are counted
-                # too and dropped below.
+                # Pair the shorter n-gram at a position with the next token. Both numbers are below the number of
+                # positions, so the pair fits an int64. Pairs that cross into the next sentence are dropped below.
                 gram = np.unique(gram[: len(gram) - 1] * len(number) + token[order - 1 :], return_inverse=True)[1]
             begin = sentence[: len(gram)]
             inside = begin == sentence[order - 1 :]

@@ -1,4 +1,4 @@
-"""METEOR 1.5 (Denkowski and Lavie, 2014) through its original Java program."""
+"""METEOR 1.5 (Denkowski and Lavie, 2014), computed by the original Java program."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class JavaUnavailable(RuntimeError):
 
 
 def _command() -> list[str]:
-    """The command line of METEOR, whose jar the optional package pycocoevalcap brings.
+    """Return METEOR's command line; its jar is part of the optional package pycocoevalcap.
 
-    The package's own wrapper writes into its folder and misaligns captions after one with a line separator.
+    We don't use the package's wrapper: it writes into its folder, and misaligns captions after a line separator.
     """
     java = shutil.which("java")
     if java is None:
@@ -41,10 +41,10 @@ def _command() -> list[str]:
 
 
 def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, Floats]:
-    """METEOR with the settings of coco-caption (English, normalized). Starts twice, in ten seconds, and takes 1.5 GB.
+    """Compute METEOR as coco-caption does (English, normalized). Runs Java twice: ten seconds and 1.5 GB.
 
     Returns:
-        Corpus score from the summed statistics of all items (NaN without any) and scores per item [N].
+        Corpus score from the statistics of all items (NaN without items), and scores per item [N].
 
     Source: docs/papers/vx2text.md [11] (METEOR 1.5 -l en -norm, aggregated statistics).
     """
@@ -61,7 +61,7 @@ def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, Floats]:
 
 
 def _field(text: str) -> str:
-    """White space as single spaces; the program reads one caption per line and knows many line separators."""
+    """Replace white space with single spaces: METEOR reads a caption per line, and splits at many separators."""
     return " ".join(text.replace(_SEPARATOR, "").split())
 
 

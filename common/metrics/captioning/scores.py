@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and CIDEr-D of captions as coco-caption computes them.
+"""BLEU, ROUGE-L and CIDEr-D of captions, as coco-caption computes them.
 
 Source: Papineni et al. (2002), Lin (2004), Vedantam et al. (2015).
 """
@@ -12,15 +12,15 @@ from scipy.sparse import csr_array
 
 from common.metrics.captioning.caption_set import ORDERS, CaptionSet, Floats, Ints, mean
 
-# Value of an order without a match or n-gram, so only the brevity penalty gives an exact zero.
+# Smooth orders without a match or n-gram, so that only the brevity penalty gives exactly zero.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu(captions: CaptionSet) -> tuple[Floats, Floats]:
-    """BLEU-1 to BLEU-4.
+    """Compute BLEU-1 to BLEU-4.
 
-    Matches are clipped by the largest count in one reference. The reference length is the closest one, the shorter on a
-    tie. Corpus scores add up the counts of all items; they are not means.
+    Clips the matches of an n-gram at its largest count in a reference. Uses the closest reference length, or the
+    shorter of two equally close ones. Corpus scores add up the counts of all items; they are not means.
 
     Returns:
         Corpus scores [4] (NaN without items) and scores per item [N, 4].
@@ -36,7 +36,7 @@ def bleu(captions: CaptionSet) -> tuple[Floats, Floats]:
     length, reference_length = captions.lengths
     matches, totals = np.zeros((items, ORDERS)), np.zeros((items, ORDERS))
     for order, (candidate, reference) in enumerate(captions.ngrams, start=1):
-        # Number the candidates' n-grams to find the largest count of each in the item's references.
+        # Number the candidates' n-grams to find each one's largest count in the item's references.
         entry = candidate.copy()
         entry.data = np.arange(1, entry.nnz + 1)
         shared = entry[captions.owner] * (reference > 0)
@@ -45,7 +45,7 @@ def bleu(captions: CaptionSet) -> tuple[Floats, Floats]:
         entry.data = np.minimum(candidate.data, most)
         matches[:, order - 1] = entry.sum(1)
         totals[:, order - 1] = np.maximum(length - order + 1, 0)
-    # The closest length first, then the shorter: one minimum over distance and length as a single number.
+    # One minimum finds the closest length, then the shortest, because a single number combines distance and length.
     span = int(reference_length.max(initial=0)) + 1
     closeness = np.abs(reference_length - length[captions.owner]) * span + reference_length
     nearest = np.full(items, np.iinfo(np.int64).max)
@@ -57,24 +57,24 @@ def bleu(captions: CaptionSet) -> tuple[Floats, Floats]:
 
 
 def _score(matches: Floats, totals: Floats, length: Ints, closest: Ints) -> Floats:
-    """Geometric mean of the precisions up to every order [..., K], times the brevity penalty."""
+    """Multiply the geometric mean of the precisions up to each order [..., K] by the brevity penalty."""
     precision = (matches + _TINY) / (totals + _SMALL)
     score = np.cumprod(precision, axis=-1) ** (1 / np.arange(1, precision.shape[-1] + 1))
     ratio = (length + _TINY) / (closest + _SMALL)
     return score * np.where(ratio < 1, np.exp(1 - 1 / ratio), 1)
 
 
-_BETA_SQUARED = 1.2**2  # recall counts more than precision
+_BETA_SQUARED = 1.2**2  # weights recall more than precision
 
 
 def rouge_l(captions: CaptionSet) -> tuple[float, Floats]:
-    """F-measure of the longest common subsequence with the references.
+    """Compute the F-measure of the longest common subsequence with the references.
 
     The best precision and the best recall may come from different references. Sentences are split at single spaces, so
-    an empty one has one empty word, and empty against empty is a perfect match.
+    an empty sentence has one empty word and matches another empty sentence.
 
     Returns:
-        Mean over items (NaN without any) and scores per item [N].
+        Mean over items (NaN without items) and scores per item [N].
 
     Examples:
         >>> score, items = rouge_l(CaptionSet(["a man rides a horse"], [["a man on a horse"]]))
@@ -99,7 +99,7 @@ def rouge_l(captions: CaptionSet) -> tuple[float, Floats]:
 
 
 def _places(words: Sequence[str]) -> dict[str, int]:
-    """A bit mask of positions for every word."""
+    """Return each word's positions as a bit mask."""
     places: dict[str, int] = {}
     for position, word in enumerate(words):
         places[word] = places.get(word, 0) | 1 << position
@@ -108,7 +108,7 @@ def _places(words: Sequence[str]) -> dict[str, int]:
 
 def _common(places: dict[str, int], length: int, second: Sequence[str]) -> int:
     everything = (1 << length) - 1
-    free = everything  # a cleared bit is a position where the common subsequence grows by one
+    free = everything  # at a cleared bit, the common subsequence grows by one
     for word in second:
         if here := places.get(word):
             matched = free & here
@@ -116,18 +116,18 @@ def _common(places: dict[str, int], length: int, second: Sequence[str]) -> int:
     return length - free.bit_count()
 
 
-#: Width of the Gaussian penalty on the difference in the number of bigrams.
+#: Width of the Gaussian penalty on the difference in length, counted in bigrams.
 _SIGMA = 6.0
 
 
 def cider(captions: CaptionSet) -> tuple[float, Floats]:
-    """Cosine of the n-gram vectors of candidate and references, weighted by how rare an n-gram is.
+    """Compute the cosine between candidate and reference n-gram vectors, weighted by how rare an n-gram is.
 
-    This is CIDEr-D, which coco-caption and the papers call CIDEr. Rarity is counted in the references of these items,
-    so a score depends on all of them and is 0 for a single item.
+    This is CIDEr-D, which coco-caption and the papers call CIDEr. Rarity comes from the references of all items, so a
+    score depends on all items. It is 0 for a single item.
 
     Returns:
-        Mean over items (NaN without any) and scores per item [N], between 0 and 10.
+        Mean over items (NaN without items) and scores per item [N], between 0 and 10.
 
     Examples:
         >>> captions = CaptionSet(["a red bus", "two cats"], [["a red bus"], ["two dogs"]])

@@ -1,4 +1,4 @@
-"""All caption scores of a set of items under one protocol: what each benchmark does to captions before tokenizing.
+"""All caption scores of a set of items. A protocol is what a benchmark does to captions before tokenizing.
 
 Source: docs/papers/vx2text.md [11] (protocols, traps).
 """
@@ -23,11 +23,11 @@ METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Scores as fractions; CIDEr times ten, as usual.
+    """Caption scores: fractions, except CIDEr, which goes to 10 as usual.
 
     Attributes:
-        corpus: score of all items for each of `METRICS`; NaN without items, None if not measured.
-        items: the same per item, [N].
+        corpus: each of `METRICS` over all items; NaN without items, None if not measured.
+        items: each of `METRICS` per item, [N].
     """
 
     ids: tuple[Any, ...]
@@ -46,12 +46,12 @@ def score_captions(
     *,
     with_meteor: bool = True,
 ) -> CaptionScores:
-    """BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr-D of raw captions.
+    """Compute BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr-D of raw captions.
 
     Args:
-        references: at least one per item of `candidates`.
+        references: at least one for each item of `candidates`.
         protocol: see `preparation`.
-        with_meteor: whether to run METEOR. Without Java its score is None, and one line is logged.
+        with_meteor: run METEOR. Without Java, log a line and return None as its score.
 
     Examples:
         >>> candidates, references = {1: "A red bus.", 2: "Two cats"}, {1: ["a red bus"], 2: ["two dogs", "2 dogs"]}
@@ -65,7 +65,7 @@ def score_captions(
     prepare_candidate, prepare_reference = preparation(protocol)
     texts = [prepare_candidate(candidates[one]) for one in ids]
     texts += [prepare_reference(text) for one in ids for text in references[one]]
-    # Answers repeat; each distinct caption is tokenized once.
+    # Captions repeat, so each distinct one is tokenized once.
     tokenized = {text: tokenize(text) for text in set(texts)}
     words = [tokenized[text] for text in texts]
     rest = iter(words[len(ids) :])
@@ -90,30 +90,30 @@ Protocol = Literal["coco", "tvc", "avsd_1ref", "avsd7", "avsd8"]
 
 
 def ascii_only(text: str) -> str:
-    """Every non-ASCII character as one space, ends stripped."""
+    """Replace every non-ASCII character by a space, and strip the ends."""
     return re.sub(r"[^\x00-\x7f]", " ", text).strip()
 
 
 def without_short_words(text: str) -> str:
-    """Without the words of exactly one character, such as `a`, `i` and `2`.
+    """Drop words of a single character, such as `a`, `i` and `2`.
 
-    The official DSTC7 stop-word list uses a full stop as a regular expression, so it matches any character. The
-    published numbers have this defect.
+    The official DSTC7 stop words include a full stop, which is used as a regular expression and matches any character.
+    The published numbers have this defect.
     """
     return " ".join(word for word in text.split() if len(word) != 1)
 
 
 def without_stops(text: str) -> str:
-    """Without the words `,` and `.`, as the stop-word list intends and DSTC8 does."""
+    """Drop the words `,` and `.`, as the stop-word list intends and DSTC8 does."""
     return " ".join(word for word in text.split() if word not in (",", "."))
 
 
 def preparation(protocol: Protocol) -> tuple[Callable[[str], str], ...]:
-    """How a protocol prepares candidates, and how references."""
+    """Return how a protocol prepares candidates, and how it prepares references."""
     prepared: dict[Protocol, tuple[Callable[[str], str], ...]] = {
         "coco": (str, str),
         "tvc": (ascii_only, ascii_only),
-        "avsd_1ref": (without_short_words, without_short_words),  # the reference is the one original answer
+        "avsd_1ref": (without_short_words, without_short_words),  # the original answer is the only reference
         "avsd7": (without_short_words, str),  # six references
         "avsd8": (without_stops, str),
     }

@@ -1,11 +1,11 @@
-"""Words of a caption as the Penn Treebank tokenizer of coco-caption sees them, without Java.
+"""Splits captions into words like coco-caption's Penn Treebank tokenizer, without Java.
 
 Published caption scores depend on the tokenizer: `don't` is two tokens, `t-shirt` one; brackets become `-lrb-` and
 count as words, commas do not. This module follows the observed behavior of Stanford CoreNLP's `PTBTokenizer
 -preserveLines -lowerCase`: all golden strings agree, and 99.9 % of 10,000 lines of licenses and documentation.
-Rare differences: misspelt contractions such as `don'ts`, odd addresses and telephone numbers, scripts added to Unicode
-after 2010, and an initial at the very end (`vitamin c.`), whose full stop the original keeps or drops by the first word
-of the next caption.
+It differs in rare cases: misspelt contractions such as `don'ts`, odd addresses and telephone numbers, scripts added to
+Unicode after 2010, and an initial at the end (`vitamin c.`): there, the original looks at the next caption to keep or
+drop the full stop.
 
 Source: docs/papers/vx2text.md [11] (tokenizer: lower-casing, then a punctuation list; collapse of white space first).
 """
@@ -16,38 +16,38 @@ import functools
 import re
 from collections.abc import Callable
 
-# Tokens that scores never see. Lower-casing comes before the comparison, so brackets pass in spite of these entries.
+# Tokens to drop. The text is in lower case by then, so brackets (`-lrb-`) stay in spite of these entries.
 PUNCTUATION = frozenset(
     ["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--", "...", ";"]
 )
 
-# Abbreviations that keep their full stop anywhere.
+# Abbreviations that always keep their full stop.
 _TITLES = """
 adj adm adv alex assoc asst attys atty ave brig capt cf cie cmdr col cpl dak dept det dr drs elec ens ft gen gov govs
 hon insp jos lt maj messrs mfg mlle mme mr mrs ms msgr mt natl p pfc ph pres prof profs pvt rep reps rev sen sens sgt
 spc st ste supt treas vs wm
 """
-# Those that often end a sentence: before a capital or the end of the text, the sentence's full stop is added.
+# Abbreviations that may end a sentence: before a capital or the end of the text, another full stop is added.
 _ENDINGS = """
 al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dec esq est etc ext feb fla fri ga inc ind
 intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont mtg neb nev nov oct okla penn plc pte pty rd rt sep
 sept seq sfc sq sr sys tel tenn thu thurs tue tues univ va vt wed wis wisc wyo
 """
-# Those that are words unless capitalized, and those that are words unless a number follows.
+# Abbreviations only if capitalized, and abbreviations only if a number follows.
 _CAPITALIZED = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash"
 _NUMBERED = "art ca fig figs no nos op pp prop"
-# Words that the treebank splits in two, with the length of the first part.
+# Words that the treebank splits in two -> length of the first part.
 _DOUBLE = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3}
 _APOSTROPHE_WORDS = (
     "ma'ams? o'clock c'mon ne'er e'er o'er hallowe'en qu'il cap'n li'l ev'ry c'est n'est nat'l s'mores ol'"
 )
-# Capitalized, these words start a sentence, so the full stop of an acronym or initial before them also ends one.
+# If one of these follows with a capital, the full stop of an acronym or initial before it also ends the sentence.
 _STARTS = """
 a about according after an as at but earlier he her here however if in it last many more now once one other our she
 since so some such that the their then there these they this we what when while yet you
 """
 
-# Symbols with another spelling.
+# Symbols that are spelled differently.
 _SYMBOLS = {
     "(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-",
     "\u2018": "`", "\u201b": "`", "\u2039": "`", "\u203a": "'",
@@ -58,8 +58,8 @@ _SYMBOLS = {
 }  # fmt: skip
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": "''", "&apos;": "'", "&nbsp;": ""}
 
-# Character classes: combining marks and modifiers belong to words, superscripts and fractions do not, nothing beyond
-# the basic plane is known, and of the symbols only these ranges are.
+# Character classes. Combining marks and modifiers belong to words; superscripts and fractions don't. Characters beyond
+# the basic plane are unknown, and so are symbols outside these ranges.
 _MARKS = (
     "\u02c2-\u02df\u02e5-\u02eb\u02ed\u02ef-\u036f\u0483-\u0487\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7"
     "\u0615-\u061a\u064b-\u065e\u0670\u06d6-\u06e4\u06e7-\u06ed\u0711\u0730-\u074c\u07a6-\u07b0\u07eb-\u07f3"
@@ -80,8 +80,8 @@ _Rule = tuple[str, Callable[[str, int], "re.Match[str] | None"]]
 
 @functools.cache
 def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
-    """Token forms that start with a letter or digit, and the other ones."""
-    if ascii_only:  # the usual case, and regular expressions over plain classes are faster
+    """Return the token forms that start with a letter or digit, and the others."""
+    if ascii_only:  # the usual case, for which plain classes are faster
         letter, digit, any_ = "[A-Za-z]", "[0-9]", "[A-Za-z0-9]"
     else:
         letter = rf"(?:(?![\d{_NOT_WORDS}])[\w{_MARKS}])"
@@ -107,7 +107,7 @@ def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
         rf"(?:\({digit}{{2,3}}\)[- ]?|(?:\+{digit}{{1,3}}[- ]?|{digit}{{2,4}}[- ])?{digit}{{2,4}}[- ])"
         rf"{digit}{{3,4}}[- ]?{digit}{{3,5}}"
     )
-    # Lengths are bounded where a form may start inside another; else a long text without spaces would take forever.
+    # A form may start inside another one. Without bounds, a long text without spaces would take forever.
     path = r"[^\s\"<>|()]{1,300}[^\s\"<>|(){}.,!?;:-]"
     host = rf"{any_}[^\s\"<>|()]{{0,300}}"
     address = r"(?:mailto:)?[A-Za-z0-9][\w.+%-]{0,63}@(?:[\w-]{1,63}\.){0,9}[\w-]{1,63}"
@@ -178,12 +178,12 @@ _START = re.compile(rf" (?:{'|'.join(f'{one.capitalize()}|{one.upper()}' for one
 
 
 def ptb_tokens(text: str) -> list[str]:
-    """Tokens of one caption in lower case, punctuation included; the longest token form wins, the first on a tie.
+    """Split a caption into lower-case tokens, including punctuation. The longest token form wins, on a tie the first.
 
-    White space of every kind only separates tokens. A telephone number or a mixed fraction holds no-break spaces.
+    All white space separates tokens. Telephone numbers and mixed fractions contain no-break spaces.
     """
     written = " ".join(text.replace("\u00ad", "").split())
-    text = written.replace("\u2019", "'")  # of the same length, so that tokens can be taken from either
+    text = written.replace("\u2019", "'")  # has the same length, so tokens can be cut from either text
     alphanumeric, other = _rules(text.isascii())
     tokens: list[str] = []
     position, length = 0, len(text)
@@ -215,7 +215,7 @@ def ptb_tokens(text: str) -> list[str]:
 
 
 def _spell(kind: str, token: str, text: str, end: int) -> list[str]:
-    """Spelling of a token form; `text[end:]` follows it."""
+    """Spell a token form; `text[end:]` follows the token."""
     match kind:
         case "token" | "suffix":
             return [token]
@@ -251,7 +251,7 @@ def _spell(kind: str, token: str, text: str, end: int) -> list[str]:
 
 
 def tokenize(text: str) -> str:
-    """The words of one caption as caption scores count them: lower case, without `PUNCTUATION`, joined by one space.
+    """Return a caption's words as caption scores count them: lower case, no `PUNCTUATION`, joined by spaces.
 
     Examples:
         >>> tokenize("It's a dog, isn't it?")

@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features, each modeled as a normal distribution (FID for Inception's).
+"""Frechet distance between two sets of features, modeled as normal distributions (FID, if Inception's).
 
 Source: M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium".
 """
@@ -21,7 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Moments:
-    """Number of samples, mean [d] and covariance [d, d] with divisor n - 1."""
+    """The number of samples, their mean [d] and their covariance [d, d] with divisor n - 1."""
 
     count: int
     mean: Floats
@@ -29,7 +29,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: Tensor | Floats) -> Moments:
-        """Of features [N, d]."""
+        """Compute the moments of features [N, d]."""
         values = torch.as_tensor(features, dtype=torch.float64).detach().cpu().numpy()
         _require_two(len(values))
         covariance = np.atleast_2d(np.cov(values, rowvar=False))
@@ -48,23 +48,23 @@ class Moments:
 
 
 def frechet_distance(one: Moments, other: Moments) -> float:
-    """`|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))`.
+    """Compute `|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))`.
 
-    The trace of the root is the sum of the roots of the eigenvalues of C1 C2, which are those of the symmetric `R C2 R`
-    with R the root of C1: ten times faster for 2,048 features, and no imaginary part with fewer samples than features.
-    Rounding can leave a value just below 0.
+    With R the root of C1, the symmetric matrix `R C2 R` has the eigenvalues of C1 C2, and their roots add up to the
+    trace of the root. That is ten times faster for 2,048 features, and has no imaginary part if there are fewer samples
+    than features. Rounding can give a value just below 0.
 
     Examples:
         >>> real = torch.eye(4)
         >>> round(frechet_distance(Moments.of(real), Moments.of(real + 1)), 6)
         4.0
 
-    Source: XMC-GAN's official `tf_inception_utils.py` (docs/papers/xmc_gan.md [9.1]), which takes the whole root.
+    Source: XMC-GAN's official `tf_inception_utils.py` (docs/papers/xmc_gan.md [9.1]), which computes the root itself.
     """
     if not all(np.isfinite(part).all() for moments in (one, other) for part in (moments.mean, moments.covariance)):
         raise ValueError("the features are not finite, so the images probably are not either")
     values, vectors = np.linalg.eigh(one.covariance)
-    root = vectors * np.sqrt(values.clip(min=0))  # R up to a rotation, which changes no eigenvalue
+    root = vectors * np.sqrt(values.clip(min=0))  # R up to a rotation, which keeps the eigenvalues
     overlap = np.linalg.eigvalsh(root.T @ other.covariance @ root)
     difference = one.mean - other.mean
     traces = np.trace(one.covariance) + np.trace(other.covariance) - 2 * np.sqrt(overlap.clip(min=0)).sum()
@@ -72,16 +72,16 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
 
 class FeatureStatistics:
-    """Mean and covariance over all batches and processes, from float64 sums relative to a process's first row."""
+    """Mean and covariance over all batches and processes; adds up in float64, relative to a process's first row."""
 
     def __init__(self) -> None:
         self._seen = Seen()
-        # The first row, and relative to it the sum of the rows [d] and of their products [d, d].
+        # The first row; the sums of the rows [d] and of their products [d, d], both relative to the first row.
         self._sums: tuple[Tensor, Tensor, Tensor] | None = None
         self._count = 0
 
     def update(self, index: Tensor, features: Tensor) -> None:
-        """Add the new ones among samples [B], with their features [B, d]."""
+        """Add samples [B] with their features [B, d]; skip those that were added before."""
         chosen = self._seen.fresh(index).to(features.device)
         if not len(chosen):
             return
@@ -95,7 +95,7 @@ class FeatureStatistics:
         self._count += len(rows)
 
     def compute(self) -> Moments:
-        """The moments over the samples of all processes; the same on every process."""
+        """Return the moments over all processes' samples; the same on every process."""
         self._seen.require_disjoint()
         own = []
         if self._sums is not None:
@@ -103,12 +103,12 @@ class FeatureStatistics:
             shifted = total / self._count
             squares = products - self._count * torch.outer(shifted, shifted)
             own.append(Moments(self._count, (origin + shifted).cpu().numpy(), squares.cpu().numpy()))
-        # One entry per process with samples; `covariance` is the sum of squares about that process's mean.
+        # An entry per process with samples; `covariance` is the sum of squares around that process's mean.
         parts: list[Moments] = gather_objects(own)
         count = sum(part.count for part in parts)
         _require_two(count)
         mean = sum(part.count * part.mean for part in parts) / count
-        # Squares within each process, plus those of the process means about the common mean.
+        # The squares within processes, plus those of the process means around the common mean.
         scatter = sum(part.covariance + part.count * np.outer(part.mean - mean, part.mean - mean) for part in parts)
         return Moments(count, np.asarray(mean), np.asarray(scatter) / (count - 1))
 

@@ -12,17 +12,17 @@ from common.metrics.gathering import Seen, gather_objects
 
 
 def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:
-    """The score of `count` rows, from the sum of their p log p and the sums of their p [C]."""
+    """Compute the score of `count` rows from the sum of their p log p and the sums of their p [C]."""
     mean = total / count
-    # sum of p (log p - log mean) over classes and images; a class without any probability adds nothing.
+    # Sum p (log p - log mean) over classes and images; a class that no image has adds 0.
     return ((entropy - torch.special.xlogy(total, mean).sum()) / count).exp()
 
 
 class InceptionScore:
-    """`exp` of the mean KL divergence of an image's class probabilities from their mean over all images, from 1 to C.
+    """`exp` of the mean KL divergence between an image's class probabilities and the mean over images, from 1 to C.
 
-    Over all batches and processes, from float64 sums. Several `splits` score consecutive parts of `total` images; the
-    first ones have one more if that is not a multiple.
+    Adds up all batches and processes in float64. Several `splits` score consecutive parts of `total` images; if they
+    don't divide evenly, the first parts have one image more.
 
     Examples:
         >>> score = InceptionScore()
@@ -37,11 +37,11 @@ class InceptionScore:
         self.splits = splits
         self.total = total
         self._seen = Seen()
-        # Of every part: number of samples, sum of p log p, sums of p.
+        # For every part: the number of samples, the sum of p log p, and the sums of p.
         self._sums: Tensor | None = None
 
     def update(self, index: Tensor, probabilities: Tensor) -> None:
-        """Add the new ones among samples [B], with their class probabilities [B, C]."""
+        """Add samples [B] with their class probabilities [B, C]; skip those that were added before."""
         chosen = self._seen.fresh(index).to(probabilities.device)
         rows = probabilities.detach()[chosen].double()
         if self._sums is None:
@@ -61,7 +61,7 @@ class InceptionScore:
         return torch.where(index < border, index // (size + 1), longer + (index - border) // size)
 
     def compute(self) -> tuple[float, float]:
-        """Mean and standard deviation (divisor n) over the parts; the same on every process."""
+        """Return the mean and standard deviation (divisor n) over the parts; the same on every process."""
         self._seen.require_disjoint()
         known = gather_objects([] if self._sums is None else [self._sums.cpu()])
         sums = torch.stack(known).sum(0) if known else torch.zeros(self.splits, 2)

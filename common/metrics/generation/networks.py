@@ -1,4 +1,4 @@
-"""Frozen released networks for metrics of images [B, 3, S, S] in [0, 1], each from a local file or folder."""
+"""Released, frozen networks that metrics apply to images [B, 3, S, S] in [0, 1]; read local files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from common.data.datasets.coco import CLASSES
 from common.encoders.checkpoint_files import CheckpointError, load_exactly, named_tensors, read_checkpoint
 
-# torchvision's detectors count 91 ids, as COCO does, of which these are not used.
+# COCO ids run to 90, like those of torchvision's detectors; these ids have no class.
 _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 
 
 class InceptionV3(nn.Module):
-    """Features and classes of ImageNet's Inception V3, from torchvision's `inception_v3_google-0cc3c7bd.pth`.
+    """ImageNet's Inception V3, from torchvision's `inception_v3_google-0cc3c7bd.pth`.
 
-    Its average pools count the padding and Keras's do not, so scores differ even with the same weights.
+    Its average pools include the padding; Keras's do not. So scores differ even with the same weights.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         from torchvision.models import inception_v3
 
-        # The weights take [-1, 1].
+        # These weights expect images in [-1, 1].
         network = inception_v3(init_weights=False)
         _fill(network, path)
         self.classifier = network.fc
@@ -36,7 +36,7 @@ class InceptionV3(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [B, 2048] and probabilities of the classes [B, 1000], at full precision."""
+        """Return features [B, 2048] and class probabilities [B, 1000], at full precision."""
         with torch.autocast(images.device.type, enabled=False):
             resized = F.interpolate(images.float(), (299, 299), mode="bilinear", antialias=True)
             features = self.network((2 * resized - 1).clamp(-1, 1))
@@ -44,7 +44,7 @@ class InceptionV3(nn.Module):
 
 
 class TensorFlowInception(nn.Module):
-    """The Inception of 2015 that most papers' FID uses, in torchmetrics' port, which needs torch-fidelity.
+    """The 2015 Inception of most papers' FID, ported by torchmetrics, which needs torch-fidelity.
 
     Args:
         path: `weights-inception-2015-12-05-6726825d.pth` of torch-fidelity, or pytorch-fid's copy under another name.
@@ -54,19 +54,19 @@ class TensorFlowInception(nn.Module):
         super().__init__()
         from torchmetrics.image.fid import NoTrainInceptionV3
 
-        read_checkpoint(path)  # the library's errors do not name the file
+        read_checkpoint(path)  # torchmetrics' errors do not name the file
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).requires_grad_(False)
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: weights of another network: {error}") from None
+            raise CheckpointError(f"{path}: these are not the weights of this Inception: {error}") from None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [B, 2048]."""
+        """Return features [B, 2048]."""
         return self.network((images.float() * 255).round().clamp(0, 255).to(torch.uint8))
 
 
 class ClipEmbeddings(nn.Module):
-    """CLIP's embeddings from a `save_pretrained` folder, for R-precision; papers train other encoders."""
+    """CLIP embeddings for R-precision, from a `save_pretrained` folder; papers train encoders for this."""
 
     mean: Tensor
     std: Tensor
@@ -78,23 +78,23 @@ class ClipEmbeddings(nn.Module):
         try:
             model: Any = CLIPModel.from_pretrained(folder, local_files_only=True)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # the library can raise anything
+        except Exception as error:  # transformers can raise anything
             raise CheckpointError(f"{folder}: holds no CLIP model with a tokenizer ({error})") from error
         self.model = model
         self.size = int(model.config.vision_config.image_size)
-        # Of the images that CLIP was trained on.
+        # Mean and standard deviation of the images that CLIP was trained on.
         self.register_buffer("mean", torch.tensor([0.48145466, 0.4578275, 0.40821073])[:, None, None])
         self.register_buffer("std", torch.tensor([0.26862954, 0.26130258, 0.27577711])[:, None, None])
         self.eval().requires_grad_(False)
 
     def images(self, images: Tensor) -> Tensor:
-        """Embeddings [B, d]."""
+        """Embed images [B, d]."""
         resized = F.interpolate(images.float(), (self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
         pixels = (resized - self.mean) / self.std
         return self.model.visual_projection(self.model.vision_model(pixel_values=pixels).pooler_output)
 
     def texts(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings [B, d] of texts, cut off at CLIP's greatest length."""
+        """Embed texts [B, d], truncated to CLIP's maximum length."""
         longest = int(self.model.config.text_config.max_position_embeddings)
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt")
         outputs = self.model.text_model(**tokens.to(self.mean.device))
@@ -102,13 +102,13 @@ class ClipEmbeddings(nn.Module):
 
 
 class ObjectDetector(nn.Module):
-    """Which of COCO's 80 classes a detector finds in an image, for SOA.
+    """Detects which of COCO's 80 classes an image shows, for SOA.
 
     Uses a Faster R-CNN instead of the public tool's YOLOv3, so scores differ from published ones.
 
     Args:
         path: `fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth` of torchvision.
-        size: shorter side at which images are searched, in pixels.
+        size: shorter side to resize images to, in pixels.
 
     Source: confidence 0.5 and non-maximum suppression 0.4, as in the public tool.
     """
@@ -129,12 +129,12 @@ class ObjectDetector(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Whether each class is found [B, 80]."""
+        """Return True for each class that an image shows [B, 80]."""
         present = torch.zeros(len(images), len(CLASSES) + 1, dtype=torch.bool, device=images.device)
-        # An image's proposals take 200 MB.
+        # In parts, because the proposals of an image take 200 MB.
         for part, rows in zip(images.float().split(16), present.split(16)):
             for row, detected in zip(rows, self.network(list(part))):
-                row[self.numbers[detected["labels"]]] = True  # -1, none of the 80 classes, is the last column
+                row[self.numbers[detected["labels"]]] = True  # -1, for ids without a class, sets the last column
         return present[:, :-1]
 
 

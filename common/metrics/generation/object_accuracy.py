@@ -1,6 +1,6 @@
-"""Semantic object accuracy (SOA): whether a detector finds in a generated image what its caption names.
+"""Semantic object accuracy (SOA): does a detector find the objects of the caption in the generated image?
 
-The list of words per class is ours, so which captions count differs a little from published numbers.
+The words of each class are ours, so slightly different captions count than in published numbers.
 
 Source: T. Hinz et al., "Semantic Object Accuracy for Generative Text-to-Image Synthesis"; docs/papers/xmc_gan.md [9.3].
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 from common.data.datasets.coco import CLASSES
 from common.metrics.gathering import Seen, gather_objects
 
-# Phrases that name a class, in the singular; "" names none. The longest match counts and consumes its words: a hot dog
-# is not a dog, and a teddy bear is not a bear.
+# Singular phrases that name a class; "" is no class. The longest match uses up its words, so a hot dog is not a dog and
+# a teddy bear is not a bear.
 _PHRASES: dict[str, str] = {
     "person": "person|man|woman|boy|girl|child|kid|baby|toddler|guy|lady|people|player|skier|snowboarder|skateboarder|"
     "surfer|rider|cyclist|pedestrian|batter|pitcher|umpire|catcher|officer|policeman|worker|farmer|chef|bride|groom|"
@@ -142,7 +142,7 @@ _LONGEST = max(map(len, _BY_PHRASE))
 
 
 def mentioned_classes(caption: str) -> tuple[int, ...]:
-    """Classes that an English caption names, as ascending positions in `CLASSES`.
+    """Return the classes that an English caption names, as ascending positions in `CLASSES`.
 
     Examples:
         >>> [CLASSES[number] for number in mentioned_classes("Two dogs next to a dining table")]
@@ -159,7 +159,7 @@ def mentioned_classes(caption: str) -> tuple[int, ...]:
                 place += length
                 break
         else:
-            if spoken[place] == "oranges":  # only the plural always means the fruit and not the color
+            if spoken[place] == "oranges":  # the plural is always the fruit; the singular may be the color
                 found.add(CLASSES.index("orange"))
             place += 1
     return tuple(sorted(found - {-1}))
@@ -167,7 +167,7 @@ def mentioned_classes(caption: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class ObjectImage:
-    """An image to generate: position of its caption, number among its images, and positions in `CLASSES` to find."""
+    """An image to generate: its caption's position, its number for that caption, and the classes to detect."""
 
     caption: int
     copy: int
@@ -177,9 +177,9 @@ class ObjectImage:
 def object_captions(
     captions: Sequence[str], copies: int = 3, person_captions: int = 30_000, seed: int = 0
 ) -> list[ObjectImage]:
-    """The images to generate for this metric: `copies` of every caption that names a class.
+    """List the images to generate: `copies` of every caption that names a class.
 
-    People are so frequent that only `person_captions` of their captions, drawn at random, count, with one image each.
+    Many captions name a person. Only `person_captions` of them, drawn at random, are used, with one image each.
 
     Source: docs/papers/xmc_gan.md [9.3].
     """
@@ -198,7 +198,7 @@ def object_captions(
 
 
 def object_accuracy(images: Tensor, hits: Tensor) -> tuple[float, float]:
-    """SOA-C (mean over classes with an image) and SOA-I (mean over images) in percent, from counts per class [C]."""
+    """Compute SOA-C (mean over classes with images) and SOA-I (over images) in percent, from counts per class [C]."""
     images, hits = images.double(), hits.double()
     known = images > 0
     return float(100 * (hits[known] / images[known]).mean()), float(100 * hits.sum() / images.sum())
@@ -212,13 +212,13 @@ class ObjectAccuracy:
         self._counts = torch.zeros(2, classes, dtype=torch.int64)
 
     def update(self, index: Tensor, named: Tensor, found: Tensor) -> None:
-        """Add the new ones among images [B]: whether the caption names and the detector finds each class, [B, C]."""
+        """Add images [B], once each: whether the caption names, and the detector finds, each class [B, C]."""
         chosen = self._seen.fresh(index)
         named, found = named.cpu()[chosen], found.cpu()[chosen]
         self._counts += torch.stack([named.sum(0), (named & found).sum(0)])
 
     def compute(self) -> tuple[float, float] | None:
-        """SOA-C and SOA-I in percent, the same on every process; None if no caption names a class."""
+        """Return SOA-C and SOA-I in percent, the same on every process; None if no caption names a class."""
         self._seen.require_disjoint()
         images, hits = torch.stack(gather_objects([self._counts])).sum(0)
         return object_accuracy(images, hits) if bool(images.any()) else None

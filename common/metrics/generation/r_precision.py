@@ -1,4 +1,4 @@
-"""R-precision: how often a generated image is closer to its text than to random texts of other images.
+"""R-precision: how often a generated image is closer to its text than to other images' texts, drawn at random.
 
 Source: T. Xu et al., "AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial
 Networks"; docs/papers/xmc_gan.md [9.2].
@@ -13,21 +13,21 @@ from torch import Tensor
 
 from common.metrics.gathering import RowsOncePerSample
 
-# Bounds the memory: random keys of a block of queries, and values of their candidates.
+# Bounds the memory of a block of queries: its random keys, and the values of its candidates.
 _SCORES = 1 << 24
 
 
 def first_ranked(
     image: Tensor, text: Tensor, identity: Tensor | None = None, candidates: int = 100, seed: int = 0
 ) -> Tensor:
-    """Whether an image's text beats texts drawn from the others, by inner product; [N] booleans.
+    """Test whether each image is closer to its text than to texts drawn from other images; [N] booleans.
 
-    Ties and NaN are no hits: a collapsed encoder finds nothing.
+    Compares inner products. Ties and NaN are misses, so a collapsed encoder scores 0.
 
     Args:
         image, text: embeddings [N, d] of the generated images and of their texts.
-        identity: number of each text [N]; equal texts are never drawn against each other. None: all differ.
-        candidates: texts that an image is compared with, including its own; at most all.
+        identity: number of each text [N], equal for equal texts, which are never compared. None: all texts differ.
+        candidates: number of texts to compare an image with, including its text; at most all.
         seed: of the draw, without replacement.
     """
     count = len(image)
@@ -43,7 +43,7 @@ def first_ranked(
         valid = (drawn < 1.5).to(image.device)
         if not bool(valid.any(1).all()):
             raise ValueError("R-precision needs different texts, but all images have the same one")
-        # Score the own text with the same operation as the others, which would round differently in a separate product.
+        # The true text is scored in the same product as the others; a separate product would round differently.
         compared = torch.cat([rows[:, None], others], dim=1).to(text.device)
         scores = (image[start : start + block, None] * text[compared]).sum(-1)
         hits.append(((scores[:, 1:] < scores[:, :1]) | ~valid).all(1))
@@ -58,7 +58,7 @@ def r_precision(
     folds: int = 10,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """R-precision by cosine in percent: mean and standard deviation (divisor n) over folds of shuffled images.
+    """Compute R-precision by cosine in percent: mean and standard deviation (divisor n) over shuffled folds.
 
     Examples:
         >>> r_precision(image=torch.eye(20), text=torch.eye(20), candidates=10, folds=2)
@@ -78,11 +78,11 @@ class RPrecision:
         self._rows = RowsOncePerSample("image", "text", "identity")
 
     def update(self, index: Tensor, image: Tensor, text: Tensor, identity: Tensor) -> None:
-        """Add samples [B] with embeddings [B, d], and `identity` [B] int64, equal for equal texts on all processes."""
+        """Add samples [B] with embeddings [B, d] and `identity` [B] int64, equal for equal texts on all processes."""
         self._rows.update(index, image=image.float(), text=text.float(), identity=identity)
 
     def compute(self, device: torch.device | str = "cpu") -> tuple[float, float]:
-        """Mean and standard deviation over the folds; the same on every process."""
+        """Return the mean and standard deviation over the folds; the same on every process."""
         _, rows = self._rows.compute(device)
         folds = min(self.folds, len(rows["image"]))
         return r_precision(rows["image"], rows["text"], rows["identity"], self.candidates, folds, self.seed)
