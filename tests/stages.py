@@ -1,4 +1,4 @@
-"""Running stages at the smoke scale from tests."""
+"""Run stages at the smoke scale from tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from common.files import lock
 def request(
     name: str, runs: Path, *arguments: str, seed: int = 0, layer: dict[str, Any] | None = None, scale: str = "smoke"
 ) -> StageRequest:
-    """The stage `<paper>/<name>` in a folder of runs, with overrides and one more YAML layer."""
+    """Return the stage `<paper>/<name>` in a folder of runs, with overrides and one more YAML layer."""
     if layer is not None:
         path = runs / "layer.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def request(
 
 @contextmanager
 def shared(name: str) -> Iterator[Path]:
-    """A folder of runs that is only read later, for the one process of this run of the tests that may train in it."""
+    """Lock a shared folder of runs, so that one process trains in it. Later tests only read it."""
     folder = Path(os.environ["ASSEMBLE_TESTS"]) / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and what killed processes left behind goes."""
+"""Files appear complete or not at all, and leftovers of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_disk_without_locks_is_no_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_was_written_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Content, name and new folders are on the disk in this order, so that none is there without the one before."""
+    """Content, name and new folders are synced to the disk in this order, so none exists without the one before."""
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
 

@@ -1,4 +1,4 @@
-"""The main stage of each paper at the smoke scale and those it starts from, run once for all tests."""
+"""Run the main stage of each paper at the smoke scale, and its parents, once for all tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _stages(paper: str, runs: Path) -> list[StageRequest]:
 
 @functools.cache
 def finished(paper: str) -> list[StageRequest]:
-    """The finished stages, the main one last."""
+    """Return the finished stages, the main one last."""
     with shared(paper) as runs:
         stages = _stages(paper, runs)
         for stage in stages:

@@ -1,4 +1,4 @@
-"""A W&B server on the loopback interface: enough of its protocol for the real client, and it keeps what it is sent."""
+"""A W&B server on the loopback interface, with enough of its protocol for the real client. It keeps what it gets."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ FIXED: dict[str, dict[str, Any]] = {
 
 @dataclass
 class StoredRun:
-    """What was sent of one run.
+    """The data that the client sent about one run.
 
     Attributes:
-        fields: what the last upsert that named it said: displayName, groupName, jobType, tags, notes, project.
+        fields: from the last upsert that had them: displayName, groupName, jobType, tags, notes, project.
         config: configuration, without the wrapping of values.
         files: lines of each streamed file by their number, such as `wandb-history.jsonl`.
         uploads: content of files that were put.
         exit_code: None until it ended.
-        used: names of artifacts that it took.
+        used: names of the artifacts that the run used.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -87,7 +87,7 @@ class StoredArtifact:
 
 
 class WandbStub:
-    """State of the server; `address` is its base URL.
+    """The state of the server. `address` is its base URL.
 
     `refusing` is the status that answers everything that is sent from now on, as after a key was revoked (401) or a
     fault (500); 200 is none.
@@ -103,7 +103,7 @@ class WandbStub:
         self.lock = threading.RLock()
 
     def run(self, run_id: str) -> StoredRun:
-        """The run of an id, made when it is new."""
+        """Return the run with an id, and make it if it is new."""
         return self.runs.setdefault(run_id, StoredRun())
 
     def artifact(self, name: str) -> StoredArtifact:
@@ -138,7 +138,7 @@ class WandbStub:
             "eventsTail": "[]",
             "tags": run.fields.get("tags") or [],
             "notes": run.fields.get("notes") or "",
-            # Without it the client takes the run for one that never began.
+            # Without it, the client thinks that the run never began.
             "wandbConfig": json.dumps({"t": 1} if "_wandb" in run.config else {}),
             "project": {"id": "p1", "name": project, "entity": owner},
             "logLineCount": len(run.files.get("output.log", {})),
@@ -175,7 +175,7 @@ class WandbStub:
     def on_CreateArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
         sent = variables["input"]
         name = sent["artifactCollectionName"]
-        # The same content under the same name is the same version, whoever sends it.
+        # The same content under the same name is the same version, from any sender.
         number = next((n for n, a in enumerate(self.artifacts) if (a.name, a.digest) == (name, sent["digest"])), None)
         if number is None:
             number = len(self.artifacts)
@@ -217,7 +217,7 @@ class WandbStub:
         return {"useArtifact": {"artifact": {"id": sent["artifactID"], "digest": "", "state": "COMMITTED"}}}
 
     def on_upsertView(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Keeps reports and saved views; one that was deleted cannot be written again."""
+        """Keep reports and saved views. A deleted one cannot be written again."""
         known = variables.get("id")
         if known and known not in self.views:
             return {"upsertView": None}
@@ -307,7 +307,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client may leave at any time; what it did not get it asks for again."""
+        """Ignore errors: a client may disconnect at any time, and asks again for what it did not get."""
 
 
 @contextmanager

@@ -24,8 +24,8 @@ LAYER: dict[str, Any] = {
         "limit_val_batches": 1.0,
         "check_val_every_n_epoch": 2,
         "log_every_n_steps": 1,
-        # Sums in another order differ by rounding alone: 1e-16 in double precision. In single precision a wrong weight
-        # and rounding look alike after AdamW, which divides a gradient that is only rounding by itself.
+        # In double precision, the order of a sum changes it by only 1e-16. In single precision, rounding can look like
+        # a wrong weight, since AdamW divides a gradient that is only rounding by itself.
         "precision": "64-true",
         "gradient_clip_val": None,
     },

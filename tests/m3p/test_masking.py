@@ -32,7 +32,7 @@ def test_words_have_the_rates_of_the_released_code(length: int) -> None:
     assert chosen.any(axis=1).all()
     counts = [(masked[chosen] == MASK).sum(), (masked[chosen] == tokens[chosen]).sum()]
     counts.append(chosen.sum() - sum(counts))
-    # A random word is sometimes the true one or `<mask>`, with this probability.
+    # A random word equals the true word, and `<mask>`, with probability 1 / VOCABULARY each.
     shares = np.array([0.8 + 0.1 / VOCABULARY, 0.1 + 0.1 / VOCABULARY, 0.1 - 0.2 / VOCABULARY])
     assert chisquare(counts, shares * chosen.sum()).pvalue > 1e-3
     assert counts[0] / chosen.sum() == pytest.approx(golden["mask"], abs=2 * four_errors(0.8, int(chosen.sum())))

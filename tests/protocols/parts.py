@@ -69,7 +69,7 @@ def relabeled(samples: Samples, labels: Tensor) -> Samples:
 
 
 def of_features(features: Tensor, labels: Tensor, kind: str = "image") -> Samples:
-    """Features in the place of images or videos."""
+    """Make a set of features instead of images or videos."""
     rows = enumerate(zip(features, labels, strict=True))
     return [{kind: own, "label": label, "index": torch.tensor(item)} for item, (own, label) in rows]
 
@@ -170,7 +170,7 @@ def assert_same(state: dict[str, Tensor], module: nn.Module) -> None:
 
 
 def checkpoint(path: Path, **encoders: nn.Module) -> str:
-    """A file with encoders, each below its own name."""
+    """Write a file with encoders, each under its name."""
     state = {
         f"{name}.{key}": value for name, encoder in encoders.items() for key, value in encoder.state_dict().items()
     }

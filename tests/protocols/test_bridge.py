@@ -1,4 +1,4 @@
-"""The bridge between frozen encoders, and that encoders trained together and apart are compared fairly."""
+"""The bridge between frozen encoders, and its fair comparison of encoders trained together and separately."""
 
 import math
 from pathlib import Path
@@ -44,7 +44,7 @@ def rows(points: Tensor, images: bool, captions: bool) -> Any:
 
 
 class PointData(ShardedDataModule):
-    """64 pairs to learn from, 24 to choose by and 40 to judge by; tokens are integers, as captions have them."""
+    """64 pairs to train on, 24 to select with and 40 to test on. Tokens are integers, as in captions."""
 
     def __init__(self) -> None:
         super().__init__(batch_size=16, num_workers=0, seed=0)
@@ -91,7 +91,7 @@ def test_a_bridge_joins_two_views_of_the_same(tmp_path: Path, hidden_dim: int | 
     found = trained(tmp_path, module, logger=[log])
     assert found["test/r10"] == (found["test/i2t_r10"] + found["test/t2i_r10"]) / 2 == found["test/r10_after_40"]
     assert found["test/r10"] > found["test/r10_after_1"] + 20
-    assert found["test/learning_rate"] == pytest.approx(1e-2)  # the other one learns nothing
+    assert found["test/learning_rate"] == pytest.approx(1e-2)  # the other rate learns nothing
     assert 4 < found["test/steps_to_90"] <= 40
     assert found["test/r10_after_1"] < found["test/area"] < found["test/r10"]
     assert found["test/encoder_parameters"] == 2 * WIDTH * HIDDEN_WIDTH
@@ -101,7 +101,7 @@ def test_a_bridge_joins_two_views_of_the_same(tmp_path: Path, hidden_dim: int | 
     assert all(torch.equal(left, right) for left, right in zip(before, after))
     learned = {name.split(".")[1] for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert learned == {"projections"}
-    # Ten whole epochs, so the mean over the batches is that over the pairs.
+    # These are ten whole epochs, so the mean over batches equals the mean over pairs.
     mean = module.text_encoder(PointData().points[0]).mean(0)
     torch.testing.assert_close(module.bridge.norms["text"].running_mean, mean, rtol=1e-3, atol=1e-3)
     curve = read_metrics(tmp_path / "metrics.csv")["bridge/r10"]
@@ -157,7 +157,7 @@ def test_both_encoders_are_read_from_one_checkpoint(tmp_path: Path) -> None:
 
 def test_convergence_of_a_known_curve() -> None:
     found = convergence({steps: torch.tensor(value) for steps, value in {2: 0.0, 6: 50.0, 24: 100.0}.items()})
-    # The last stretch is two octaves wide; 90 % lies at 4/5 of it.
+    # The last segment is two octaves wide, and 90 % is reached at 4/5 of it.
     assert found["area"].item() == pytest.approx((25 * math.log2(3) + 75 * 2) / math.log2(12), rel=1e-10)
     assert found["steps_to_90"].item() == pytest.approx(6 * 2 ** (0.8 * 2))
     assert convergence({5: torch.tensor(7.0)}) == {"area": 7.0, "steps_to_90": pytest.approx(5.0)}

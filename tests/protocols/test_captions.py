@@ -25,7 +25,7 @@ SIDED = ("A ball left of the bright box.", "The left ball, no box on the right."
 
 
 class Sentences(WordVocabulary):
-    """Numbers that name the whole text, so that a test can read them back."""
+    """A tokenizer whose numbers identify the text, so that a test can read it back."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_collate_pads_to_the_longest_caption() -> None:
 
 
 def test_every_process_knows_the_words(tmp_path: Path) -> None:
-    """The first process prepares them, the others only set up; without a tokenizer there are none."""
+    """The first process prepares the vocabulary, and the others only set up. Without a tokenizer there is none."""
     coco(tmp_path)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 3, "num_workers": 0}
     prepared, other = (CaptionData(COCO(tmp_path), WordVocabulary(min_count=1), **options) for _ in range(2))

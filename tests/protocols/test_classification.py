@@ -50,7 +50,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "avid_cma" / "probe_and_dense_ev
 
 @pytest.fixture
 def pretrained_video(tmp_path: Path) -> str:
-    """A checkpoint with an encoder like ``video_encoder()`` but other weights."""
+    """Write a checkpoint with an encoder like `video_encoder()` but with other weights."""
     torch.manual_seed(7)
     return checkpoint(tmp_path / "pretrained.ckpt", encoder=R2Plus1D(depth=10, width=2, stem_pool=False, stem_kernel=3))
 
@@ -115,9 +115,9 @@ class TestActionRecognition:
         module = ActionRecognition(no_encoder(6), 6)
         nn.init.eye_(module.heads[0][1].weight)
         nn.init.zeros_(module.heads[0][1].bias)
-        # The first clip of video i is strongly of class i, the second weakly of the next class; the others tie.
+        # The first clip of video i strongly shows class i, the second weakly shows the next class. Other classes tie.
         clips = torch.stack([2 * torch.eye(6), torch.eye(6).roll(1, 1)], dim=1)
-        # Three videos are of their first clip's class, one of its second clip's, two of neither.
+        # Three videos have their first clip's label, one has its second clip's, and two have neither.
         given = loader(of_features(clips, torch.tensor([0, 1, 2, 4, 1, 2]), "video"))
         expected = {"test/video_top1": 50, "test/video_top5": 400 / 6, "test/clip_top1": 200 / 6, "test/videos": 6}
         assert results_of(trainer(tmp_path), module, [given, given]) == pytest.approx(expected)
@@ -204,7 +204,7 @@ class TestLinearClassification:
         assert module.heads[0].weight.abs().max() > 1e37
         alone = self.fitted(tmp_path, [0.3], **options)
         torch.testing.assert_close(alone.heads[0].weight, module.heads[1].weight)
-        # It is not chosen even where no other is right about anything.
+        # It is not chosen even if no other rate predicts anything correctly.
         nn.init.constant_(module.heads[1].bias, torch.finfo().min / 10)
         nn.init.zeros_(module.heads[1].weight)
         metrics = results_of(trainer(tmp_path), module, [loader(pictures(5)), loader(pictures(6))])
@@ -228,14 +228,14 @@ class TestLinearClassification:
             with torch.no_grad():
                 classifier.weight.copy_(torch.eye(6).roll(shift, 0))
         features, labels = torch.eye(6), torch.arange(6)
-        # Rate 3 (shifted by one) is right about the held-out labels; in the test it is right about one in six.
+        # Rate 3 (shifted by one) predicts all held-out labels correctly, but only one in six test labels.
         test_labels = torch.where(labels == 0, 1, labels)
         held_out, test = of_features(features, (labels + 1) % 6), of_features(features, test_labels)
         metrics = results_of(trainer(tmp_path), module, [loader(held_out), loader(test)])
         assert metrics == pytest.approx(
             {
                 "test/top1": 100 / 6,
-                "test/top5": 100 / 6,  # the five other classes tie, which is not rewarded
+                "test/top5": 100 / 6,  # the five other classes tie, and a tie is not a hit
                 "test/learning_rate": 3,
                 "test/images": 6,
                 "test/validation_images": 6,
@@ -257,7 +257,7 @@ class TestLinearClassification:
         assert_same(image_encoder(7).state_dict(), module.encoder)
         assert not any(parameter.requires_grad for parameter in module.encoder.parameters())
         assert set(run.logged_metrics) == {"train/loss", *(f"train/loss_lr_{rate}" for rate in (0.03, 0.3, 3))}
-        Path(pretrained).unlink()  # not read once more, for then the weights come from the checkpoint
+        Path(pretrained).unlink()  # must not be read again, since the test's weights come from the checkpoint
         held_out, test = pictures(9, noise=1), pictures(13, noise=2)
         metrics = results_of(run, module, [loader(held_out), loader(test)])
         assert metrics["test/top1"] > 80

@@ -1,4 +1,4 @@
-"""Detection: average precision by hand and by brute force, boxes through the transform, the detector on tiny sets."""
+"""Detection: average precision by hand and by brute force, transformed boxes, and the detector on tiny sets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ LEFT, RIGHT, FAR = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0], [60.0, 60.0
 
 
 def image(found: list[Any] = [], true: list[Any] = [], difficult: list[int] = []) -> DetectedImage:  # noqa: B006
-    """An image of detections (box, score, label) and objects (box, label), some of which are difficult."""
+    """Make an image with detections (box, score, label) and objects (box, label), some of them difficult."""
     flags = np.zeros(len(true), dtype=np.bool_)
     flags[difficult] = True
     return DetectedImage(
@@ -80,9 +80,9 @@ def test_without_an_object_there_is_no_precision(precision: Any, images: list[De
 @pytest.mark.parametrize(
     ("extra", "voc", "coco"),
     [
-        ([(RIGHT, 0.9, 1)], 1.0, 1.0),  # a difficult object found: does not count
-        ([(RIGHT, 0.9, 1), (RIGHT, 0.85, 1)], 1.0, 0.5),  # twice: COCO's rules excuse one
-        ([([20.0, 20.0, 25.0, 25.0], 0.9, 1)], 0.5, 0.5),  # a corner of it: overlaps too little to be excused
+        ([(RIGHT, 0.9, 1)], 1.0, 1.0),  # finding a difficult object doesn't count
+        ([(RIGHT, 0.9, 1), (RIGHT, 0.85, 1)], 1.0, 0.5),  # found twice: COCO's rules excuse only one
+        ([([20.0, 20.0, 25.0, 25.0], 0.9, 1)], 0.5, 0.5),  # a corner of it overlaps too little to be excused
     ],
 )
 def test_difficult_objects(extra: list[Any], voc: float, coco: float) -> None:
@@ -92,7 +92,7 @@ def test_difficult_objects(extra: list[Any], voc: float, coco: float) -> None:
 
 
 def drawn_images(seed: int, count: int, most: tuple[int, int] = (30, 150), difficult: float = 0.0) -> list[Any]:
-    """Images of fewer than `most` objects, and of fewer than `most` detections that are near them or anywhere."""
+    """Make images with fewer than `most` objects and detections. Some detections are near objects, others anywhere."""
     draw = np.random.default_rng(seed)
     images = []
     for _ in range(count):
@@ -144,7 +144,7 @@ def test_equals_what_pycocotools_says_of_a_file_of_results(seed: int) -> None:
 
 
 def brute_force(images: list[DetectedImage], label: int, threshold: float) -> float:
-    """VOC 2007 one detection after the other."""
+    """Compute VOC 2007's metric one detection after the other."""
     rows = [(-image.scores[d], i, d) for i, image in enumerate(images) for d in np.flatnonzero(image.labels == label)]
     taken: set[tuple[int, int]] = set()
     verdicts = []
@@ -207,7 +207,7 @@ def picture(width: int, height: int) -> Image.Image:
 def test_a_test_image_is_resized_with_its_boxes() -> None:
     transform = BoxTransform(sizes=(20,), test_size=30, max_size=50, mean=(0, 0, 0), std=(1, 1, 1), training=False)
     tensor, boxes = transform(picture(20, 10), np.array([[5, 0, 20, 10]], dtype=np.float32))
-    # 30 for the shorter side would make the longer one 60.
+    # With a shorter side of 30, the longer one would have 60, above the limit of 50.
     assert tensor.shape == (3, 25, 50)
     assert tensor.dtype == torch.float32
     assert tensor.min() >= 0.0
@@ -258,7 +258,7 @@ SCENE: list[Entry] = [
 
 
 def write_voc(root: Path, train: list[Entry], test: list[Entry]) -> None:
-    """Images and boxes in the layout of the development kit; boxes count pixels from 1, inclusively."""
+    """Write images and boxes in the layout of the development kit, whose boxes count pixels from 1, inclusively."""
     folder, images, kinds = root / "VOCdevkit" / "VOC2007", [], ("bar", "disc")
     parts = {"trainval": range(len(train)), "test": range(len(train), len(train) + len(test))}
     for number, (size, objects) in enumerate([*train, *test]):
@@ -268,7 +268,7 @@ def write_voc(root: Path, train: list[Entry], test: list[Entry]) -> None:
             instance(kinds.index(kind), (left - 1.0, top - 1.0, right, bottom), difficult=hard)
             for kind, (left, top, right, bottom), hard in objects
         ]
-        # The writer cuts boxes at the size that it is told, so that is larger.
+        # The writer cuts boxes at the image size that it gets, so give a larger one.
         images.append(Annotated(number, name, 99, 99, (), tuple(shown)))
     voc_layout.write_voc(folder, images, kinds, parts)
 
@@ -362,7 +362,7 @@ def test_defaults_are_the_published_recipe() -> None:
         module = Detection(ImageResNet(), 20)
     assert (module.stride, module.norm.num_features) == (16, 2048)
     assert module.rpn.head.cls_logits.out_channels == 15
-    # As in detectron2: overlaps of objects and of background, the boxes trained on, the share of objects among them.
+    # As in detectron2: the overlaps of objects and background, the number of training boxes and the share of objects.
     for part, expected in ((module.rpn, (0.7, 0.3, 0.7, 256, 0.5)), (module.roi_heads, (0.5, 0.5, 0.5, 512, 0.25))):
         match, sampler = part.proposal_matcher, part.fg_bg_sampler
         sampled = sampler.batch_size_per_image, sampler.positive_fraction
@@ -389,7 +389,7 @@ def test_every_parameter_learns_whatever_the_images_show(counts: tuple[int, ...]
     assert not detections
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in module.named_parameters():
-        # Data parallelism wants a gradient of each, if only zero.
+        # Data parallelism needs a gradient of each parameter, even if it is zero.
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
 
@@ -401,10 +401,10 @@ def test_crops_show_the_places_of_their_boxes() -> None:
         assert layer.weight.std().item() == pytest.approx(deviation, rel=0.4)
         assert not layer.bias.any()
     assert module.stride == 8
-    # A map whose value is its own column; place 0 lies at pixel 4, the middle of the first eight.
+    # A map whose value is its column. Place 0 is at pixel 4, the middle of the first eight.
     columns = torch.arange(10.0).expand(1, 1, 10, 10)
     crop = module._crop({"0": columns}, [torch.tensor([[16.0, 16.0, 48.0, 48.0]])], [(80, 80)])
-    # Halves of the box are centered at pixels 24 and 40, which are places 2.5 and 4.5.
+    # The halves of the box have their centers at pixels 24 and 40, which are places 2.5 and 4.5.
     assert crop[0, 0, 0].tolist() == pytest.approx([2.5, 4.5])
 
 
@@ -513,7 +513,7 @@ def test_fit_and_test(voc: Path, tmp_path: Path) -> None:
     logged = {name.removeprefix("train/"): float(value) for name, value in run.logged_metrics.items()}
     assert set(logged) == {"loss", "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     assert run.progress_bar_metrics == {"train/loss": pytest.approx(sum(logged.values()) / 2, rel=1e-5)}
-    # Nothing was learnt at that rate, so the weights are still those of the file.
+    # Nothing was learned at that rate, so the weights are still those of the file.
     assert torch.equal(module.image_encoder.conv1.weight, encoder(5).conv1.weight)
     run.save_checkpoint(tmp_path / "last.ckpt")
     again = encoder(6)
@@ -542,7 +542,7 @@ def test_results_are_in_percent_and_by_both_rules(tmp_path: Path, monkeypatch: p
     module.on_test_epoch_start()
     module.detections.update(torch.tensor([0, 1]), [one_detection(0.9), nothing], [ONE_OBJECT, ONE_OBJECT])
     module.on_test_epoch_end()
-    # One of two objects is found: precise at the recalls 0, 0.1, ..., 0.5, or 0, 0.01, ..., 0.5.
+    # One of two objects is found, so precision is 1 at the recalls 0, 0.1, ..., 0.5, or 0, 0.01, ..., 0.5.
     assert {name: value.item() for name, value in logged.items()} == pytest.approx(
         {name: 600 / 11 if "coco" not in name else 5100 / 101 for name in METRICS} | {"test/images": 2}
     )
@@ -551,7 +551,7 @@ def test_results_are_in_percent_and_by_both_rules(tmp_path: Path, monkeypatch: p
 def test_statistics_are_made_with_the_synchronization_of_training(
     voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning takes it away when training ends; two images of a device are not what was trained with."""
+    """Lightning removes the synchronization after training, but a device's two images are not the training batch."""
     run, called = trainer(tmp_path), []
     layers = SimpleNamespace(apply=lambda module: called.append("on"), revert=lambda module: called.append("off"))
     monkeypatch.setattr(run.strategy, "_layer_sync", layers, raising=False)

@@ -1,4 +1,4 @@
-"""FID, inception score, R-precision and object accuracy of a test's generated images, by networks of a few lines."""
+"""FID, inception score, R-precision and object accuracy of generated images, with networks of a few lines."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def module(data: Any, samples: int, **more: Any) -> Any:
 
 
 class TinyInception(nn.Module):
-    """Means of the colors of an image's quarters; its classes are their shares."""
+    """Returns the mean colors of an image's quarters as features, and their shares as classes."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class TinyInceptionTV(TinyInception):
 
 
 class TinyClip(nn.Module):
-    """An image's mean color, and the color that a text is of."""
+    """Embeds an image as its mean color, and a text as the color that it names."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ TINY = {"inception": TinyInception, "inception_tv": TinyInceptionTV, "clip": Tin
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Networks of a few lines in place of released ones, and files for them."""
+    """Replace the released networks by networks of a few lines, with files for them."""
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     networks = {name: generation.NETWORKS[name]._replace(build=kind) for name, kind in TINY.items()}
     monkeypatch.setattr(generation, "NETWORKS", networks)
@@ -104,7 +104,7 @@ class Real:
 
 
 class TinyData:
-    """What the evaluation asks of a data module."""
+    """The part of a data module that the evaluation uses."""
 
     transform = SimpleNamespace(size=8)
     caption_count = len(TEXTS)
@@ -124,7 +124,7 @@ class TinyData:
                 self.looked_at += 1
                 for part in torch.arange(len(REAL)).split(16):
                     image, index = REAL[part], part
-                    if part[0] == 0:  # the neighbour of a broken file, which comes at its own place, too
+                    if part[0] == 0:  # replaces a broken file; it also occurs at its place
                         image, index = torch.cat([image, REAL[20:21]]), torch.cat([index, torch.tensor([20])])
                     yield {"image": image, "index": index, "skipped": (torch.arange(len(index)) == 16).long()}
 
@@ -138,7 +138,7 @@ class TinyData:
 def update(evaluation: GenerationEvaluation, images: Tensor, repeat: int = 0) -> None:
     for part in torch.arange(len(images)).split(9):
         evaluation.update(images[part], {"index": part, "caption": part, "skipped": torch.zeros_like(part)}, repeat)
-    # Stands in for a broken file: counted at its own place.
+    # This replaces a broken file, and is only counted at its place.
     broken = {"index": torch.tensor([3]), "caption": torch.tensor([3]), "skipped": torch.tensor([1])}
     evaluation.update(torch.ones(1, 3, 8, 8), broken, repeat)
 

@@ -1,4 +1,4 @@
-"""The commands and the code of docs/own-encoder.md and docs/library.md, run as they stand there, at a small size."""
+"""Run the commands and the code of docs/own-encoder.md and docs/library.md at a small size."""
 
 from __future__ import annotations
 

@@ -35,13 +35,13 @@ def words(width: int = 16) -> GRUEncoder:
 
 
 def words_of(image: int, which: int) -> dict[str, Tensor]:
-    """A caption: the color of the image, and a word that says little, sometimes two; some images share theirs."""
+    """Write a caption: the image's color, and one or two other words. Some images share their caption."""
     tokens = [1 + image % CLASSES, 4 + (image // 6 + which) % 8, 4 * (which % 2)]
     return {"tokens": torch.tensor(tokens), "lengths": torch.tensor(2 + which % 2)}
 
 
 class Captioned(Dataset[dict[str, Tensor]]):
-    """Pictures with a caption each, for training; takes the keys of an epoch sampler."""
+    """Pictures with one caption each, for training. Takes the keys of an epoch sampler."""
 
     def __init__(self, size: int) -> None:
         self.pictures = pictures(size)
@@ -64,7 +64,7 @@ def captions(images: int) -> list[dict[str, Tensor]]:
 
 
 class SearchData(ShardedDataModule):
-    """Twelve images to learn from in three steps an epoch, eleven to select by, and ten to test on."""
+    """Twelve images to train on in three steps per epoch, eleven to select with, and ten to test on."""
 
     def __init__(self, train: int = 12, validation: int = 11, test: int = 10) -> None:
         super().__init__(batch_size=4, num_workers=0, seed=0)
@@ -91,7 +91,7 @@ def search(**options: Any) -> CrossModalSearch:
 
 
 class Judged(pl.Callback):
-    """Keeps the weights of the common space at every judgment, whose sum of recalls it may dictate."""
+    """Keeps the weights of the common space at every validation, and may set its sum of recalls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, sums: list[float] | None = None) -> None:
         self.weights: list[dict[str, Tensor]] = []
@@ -147,8 +147,8 @@ class TestCrossModalSearch:
         assert run.callback_metrics["test/selected_epoch"] == 2
         assert run.callback_metrics["test/validation_recall_sum"] == pytest.approx(30)
 
-    # Three steps an epoch: 4 is in the middle of the second one, 3 is a boundary, written before the epoch is judged,
-    # and 9 is the end of training.
+    # With three steps per epoch, 4 is in the middle of the second epoch, 3 is at a boundary (saved before validation),
+    # and 9 ends the training.
     @pytest.mark.parametrize("step", [3, 4, 9])
     def test_a_resumed_run_selects_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         file = MetricsFile(tmp_path / "metrics.csv")

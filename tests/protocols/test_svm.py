@@ -28,7 +28,7 @@ from tests.protocols.parts import (
 
 
 def plain_svm(module: SoundSVM, layer: str, train: Samples, test: Samples, folds: list[int]) -> float:
-    """The protocol of docs/papers/avid_cma.md [10.3] written down without care for memory, in float64."""
+    """Compute the protocol of docs/papers/avid_cma.md [10.3] in float64, without saving memory."""
 
     def features(item: dict[str, Tensor]) -> np.ndarray:
         with torch.no_grad():

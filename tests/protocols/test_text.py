@@ -1,4 +1,4 @@
-"""Picked options and generated texts as they are counted."""
+"""Counting chosen options and generated texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def update(test: TextTest, index: list[int], texts: list[str], answers: list[str], **more: Any) -> None:
-    """Add samples; by default the answer is the one reference and the first two are of a kind."""
+    """Add samples. By default, the answer is the only reference, and the first two samples have a kind."""
     columns = {
         "answers": answers,
         "references": [[answer] if answer else [] for answer in answers],
@@ -50,7 +50,7 @@ def test_withheld_answers_are_generated_and_not_judged() -> None:
     found = test.compute(CPU)
     assert found["exact_match"].item() == 0.0
     assert found["distinct"].item() == 2
-    # Words of one letter are dropped everywhere against the one reference, so nothing is left of it here.
+    # The score against one reference drops words of one letter, so that reference is empty here.
     assert "bleu_1" in found
     assert "avsd7/bleu_1" in found
 

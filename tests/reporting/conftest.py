@@ -54,7 +54,7 @@ before
 after
 """
 
-#: Of a record that starts from the authors' weights.
+#: Field of a record that starts from the authors' weights.
 AUTHORS = {"base": {"file": "base.pth", "sha256": "ab" * 32, "source": "https://example.org"}}
 
 Capsys = pytest.CaptureFixture[str]

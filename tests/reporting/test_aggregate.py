@@ -1,4 +1,4 @@
-"""Aggregation: what may be averaged, and what is left out and said."""
+"""Aggregation: what may be averaged, and what is left out with a note."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_deviations_are_collected_once(project: Path, make_record: MakeRecord) -
     deviation = {"field": "model.estimator", "reason": "small"}
     result = table("mini", [make_record("esc@base", k, deviations=[deviation]) for k in (0, 1)])
     assert deviations_of(result.records) == [deviation]
-    # In the words of today, where they changed.
+    # If the words of a reason changed, the newest ones count.
     worded = {"field": "model.estimator", "reason": "the small one"}
     newer = make_record("esc@base", 2, deviations=[worded], started="2027-01-01T00:00:00Z")
     assert deviations_of([newer, make_record("esc@base", 0, deviations=[deviation])]) == [worded]

@@ -95,7 +95,7 @@ def test_verdicts(a: dict[int, float], b: dict[int, float], verdict: str) -> Non
 
 
 def test_the_difference_is_paired_and_leaves_the_threshold_out() -> None:
-    # The seeds differ by 10 points, the pairs only by a little: pairing is what separates them.
+    # The seeds differ by 10 points, but the pairs only by a little, so only pairing separates the rows.
     result = judged("A.x >= B.x + 1", {0: 13.0, 1: 23.5, 2: 33.0, 7: 0.0}, {0: 10.0, 1: 20.0, 2: 30.0})[0]
     assert result.difference == pytest.approx(19 / 6)
     # 4.302653 is the two-sided 95 % point of Student's t with two degrees of freedom.
@@ -124,6 +124,6 @@ def test_strict_comparison_and_worst_part_decide() -> None:
     result = judged("A.x > B.x and A.x > B.x + 5", {0: 3.0, 1: 3.0}, {0: 1.0, 1: 1.0})[0]
     assert (result.verdict, result.outcome) == ("fails", "+2 (+2 to +2; n=2) in x: A vs. B")
     assert judged("A.x / B.x > 1", {0: 1.0}, {0: 0.0})[0].detail == "divides by zero"
-    # A tie of one draw is enough for one of the two.
+    # A tie in one draw satisfies `>=`, but not `>`.
     verdicts = [judged(f"A.x {sign} B.x", {0: 1.0}, {0: 1.0})[0].verdict for sign in (">=", ">")]
     assert verdicts == ["sign agrees", "sign differs"]

@@ -47,7 +47,7 @@ def nested(depth: int) -> dict[str, Any]:
     return functools.reduce(lambda inner, _: {"a": inner}, range(depth), {})
 
 
-#: Fields of a record, or another file's content, that are damaged or hostile.
+#: Damaged or hostile fields of a record, or content of another file.
 PAYLOADS: dict[str, Any] = {
     "less nested config": {"config": nested(150)},
     "control characters": {"media": ["\0.png"], "selection": "\x1b[2J[/red]", "started": "2026"},
@@ -90,7 +90,7 @@ def test_promote(project: Path, saved: Saved, capsys: Capsys) -> None:
     saved("esc@base", 0, scale="smoke")
     assert run("promote", "mct") == 0
     assert capsys.readouterr().out == "promoted: mct/mini/seed0/esc@base\n"
-    # Nothing of this machine's folders is committed.
+    # Folders of this machine are not committed.
     (promoted,) = find_promoted("mct")
     assert promoted.config == {"rate": 1, "out": "./runs", "home": "~/x"}
     assert [p.action for p in promote("mct")] == ["unchanged"]

@@ -1,4 +1,4 @@
-"""Comparison of runs with what is recorded: verdicts, their order, the summary, the command, curves."""
+"""Comparison of runs with recorded runs: verdicts, their order, the summary, the command, curves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROUNDED = {"isa": {"requested": "sse41", "machine": "avx2"}}
 
 @pytest.fixture
 def reference(make_record: MakeRecord) -> list[Record]:
-    """Two cells: 50 ± 2 over three seeds, one of another rounding, and 20 of one seed."""
+    """Make two cells: 50 ± 2 over three seeds (one under another rounding), and 20 from one seed."""
     found = [make_record("esc@base", k, value) for k, value in enumerate((48.0, 52.0))]
     found.append(make_record("esc@base", 2, 50.0, hardware=ROUNDED))
     return [*found, make_record("ucf_1@better", 0, 20.0)]
@@ -46,10 +46,10 @@ def test_where_nineteen_of_twenty_draws_lie(project: Path, make_record: MakeReco
 
     # Student's t for three seeds, 4.303, times 2, times the root of 1 + 1 / 3: 9.94.
     assert [verdict("esc@base", v) for v in (40.1, 59.9, 40.0, 60.0)] == [IN_RANGE] * 2 + [OUTSIDE] * 2
-    # One seed tells no spread: equal as printed is reproduced, else nothing is known.
+    # One seed gives no spread. A value that prints the same counts as reproduced, and any other has no reference.
     assert [verdict("ucf_1@better", v) for v in (20.04, 20.2)] == [IN_RANGE, NO_REFERENCE]
     assert verdict("ucf_1@base", 1.0) == NO_REFERENCE
-    # Roundings of a seed count by their mean; three equal ones tell no more than one.
+    # A seed counts by the mean of its roundings, so three equal ones count as one.
     equal = [
         make_record("esc@base", k, value, hardware={"isa": {"requested": isa}})
         for k, value in enumerate((48.0, 52.0, 50.0))
@@ -111,12 +111,12 @@ def test_the_same_seed_is_compared_first(project: Path, make_record: MakeRecord)
 
     verdicts = [(found.verdict, found.same and found.same.verdict) for found in map(cell, (50.0, 50.3, 70.0))]
     assert verdicts == [(IN_RANGE, "bit-equal"), (IN_RANGE, "within rounding"), (IN_RANGE, DIFFERS)]
-    # It fails a run once five seeds were recorded under two roundings.
+    # A difference from the same seed fails a run if five seeds were recorded under two roundings.
     assert strict_failure([cell(70.0)]) is None
     assert summary([cell(70.0), cell(50.0)]).endswith("; same seed: 1 bit-equal, 1 differs")
     assert "is off from the same seed by" in str(strict_failure([cell(70.0, pairs=5)]))
     assert strict_failure([cell(50.3, pairs=5)]) is None
-    # Without a seed of several roundings, nothing tells what rounding does, unless the paper states it.
+    # Without several roundings of a seed, the effect of rounding is unknown, unless tables.yaml gives it.
     assert cell(70.0, pairs=0).same is None
     path = project / "papers/mct/tables.yaml"
     path.write_text(path.read_text().replace("recipe: base}", "recipe: base, rounding: 0.1}", 1))
@@ -129,9 +129,9 @@ def test_likelihood(project: Path, make_record: MakeRecord, reference: list[Reco
         return compare(load("mct"), "mini", mine, reference)[0]
 
     assert cell(54.0).likelihood == cell(46.0).likelihood == pytest.approx(0.225, abs=0.001)
-    # The mean of more draws lies nearer.
+    # The mean of more draws must be closer.
     assert cell(54.0, 54.0).likelihood < cell(54.0).likelihood
-    # What all draws agree in, such as chance, is left out.
+    # A value that all draws share, such as chance, is left out.
     equal = [make_record("esc@base", seed, 50.0) for seed in range(3)]
     assert compare(load("mct"), "mini", [make_record("esc@base", 7, 50.0)], equal) == []
     assert compare(load("mct"), "mini", [make_record("esc@base", 7, 49.0)], equal)[0].verdict == OUTSIDE
@@ -196,7 +196,7 @@ def test_strict_allows_what_chance_does(project: Path, make_record: MakeRecord, 
     assert strict_failure([outside, good, unknown]) is None
     assert strict_failure([outside] * 3 + [good] * 17) is None
     assert "4 of 21 cells" in str(strict_failure([outside] * 4 + [good] * 17 + [unknown] * 9))
-    # One draw in 20 has that in one cell, and in one cell of two one in 10.
+    # One cell is off like this in one of 20 draws, and one of two cells in one of 10.
     assert "New, ESC 61.0 against 50.0 ± 2.0" in str(strict_failure([far]))
     assert strict_failure([far, good]) is None
 
@@ -243,7 +243,7 @@ def test_curves_are_promoted(project: Path, saved: Saved) -> None:
     promote("mct", ("mini",), runs)
     assert curves.read_bytes() == first
     write(4.0, started="2026-02-01T00:00:00Z")
-    # A refused record leaves what stands; one without curves takes the old ones away.
+    # A refused record changes nothing. A record without curves removes the old curves.
     write(3.0, started="2026-03-01T00:00:00Z", git={"revision": "a" * 40, "dirty": True})
     promote("mct", ("mini",), runs)
     assert curves.read_bytes() == first

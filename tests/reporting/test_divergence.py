@@ -1,4 +1,4 @@
-"""Where training curves leave those of the recorded runs, and why: recorded, made-up and really trained runs."""
+"""Where and why training curves leave those of recorded runs, for recorded, made-up and trained runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UCF: dict[str, Any] = {"parents": {"model.init_args.pretrained": {"stage": "base
 
 
 def curve(seed: int, leaves: int = 10**9) -> Curves:
-    """A loss that falls from 4 to 1 with noise of 3 %, and doubles where it leaves the others."""
+    """Make a loss that falls from 4 to 1 with 3 % noise, and doubles from the step at which it leaves the others."""
     noise = np.random.default_rng(seed).normal(1, 0.03, len(STEPS))
     return {
         "train/loss": [
@@ -72,7 +72,7 @@ RATE = {"config": {"seed_everything": 7, "model": {"rate": 0.2}, "data": {"root"
     ("changed", "leaves", "reason"),
     [
         ({}, None, None),
-        # What the run has in another way than the recorded ones explains nothing while its curves stay inside.
+        # A difference from the recorded runs explains nothing while the curves stay inside the band.
         ({"code": {LOSS: "c1:t1"}, "versions": {"torch": "2.11"}}, None, None),
         ({"code": {LOSS: "c0:t1"}, "git": {"revision": "b" * 40, "dirty": True}}, 400, "chance"),
         ({}, 400, "chance"),
@@ -125,7 +125,7 @@ def test_a_window_is_outside_beyond_the_interval_of_its_neighbors_variance() -> 
     assert [left(spread, [x], 10) for x in (6.46, 6.47)] == [None, 1]
     # On a log scale where all values are positive.
     assert [left(np.exp(spread).tolist(), [float(np.exp(x))]) for x in (3.2, 3.21)] == [None, 1]
-    # Of nine windows of two steps only the fifth varies, and with it the three on either side, by a seventh.
+    # There are nine windows of two steps. Only the fifth varies, which widens three windows on each side by a seventh.
     wide = [[0.0] * 4 + [x] + [0.0] * 4 for x in (-1.0, 0.0, 1.0)]
     moved = [[0.0] * 2 * k + [1.2, 1.2] + [0.0] * 2 * (8 - k) for k in range(9)]
     assert [left(wide, mine, size=2) for mine in moved] == [1, *[None] * 7, 17]
@@ -179,7 +179,7 @@ def test_what_the_command_prints(saved: Saved, reference: list[Record], project:
     assert "no curves to compare at" in out
 
 
-#: 28 steps of the smoke scale, of which every second is logged.
+#: 28 steps at the smoke scale. Every second step is logged.
 LAYER = {"trainer": {"max_epochs": 4, "limit_train_batches": 1.0, "log_every_n_steps": 2}}
 
 
@@ -187,7 +187,7 @@ def trained(runs: Path, seed: int, *overrides: str, edited: bool = False) -> Run
     stage = request("avid/avid", runs, *overrides, seed=seed, layer=LAYER)
     record = run_stage(stage)
     code = {**record.code, **({"papers/avid_cma/loss.py": "edited"} if edited else {})}
-    # The overrides of the layer would make it another stage.
+    # The layer's overrides would give the stage another name.
     return dataclasses.replace(record, stage="avid", code=code), read_points(stage.directory / "metrics.csv")
 
 
@@ -227,6 +227,6 @@ def test_planted_faults_and_honest_runs(tmp_path: Path, monkeypatch: pytest.Monk
         ("configuration", cause(29, "--data.video.crop", "16")),
     ]
     assert sum(expected == found for expected, found in faults) >= 8, faults
-    # Of other code, so that one outside the band would not pass as chance.
+    # They have other code, so that a run outside the band can't count as chance.
     honest = [cause(seed, edited=True) for seed in range(10, 20)]
     assert honest.count("chance") >= 9

@@ -1,4 +1,4 @@
-"""Figures are drawn from records, lie beside them, and are checked with the pages that show them."""
+"""Figures are drawn from records, stored next to them, and checked with the pages that show them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def paths(drawing: str, color: str) -> list[list[tuple[float, float]]]:
 def test_a_line_for_what_was_measured_at_two_places(drawn: Path, make_record: MakeRecord) -> None:
     values = {("ucf_1@base", 0): 20, ("ucf_1@base", 1): 40, ("esc@base", 0): 60, ("esc@base", 1): 80}
     some = [make_record(stage, seed, value) for (stage, seed), value in values.items()]
-    some.append(make_record("ucf_1@better", 0, 50.0))  # at one place only: no line
+    some.append(make_record("ucf_1@better", 0, 50.0))  # there is only one place, so no line
     (filled,) = render.fill(load("mct"), "mini", some)
     drawing = charts.curve(filled.result)
     band, ((left, first), (right, last)), _, ((_, third), (_, fourth)) = paths(drawing, charts.BLUE)
@@ -98,11 +98,11 @@ def test_dots_show_means_intervals_draws_and_yours(project: Path, make_record: M
     (yours,) = render.fill(load("mct"), scale, [make_record(f"ucf_{k}@base", 0, 82.0, scale=scale) for k in folds])
     drawing = charts.dots(filled.result, yours.result)
     assert charts.caption(filled.result)
-    rows = 3 if scale == "mini" else 2  # one row, which is ours, is of the miniature alone
+    rows = 3 if scale == "mini" else 2  # one row is ours, and only in the miniature
     interval, means = paths(drawing, charts.BLUE)
     (ticks,) = paths(drawing, charts.DIM)
     assert (len(interval), len(means), len(ticks)) == (2 * rows, 2 * rows, 4 * rows)
-    # The axis is zoomed: 80 and 94 are most of it apart.
+    # The axis is zoomed, so that 80 and 94 are most of its width apart.
     assert max(x for x, _ in ticks) - min(x for x, _ in ticks) > 0.75 * 480
     (mine,) = paths(drawing, charts.GREEN)
     assert mine[0][0] == means[0][0]

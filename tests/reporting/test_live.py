@@ -1,4 +1,4 @@
-"""The live report page: to whom it answers, what it says when rendering fails, and that it follows the runs."""
+"""The live report page: which requests it answers, its message when rendering fails, and that it follows the runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many runs separate a gap: against simulated claims and recorded runs that the plan has not seen."""
+"""The number of runs that separate a gap, tested on simulated claims and on recorded runs that the plan didn't use."""
 
 from __future__ import annotations
 

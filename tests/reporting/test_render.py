@@ -72,7 +72,7 @@ def test_what_has_no_published_value_is_never_taken_for_one(project: Path, make_
     assert "| New | 81.5 / – | 70.0 (*) / 30.0 |" in drawn()
     tables.write_text(text.replace("esc: {label: ESC, stage: esc", "esc: {published: false, label: ESC, stage: esc"))
     assert "| New | 81.5 / – | – / 30.0 |" in drawn()
-    # In a table of ours, a metric has published values where a row gives one.
+    # In a table of ours, a metric has published values if a row gives one.
     ours = text.replace("source: a made-up page", "source: ours alone\n    ours: true")
     tables.write_text(ours.replace(', esc: {value: 70, mark: "*"}', ""))
     assert "Cells are *published / measured*" in drawn()
@@ -134,7 +134,7 @@ def test_cells_from_given_weights_are_marked_and_never_mixed_with_ours(
     page = report.page(["mct"], None, project / "runs")
     assert "Transfer, from the authors&#39; weights" in page
     assert page.count(">84.0 †</button>") == 1
-    # Another file than the authors' is named so.
+    # A file that is not the authors' is called so.
     saved("ucf_1@base", 0, 79.0, scale="paper", given={"base": {"file": "mine.ckpt", "sha256": "cd" * 32}})
     filled = render.fill_both(load("mct"), "paper", render.records_of("mct", project / "runs"))
     assert filled[-1].result.origin == "from given weights"

@@ -1,4 +1,4 @@
-"""The report page as text: what it holds, that it refers to nothing outside itself, and what it leaves out."""
+"""The report page as text: its content, what it leaves out, and that it refers to no other file or server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VOID = {"meta", "img", "link", "br", "input"}
 
 
 class Page(HTMLParser):
-    """A page taken apart: what it refers to, its texts by element, and whether its tags are balanced."""
+    """A parsed page: its references, its texts by element, and whether its tags are balanced."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def test_a_damaged_run_is_left_out_with_one_warning(
     text = written()
     csv.field_size_limit(limit)
     assert "20.0</button>" in text
-    assert "30.0" not in text  # the mean with the damaged one
+    assert "30.0" not in text  # the mean if the damaged one counted
     told = capsys.readouterr().err
     assert told.count("warning: ") == 1
     assert str(folder) in told
@@ -162,7 +162,7 @@ def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,name,value\n0,train/loss,2.5\n0,train/mlm,7\n1,train/loss,1.5\n1,train/mlm,nan\n")
     assert thinned(read_points(path)) == {"train/loss": [(0.0, 2.5), (1.0, 1.5)]}
-    path.write_text("step,name,value\n1,a,5\n0,a,9\n1,a,3\n")  # the later of two at one step stays the later
+    path.write_text("step,name,value\n1,a,5\n0,a,9\n1,a,3\n")  # values at one step keep their order
     assert thinned(read_points(path)) == {"a": [(0.0, 9.0), (1.0, 5.0), (1.0, 3.0)]}
     path.write_text("step,name,value\n0,a,1e308\n1,a,2\n2,a,1\n")  # too large to be drawn
     assert thinned(read_points(path)) == {"a": [(1.0, 2.0), (2.0, 1.0)]}

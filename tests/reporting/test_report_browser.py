@@ -1,4 +1,4 @@
-"""The report page in a real browser, opened from its file, without a network. Skipped where there is no Chromium."""
+"""The report page in a real browser, opened from its file, without a network. Skipped if there is no Chromium."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_the_page_itself_never_scrolls_sideways(tab: Any, width: int) -> None:
     resize(tab, width)
     until(lambda: tab.execute_script("return innerWidth") == width, "the window has its size")
     assert tab.execute_script("return document.documentElement.scrollWidth") <= width
-    # Neither does it when everything is unfolded.
+    # It asks for nothing when everything is unfolded, either.
     tab.execute_script("window.folded = [...document.querySelectorAll('details:not([open])')];"
                        "folded.forEach(d => { d.open = true })")  # fmt: skip
     assert tab.execute_script("return document.documentElement.scrollWidth") <= width

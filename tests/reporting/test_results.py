@@ -1,4 +1,4 @@
-"""The committed results: what is written is read again, whole after a kill, and nothing in it is left over."""
+"""The committed results: they read back as written, are complete after a kill, and contain nothing unused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_committed_results_are_written_as_they_were_read(
     paper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So each reference has its content, no content lacks a reference, and each hash is that of its content."""
+    """This shows that each reference has its content, each content a reference, and each hash fits its content."""
     entry = paper_named(paper)
     before, records, curves = contents(entry.results), find_promoted(paper), promoted_curves(entry)
     (tmp_path / "papers" / paper).mkdir(parents=True)
@@ -72,7 +72,7 @@ def test_round_trip(project: Path, metrics: dict[str, float], config: dict[str, 
 
 
 class Killed(BaseException):
-    """Stands in for SIGKILL."""
+    """Replaces SIGKILL."""
 
 
 @pytest.mark.parametrize("operation", ["replace", "fsync"])

@@ -1,4 +1,4 @@
-"""W&B reports: what the package would send, read back from the files; and that a missing network costs seconds."""
+"""W&B reports: their content, read back from the files, and that a missing network only costs seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VIEW = "MCT: table, mini"
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No key from this machine, and a client that has read nothing yet."""
+    """Hide the machine's key, and reset what the client has read."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -83,7 +83,7 @@ def test_the_report_of_a_paper_has_every_table(paper: Any, tmp_path: Path) -> No
             assert operation == "IN"
             mine = {m.id: set(source.instances(table, row, m, scale)) for m in shown}
             assert set(stages) <= set().union(*mine.values())
-            # The mean of a bar is over the runs of the set that have its key: those of the row's own cells, or fewer.
+            # A bar's mean is over the runs of the set that have its key. They must all belong to the row's cells.
             for m in shown:
                 logged = {s for r in f.result.rows for s in source.instances(table, r, m, scale)}
                 assert not mine[m.id] or set(stages) & logged <= mine[m.id]
@@ -92,7 +92,7 @@ def test_the_report_of_a_paper_has_every_table(paper: Any, tmp_path: Path) -> No
     media = {key for grid in grids[-2:-1] for panel in panels(grid) for key in panel["config"].get("mediaKeys", [])}
     names = {Path(name).stem for r in records if r.scale == "mini" for name in r.media if name.endswith(".png")}
     assert media >= names
-    # Nothing in it is bound to an account before it is sent.
+    # Before it is sent, the report names no account.
     assert all(runset.get("project") is None for grid in grids for runset in grid["metadata"]["runSets"])
 
 
@@ -107,7 +107,7 @@ def test_without_a_key_the_reports_are_files(project: Path, saved: Saved, capsys
     assert "not run at mini: One helps (paper: +0.5; ours: not measured" in path.read_text()
     path.unlink()
     assert run("wandb-report", "mct", "--offline") == 0
-    assert not (project / "runs" / "wandb-report.json").exists()  # that is the report of all
+    assert not (project / "runs" / "wandb-report.json").exists()  # that file is the report of all papers
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_a_report_is_updated_in_its_place(project: Path, stub: WandbStub, saved:
     assert address in capsys.readouterr().out
     assert sent() == [first]
     assert "61.5" in stub.views[first]["spec"]
-    stub.views.clear()  # somebody deleted it: there is a new one
+    stub.views.clear()  # somebody deleted the report, so a new one is made
     assert run("wandb-report", "mct") == 0
     assert len(sent()) == 1
 
@@ -149,7 +149,7 @@ def test_a_view_has_one_scale(project: Path, make_record: MakeRecord) -> None:
 
 def test_the_view_of_a_paper_is_its_table(project: Path, stub: WandbStub, saved: Saved, capsys: Capsys) -> None:
     saved("esc@base", 0, 61.5, media=["media/neighbors.png", "media/texts.csv"])
-    for _ in range(2):  # the second time in its place
+    for _ in range(2):  # the second time, it is replaced
         assert run("wandb-report", "mct", "--runs", str(project / "runs")) == 0
         assert f"sent: {stub.address}/someone/representation-assemble?nw=" in capsys.readouterr().out
     (view,) = [view for view in stub.views.values() if view["displayName"] == VIEW]

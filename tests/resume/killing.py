@@ -1,4 +1,4 @@
-"""Killing a stage in the middle of a step, or resuming what a kill would leave, and comparing it with a whole run."""
+"""Kill a stage in the middle of a step, or resume what a kill would leave, and compare with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _run_until_killed(stage: StageRequest, module: Any, step: int) -> None:
 
 
 def kill_at(stage: StageRequest, module: type, step: int) -> None:
-    """Run a stage until it is in the middle of a step."""
+    """Run a stage, and kill it in the middle of a step."""
     process = multiprocessing.get_context("fork").Process(target=_run_until_killed, args=(stage, module, step))
     process.start()
     process.join(LONG)
@@ -45,10 +45,10 @@ def kill_at(stage: StageRequest, module: type, step: int) -> None:
 def run_and_resume(
     stage: StageRequest, owner: type, method: str, when: Callable[..., bool]
 ) -> tuple[list[Record], Path]:
-    """Run a stage, and again from its folder as it was at that moment: both must leave the same.
+    """Run a stage, and resume it from a copy of its folder from that moment. Both runs must have the same results.
 
     Returns:
-        Both records, and where the folder of the first run is now.
+        Both records, and the new place of the first run's folder.
     """
     folder = stage.directory
     whole, begun = folder.with_name("whole"), folder.with_name("begun")
@@ -74,12 +74,12 @@ def run_and_resume(
 
 
 def assert_resumes(stage: StageRequest, module: type, step: int) -> Record:
-    """Run a stage, and again from its folder as it was in the middle of a step."""
+    """Run a stage, and resume it from a copy of its folder from the middle of a step. The results must be equal."""
     return run_and_resume(stage, module, "training_step", lambda self, *_: self.trainer.global_step == step)[0][1]
 
 
 def assert_equal(left: Any, right: Any, where: str = "checkpoint") -> None:
-    """Equal types, shapes and bits, all the way down."""
+    """Require equal types, shapes and bits at every level."""
     if isinstance(left, torch.Tensor):
         assert torch.equal(left, right), where
     elif isinstance(left, dict):
@@ -95,7 +95,7 @@ def assert_equal(left: Any, right: Any, where: str = "checkpoint") -> None:
 
 
 def compare(whole: Path, resumed: Path) -> None:
-    """Folders of equal runs: the same weights and optimizers, and the same curves."""
+    """Require that the folders of two runs have the same weights, optimizers and curves."""
     states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (whole, resumed)]
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         assert_equal(states[0][key], states[1][key], key)

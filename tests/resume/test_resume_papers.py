@@ -1,4 +1,4 @@
-"""Killed and resumed equals never stopped: MCT's queues and averages, M3P's tasks, the GAN's two optimizers, noise."""
+"""A resumed run equals an uninterrupted one: MCT's queues and averages, M3P's tasks, the GAN's optimizers, noise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.stages import callbacks, request
 from tests.vx2text import stages as vx2text
 from tests.xmc_gan import stages as xmc_gan
 
-# Four steps an epoch, a checkpoint every three: step 8 goes on from 6, in the middle of epoch 1.
+# Four steps per epoch and a checkpoint every three: a kill at step 8 resumes from 6, in the middle of epoch 1.
 EVERY_THREE = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(3)}}
 WITHOUT_PARENTS = {"vx2text/avsd": vx2text.WITHOUT_PARENTS, "xmc_gan/xmc_gan": xmc_gan.WITHOUT_PARENTS}
 
@@ -45,8 +45,8 @@ def test_noise_dropout_averages_and_spectral_vectors(recipe: str, module: type, 
         assert any(name.endswith(".u") for name in state["state_dict"])
 
 
-# Four steps an epoch and a checkpoint every three: step 5 goes on from 3, in the middle of epoch 0; step 10 from 9, in
-# the middle of epoch 2; the queue of 24 wraps in between, in the middle of a batch of 16.
+# Four steps per epoch and a checkpoint every three: a kill at step 5 resumes from 3, in the middle of epoch 0, and at
+# step 10 from 9, in the middle of epoch 2. In between, the queue of 24 wraps in the middle of a batch of 16.
 @pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (10, 1)])
 def test_mct_with_queues(tmp_path: Path, killed_at: int, workers: int) -> None:
     layer: dict[str, Any] = {
@@ -66,7 +66,7 @@ def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
         "model": {"init_args": {"lengths": [2, 4, 9]}},
     }
     stage = request("mct/bridge", tmp_path, layer=layer)
-    # The checkpoint of step 4 is written before the bridge of 4 steps is kept, and after that of 2 was.
+    # The checkpoint of step 4 is written after the bridge of 2 steps was kept, and before that of 4 steps is.
     assert_resumes(stage, BridgedRetrieval, 4)
     state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     kept = [state[f"kept.{length}.norms.image.num_batches_tracked"] for length in (2, 4, 9)]
@@ -91,21 +91,21 @@ def test_protocols_and_baselines(
     assert_resumes(request(recipe, tmp_path, layer=layer), module, killed_at)
 
 
-# Two iterations are a cycle and eight an epoch. With an update for each and a checkpoint every three, the kill at
-# update 5 goes back to 3, which is in the middle of the first epoch.
+# A cycle has two iterations, an epoch eight. With one update per iteration and a checkpoint every three updates, a
+# kill at update 5 resumes from 3, in the middle of the first epoch.
 TRAINER = {"max_epochs": 2, "limit_train_batches": 8, "log_every_n_steps": 1}
 M3P = {
     "trainer": {**TRAINER, "callbacks": callbacks(3)},
     "model": {"init_args": {"updates": "per_cycle"}},
     "data": {"init_args": {"steps_per_epoch": 8, "test_sets": ["multi30k_en", "stair_ja"]}},
 }
-# Five groups of losses make five updates in the first iteration of every cycle: the kill at 15 goes back to 10.
+# Five groups of losses make five updates in the first iteration of every cycle, so a kill at 15 resumes from 10.
 BY_GROUP = {
     **M3P,
     "trainer": {**TRAINER, "callbacks": callbacks(10)},
     "model": {"init_args": {"updates": "per_group"}},
 }
-# Two groups: the kill at 6 goes back to 4.
+# With two groups, a kill at 6 resumes from 4.
 FINE_TUNE = {
     "trainer": {**TRAINER, "limit_train_batches": 4, "callbacks": callbacks(4)},
     "data": {"init_args": {"train_sets": ["multi30k_en", "multi30k_fr"], "test_sets": ["multi30k_fr"]}},
@@ -134,7 +134,7 @@ def test_m3p_in_the_middle_of_a_cycle_of_tasks(
 def test_a_run_killed_after_its_last_step_tests_the_best_weights(
     length: dict[str, int], owner: type, method: str, when: Callable[..., bool], tmp_path: Path
 ) -> None:
-    """The checkpoint of the last step is written before the last weights are compared, and again after."""
+    """The last step's checkpoint is written before and again after the last weights are compared with the best."""
     layer = {
         **FINE_TUNE,
         "trainer": {**FINE_TUNE["trainer"], **length},

@@ -1,4 +1,4 @@
-"""Estimates without storage against the same steps on real tensors, and what is made of them."""
+"""Estimates without storage against the same steps on real tensors, and the tables made from them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str,
     run = resolve(paper, recipe, scale="smoke", arguments=overrides.split())
     found = estimate(run, size=8)
     watched = _Profiled(last=2)
-    # Dropout keeps the CPU from fused attention, which a GPU has with it.
+    # Turn dropout off, since with dropout the CPU has no fused attention, unlike a GPU.
     training = synthetic_training(run, {"accelerator": "cpu", "callbacks": [watched, StopAfter(3)]}, RandomTensors(), 8)
     for module in training.module.modules():
         if hasattr(module, "attention_dropout"):
@@ -120,7 +120,7 @@ def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str,
     held = MemoryMeter()
     held.add([state, training.data.synthetic.batch])
     assert found.flops == watched.flops
-    # What the step itself takes; the batch was there before.
+    # Memory of the step only, without the batch, which existed before.
     real = watched.peak
     expected = found.peak_bytes - held.now
     print(f"{paper}: {expected / 1e6:.2f} MB estimated, {real / 1e6:.2f} MB by torch's allocator")
@@ -160,7 +160,7 @@ def test_steps_are_whole_epochs_of_the_published_size() -> None:
 
 
 def test_steps_of_a_recipe_that_counts_them_are_counted_as_it_does() -> None:
-    """Two groups of losses make two updates in the first of two batches: an update for each batch, on average."""
+    """Two groups of losses make two updates in the first of two batches, so one per batch on average."""
     published = resolve("m3p", "m3p", scale="paper")
     assert estimates._steps(published, 833, 0.8) == published.config["trainer"]["max_steps"]
     by_group, by_cycle = (
@@ -183,7 +183,7 @@ def test_a_checkpoint_is_as_large_as_estimated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("recipe", "clips", "mined"), [("cma_audioset", 1_784_108, 32), ("ablation_cma", 10**5, 128)])
 def test_banks_of_the_whole_set_are_counted(recipe: str, clips: int, mined: int) -> None:
-    """Two banks of 128 numbers a clip and its positives, in memory and in a checkpoint; on lists, those of the list."""
+    """Memory and checkpoint hold two banks of 128 numbers per clip, and its positives, for the clips of the list."""
     narrow = ["--model.video_encoder.width", "4", "--model.audio_encoder.width", "4"]
     found = estimate(resolve("avid_cma", recipe, scale="paper", arguments=narrow), size=2)
     banks = clips * (2 * 128 + mined) * 4
@@ -241,10 +241,10 @@ def test_with_given_weights_the_cheapest_stage_comes_first(
     assert [first.split()[k] for k in (0, 5)] == ["esc@avid", "yes"]
     assert [second.split()[k] for k in (0, 5)] == ["ucf_1@avid", "no"]
     assert f"  no: ESC-50 missing: {tmp_path / 'esc50'}" in first
-    # Below it: what was found, among it the file of statistics, and the verdict.
+    # Below the table: what was found, such as the file of statistics, and the verdict.
     assert "no; computed from the evaluated data" in printed
     assert printed.splitlines()[-1].endswith("no-go: 0 of 2 stages have what they read")
-    # Two passes over the 2,000 files of ten windows, 2.88 GFLOP each.
+    # Two passes over the ten windows of 2,000 files, at 2.88 GFLOP per window.
     found = estimate(resolve("avid_cma", "esc50_svm", scale="paper"))
     assert found.steps == 40_000
     assert found.flops == pytest.approx(2.88e9, rel=0.01)

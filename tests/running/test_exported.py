@@ -1,4 +1,4 @@
-"""Trained models as folders and on the Hub: what is in them, that they work alone, what is said of damaged ones."""
+"""Trained models as folders and on the Hub: their content, use without the suite's folders, and damaged ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CAPTION = "a red circle left and a blue square right on white"
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Folder of a paper's export, made at the first call."""
+    """Return a function that gives the folder of a paper's export, made at the first call."""
     folder = tmp_path_factory.mktemp("exports")
 
     def export(paper: str) -> Path:
@@ -62,7 +62,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outputs(model: Any, files: Path) -> list[Any]:
-    """Whatever a model can do."""
+    """Return the outputs of everything that a model can do."""
     clip, picture = files / "clip.mp4", files / "picture.png"
     if model.paper == "avid_cma":
         return [model.embed_video(clip), model.embed_audio([clip])]
@@ -97,7 +97,7 @@ def test_an_export_does_the_same_as_the_stage_and_needs_nothing_else(
     found = outputs(model, files)
     assert len(found) == len(expected)
     assert all(same(one, other) for one, other in zip(found, expected))
-    # Neither the folder of the runs, nor a cache, nor data.
+    # The export needs neither the runs' folder, nor a cache, nor data.
     assert not (tmp_path / "cache").exists()
     written = (moved / "config.json").read_text(encoding="utf-8")
     assert not re.search(r'"(/|[A-Za-z]:\\)', written)
@@ -116,7 +116,7 @@ def test_what_is_in_the_folder(paper: str, exports: Callable[[str], Path]) -> No
     assert all(any(map(Path(name).match, READ)) for name in config["files"])
     shared = json.loads(metadata["shared"])
     assert names | set(shared) == set(trained_model(paper).from_export(folder).state_dict())
-    # No bank, queue, key encoder or optimizer: less than the checkpoint.
+    # It has no bank, queue, key encoder or optimizer, so it is smaller than the checkpoint.
     assert not [name for name in names if re.search(r"bank|queue|^\w+\.key\.|objective|criterion|optimi", name)]
     assert (folder / "model.safetensors").stat().st_size < checkpoint(paper).stat().st_size
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -134,7 +134,7 @@ def test_what_is_in_the_folder(paper: str, exports: Callable[[str], Path]) -> No
 
 @pytest.fixture
 def damaged(exports: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A copy of an export, to be damaged."""
+    """Copy an export, so that a test can damage it."""
     return shutil.copytree(exports("avid_cma"), tmp_path / "export")
 
 
@@ -186,7 +186,7 @@ SYSTEM = "common.files.os.system"
 
 
 def at(config: dict[str, Any], field: str, value: Any) -> None:
-    """Set a field of a configuration, named with dots, a slash before a file; `...` takes it away."""
+    """Set a field of a configuration, or remove it with `...`. Dots separate names, or slashes before a file."""
     *above, last = field.split("/") if "/" in field else field.split(".")
     for name in above:
         config = config[name]
@@ -222,7 +222,7 @@ def test_an_export_from_a_stranger_runs_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every way to name code is refused with the field, before the command runs or the module is imported."""
+    """Every way to name foreign code is refused, with the field, before any command runs or a module is imported."""
     marker = tmp_path / "it_ran"
     (tmp_path / "strangers_module.py").write_text(f"open({str(marker)!r}, 'w')\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -314,7 +314,7 @@ def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_
     write_regions(tmp_path / "regions.npz", [("there", own), ("few", few)])
     model.regions, model.detector = RegionFeatures(tmp_path / "regions.npz"), None
     assert model.match(["there", tmp_path / "there.jpg"], "a cat").shape == (2, 1)
-    # The text stands at the same place, whatever else is searched.
+    # The text has the same position, whatever other images are searched.
     together = model.match(["few", "there"], "a cat")[0]
     torch.testing.assert_close(model.match("few", "a cat")[0], together, rtol=1e-5, atol=1e-6)
     skipped: list[tuple[int, str]] = []
@@ -333,7 +333,7 @@ LISTED = ["model.safetensors", "record.json"]
 
 @pytest.fixture
 def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    """A function that puts a commit into the client's cache; there is no network."""
+    """Return a function that puts a commit into the client's cache. There is no network."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -404,7 +404,7 @@ def test_what_cannot_be_fetched_is_told(
         cached("someone/bad", {"config.json": json.dumps(listing).encode()}, str(digit))
         with pytest.raises(StageError, match=r"someone--bad/.*: (files lists .* outside the export|No such file)"):
             load("someone/bad")
-    # What the cache has can be used without the Hub, and nobody waits for it.
+    # A cached model is used without the Hub and without waiting for it.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", None)
@@ -442,7 +442,7 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(exports: Callab
     assert found["license"] == "other"
     assert found["datasets"] == ["kinetics400"]
     assert "mini" not in found["tags"]
-    # Of each scale there is a card.
+    # There is a card for each scale.
     tags = {scale: set(metadata(replace(real, scale=scale), "avid", model).tags or []) for scale in SCALES}
     assert {scale: own - tags["paper"] for scale, own in tags.items()} == {
         "paper": set(), "single": {"single"}, "mini": {"mini"}, "smoke": {"smoke"},

@@ -1,4 +1,4 @@
-"""The measurement of a step on the CPU, at the smallest widths: the code that runs on a GPU, but for its events."""
+"""Measure a step on the CPU at the smallest widths, with the code that runs on a GPU except for CUDA events."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_gpu_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a double of CUDA, whose steps take 100 and 200 ms."""
+    """Test with a replacement for CUDA, whose steps take 100 and 200 ms."""
     cuda = Mock(**{"max_memory_allocated.return_value": 7})
     cuda.Event.return_value.elapsed_time.side_effect = [100.0, 200.0]
     cuda.profiler.key_averages.return_value = [
@@ -61,12 +61,12 @@ def test_a_gpu_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     assert (gpu.seconds(), gpu.peak) == ([0.1, 0.2], 7)
     assert list(gpu.kernels().items()) == [("gemm", pytest.approx(0.04)), ("copy", 0.01)]
-    assert cpu.kernels() == {"aten::mm": 0.25}  # operations stand for kernels
+    assert cpu.kernels() == {"aten::mm": 0.25}  # on the CPU, operations replace kernels
 
 
 @pytest.mark.parametrize(("busy", "idle", "whole", "size"), [(0.15, 0.25, "256", 32), (0.3, 0.0, "8", 2)])
 def test_the_record_of_a_gpu(busy: float, idle: float, whole: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of steps that take 0.1, 0.2 and 0.6 s and wait 30 times for the device."""
+    """The record is of steps that take 0.1, 0.2 and 0.6 s and wait 30 times for the device."""
     double, given = Mock(**{"cuda.get_device_name.return_value": "H100"}), []
     timer = Mock(**{"return_value.timeit.side_effect": lambda times: Mock(median=0.01 * times)})
 

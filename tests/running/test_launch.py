@@ -1,4 +1,4 @@
-"""How a stage starts: its processes, what it imports, and what it leaves in memory."""
+"""How a stage starts: its processes, its imports, and what stays in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAMES = (
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}
 BATCH = {"SLURM_JOB_NAME": "wrap", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
 STEP = {**BATCH, "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}
-#: Of the nodes gpu9 and gpu10 torchrun takes gpu10 as the first, SLURM gpu9.
+#: Of the nodes gpu9 and gpu10, torchrun takes gpu10 as the first, and SLURM takes gpu9.
 IN_A_JOB = {**TORCHRUN, "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
 OTHER_NODE = {**IN_A_JOB, "RANK": "8", "SLURM_PROCID": "0"}
 
@@ -120,7 +120,7 @@ def test_other_numbers_are_refused(
 
 
 def test_a_batch_script_leaves_one_node_to_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its task is the script; Lightning would take it for all of the processes, and seven GPUs would be idle."""
+    """The job's only task is the script. Lightning would think that all processes run, and seven GPUs would be idle."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     for tasks in ("1", "8"):
@@ -149,7 +149,7 @@ def test_lightning_recommends_no_srun_and_no_callbacks(tmp_path: Path, monkeypat
 
 
 def test_several_processes_of_a_shell_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would start as many again: Lightning goes by the name of the job, which srun takes from the program."""
+    """Each would start all processes again: Lightning goes by the job's name, which srun takes from the program."""
     under(monkeypatch, **{**STEP, "SLURM_JOB_NAME": "bash", "SLURM_PROCID": "3"})
     with pytest.raises(StageError, match="give srun another --job-name"):
         require_processes({"devices": 8, "num_nodes": 1})
@@ -169,7 +169,7 @@ print(bool(RequirementCache("scipy>=1")), package_available("scipy"))
 
 
 def test_a_stage_begins_without_plots_scipy_and_transformers() -> None:
-    """What is left out is there again for whoever asks for it later."""
+    """The packages that are skipped at the start can be imported later."""
     command = [sys.executable, "-c", CODE]
     done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=LONG, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Which stages run, in which order, how that is told, and as which commands."""
+"""Which stages run, in which order, with which commands, and what is printed."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
         r"  FAILED esc@avid seed 2: no\x1b room",
         "2 of 5 stages failed, 1 skipped; the others are done. Rerun the command to retry.",
     ]
-    assert printed.err.count("Traceback") == 1  # of the bug alone
-    # What is planned now, with the time of what is left; a malformed record counts as none.
+    assert printed.err.count("Traceback") == 1  # only the bug has a traceback
+    # The next plan gives the time of the stages that are left. A malformed record counts as missing.
     write_atomically(planned["esc@avid seed 2"].request.directory / "record.json", "{")
     text = render_plan(plan_stages("avid", wanted), "text").splitlines()
     assert text == [
@@ -184,7 +184,7 @@ def test_everything_that_is_missing_is_said_once_before_the_first_stage(
     )
     assert not runs.exists()
 
-    # A stage whose parent reads what is missing cannot run either; another one can.
+    # A stage whose parent lacks data cannot run either, but other stages can.
     write_esc50(data / "esc50", ("rain", "dog"), write=lambda path: path.write_bytes(b"sound"))
     where[2] = "single"
     where += ["--stages", "esc@untrained", "esc@avid"]
@@ -205,7 +205,7 @@ def test_everything_that_is_missing_is_said_once_before_the_first_stage(
     assert "[1/1] esc@untrained seed 0" in out
     assert [path.parent.name for path in runs.rglob("record.json")] == ["esc@untrained"]
 
-    # Without its list a data set is there, but nothing can be read from it.
+    # Without its list, the data set exists, but nothing can be read from it.
     (data / "esc50" / "meta" / "esc50.csv").unlink()
     assert main(["plan", *where, "--seeds", "1"]) == 0
     assert "incomplete: nothing at" in capsys.readouterr().out
@@ -250,7 +250,7 @@ def test_a_fingerprint_counts_code_and_not_its_layout(tmp_path: Path, monkeypatc
     )
     both = code.joined(files, {**files, "mine.loss": "c:t"})
     assert code.differing(both, files) == code.differing(both, {**files, "mine.loss": "c:t"}) == ["mine.loss"]
-    assert code.joined({}, files) == {}  # what began the training is unknown
+    assert code.joined({}, files) == {}  # it is unknown which code began the training
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -325,7 +325,7 @@ def test_files_stand_for_stages_and_what_starts_from_them_runs(
     assert states == {"avid": "given", **dict.fromkeys(runs, "run")}
     assert "missing: AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar  https://github.com" in out
     assert "AVID-CMA (CC BY-NC 4.0); its 8 stages are left out" in out
-    # A job on a cluster gets the file, too, and knows whether it is the authors'.
+    # A job on a cluster gets the file, too, and the flag says whether it is the authors'.
     assert main(["plan", "avid", "--scale", "paper", *flags, "--stages", "esc@avid", "--format", "shell"]) == 0
     (command,) = [line for line in capsys.readouterr().out.splitlines() if " fit " in line]
     arguments = shlex.split(command.partition(" fit ")[2])
@@ -352,7 +352,7 @@ def test_another_file_makes_other_stages(tmp_path: Path) -> None:
     for name in ("one.pth", "two.pth"):
         planned = plan_stages("avid", find_wanted(["--given", f"avid={folder / name}"], tmp_path))
         lineages.add(planned[-1].request.lineage)
-    # The statistics beside a released file count as well.
+    # The statistics next to a released file count as well.
     write_files(folder, "audio_norm_stats.npz")
     wanted = find_wanted(["--given", f"avid={folder / 'two.pth'}"], tmp_path)
     lineages |= {plan_stages("avid", one)[-1].request.lineage for one in (wanted, replace(wanted, given={}))}

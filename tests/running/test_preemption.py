@@ -1,4 +1,4 @@
-"""A stage that is asked to end saves after its step, says so, and goes on as if nothing had happened."""
+"""A stage that gets a signal saves after its step, says so, and resumes as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -48,19 +48,19 @@ SLURM = {
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow machine gets to its next check or checkpoint before a stage is ended without."""
+    """Give a slow machine time to reach the next check or checkpoint before the stage is ended."""
     monkeypatch.setattr(stopping, "PATIENCE", LONG)
     monkeypatch.setattr(preemption, "SAVING", 20 * LONG)
 
 
 def _layer(parts: int = 1) -> dict[str, Any]:
-    """Seven batches an epoch; no checkpoint but that of the signal."""
+    """Make a layer with seven batches per epoch, and no checkpoint except the signal's."""
     trainer = {"max_epochs": 2, "limit_train_batches": 1.0, "log_every_n_steps": 1, "accumulate_grad_batches": parts}
     return {"trainer": {**trainer, "callbacks": callbacks(1000)}}
 
 
 def _signal_at(number: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send a signal to this process in the middle of a training step; batches are counted over epochs."""
+    """Send a signal to this process in the middle of a training step. Batches are counted over epochs."""
     original = AVIDModule.training_step
 
     def training_step(self: AVIDModule, inputs: Any, batch_idx: int) -> Any:
@@ -79,7 +79,7 @@ def test_the_end_does_not_wait_for_a_forked_process() -> None:
 
 
 def _run_in_child(stage: StageRequest) -> int:
-    """Run a stage in a process of its own and return its exit status, as the command line gives it."""
+    """Run a stage in a new process, and return the exit status that the command would have."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -95,7 +95,7 @@ def _run_in_child(stage: StageRequest) -> int:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A job of SLURM with one task; the file names what `scontrol` is asked for."""
+    """Simulate a SLURM job with one task. The returned file lists the calls of `scontrol`."""
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     scontrol = tmp_path / "bin" / "scontrol"
@@ -125,7 +125,7 @@ def test_stopped_requeued_and_resumed_equals_uninterrupted(
     records = [run_stage(stage) for stage in (whole, resumed)]
     compare(whole.directory, resumed.directory)
     assert records[0].metrics == records[1].metrics
-    # The clock goes on where it was.
+    # The wall time continues from its saved value.
     assert state["wall_seconds"] > 0
     last = torch.load(path, weights_only=True)["wall_seconds"]
     assert state["wall_seconds"] < last < records[1].wall_seconds + 0.1
@@ -149,7 +149,7 @@ def test_a_stage_of_edited_code_is_asked_about_then_resumed_or_trained_again(
     printed = capfd.readouterr()
     assert f"avid: continues a run that other code began: {loss} changed" in printed.err
     assert "avid: resumes from step 1" in printed.out
-    # Trained by two versions of the code, it is asked about again.
+    # The stage was trained by two versions of the code, so the command asks again.
     assert main(command) == 1
     assert main([*command, "--rerun"]) == 0
     printed = capfd.readouterr()
@@ -183,7 +183,7 @@ def test_a_stage_with_loaders_is_saved_when_every_process_gets_the_signal(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """As SLURM sends it."""
+    """SLURM sends the signal to every process."""
     layer = {**_layer(), "data": {"init_args": {"num_workers": 1}}}
     layer["trainer"]["max_epochs"] = 2 if name == "avid/avid" else 1
     without = {
@@ -199,7 +199,7 @@ def test_a_stage_with_loaders_is_saved_when_every_process_gets_the_signal(
         if len(batches) == 2:
             loaders = descendants(os.getpid())
             assert loaders
-            # From another process: a loader ends when its parent asks for it.
+            # Send it from another process, since a loader ends if its parent sends a signal.
             subprocess.run(["sh", "-c", f"kill -{number} $0 $@", *map(str, [*loaders, os.getpid()])], check=True)
             time.sleep(0.3)  # torch raises an error in this thread when a loader dies
             assert all(map(runs, loaders))
@@ -243,7 +243,7 @@ def test_a_loader_that_hangs_ends_with_its_parent(killed: bool) -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "share", "stops"),
-    # Seven steps an epoch, or three of them: its last one, then one of the next.
+    # An epoch has seven steps, or three. Stop after its last step, then after one of the next epoch.
     [
         (2, 1.0, (7, 8, 10)),
         (2, 0.5, (3, 5)),
@@ -253,7 +253,7 @@ def test_a_loader_that_hangs_ends_with_its_parent(killed: bool) -> None:
 def test_stopped_again_and_again_under_clocks_that_jump(
     epochs: int, share: float, stops: Sequence[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after these steps, a stage leaves neither more nor something else than one that runs through."""
+    """A stage that is stopped after these steps leaves the same files as an uninterrupted one."""
     layer = _layer()
     layer["trainer"] |= {"max_epochs": epochs, "limit_train_batches": share}
     whole, resumed = (request("avid/avid", tmp_path / name, layer=layer) for name in ("whole", "resumed"))
@@ -291,10 +291,10 @@ def test_a_signal_during_the_test_ends_it_at_once(tmp_path: Path, monkeypatch: p
 
 
 def _stopped_rank(rank: int, stage: StageRequest) -> tuple[int, str]:
-    """As torchrun starts it; the signal comes to rank 1 alone, in step 2 of 8.
+    """Run a rank as torchrun starts it. Only rank 1 gets the signal, in step 2 of 8.
 
     Returns:
-        Steps, and how it ends: with an error, its launcher would end rank 0 before it has saved.
+        Its steps, and how it ends. If it ended with an error, the launcher would end rank 0 before it has saved.
     """
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
@@ -322,7 +322,7 @@ def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
     assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
 
 
-#: What rank 0 has begun and rank 1 has ended when the signal comes.
+#: The call that rank 0 has begun, and the call that rank 1 has ended, when the signal comes.
 MOMENTS: dict[str, tuple[tuple[Any, str], tuple[Any, str]]] = {
     "joining": ((torch.distributed, "init_process_group"), (run, "prepare_folder")),
     "training": ((pl.Trainer, "fit"), (preemption.Preemption, "on_train_batch_start")),
@@ -332,7 +332,7 @@ MOMENTS: dict[str, tuple[tuple[Any, str], tuple[Any, str]]] = {
 
 
 def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
-    """Run a rank, as Lightning starts it; rank 1 sends SIGHUP to both at the moment."""
+    """Run a rank, as Lightning starts it. At this moment, rank 1 sends SIGHUP to both."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
         TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo",
@@ -367,7 +367,7 @@ def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
 def test_two_ranks_end_soon_when_their_group_gets_a_signal(
     name: str, moment: str, step: int | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Also when one waits for the other, which has ended."""
+    """Both ranks end even if one waits for the other, which has ended."""
     without = vx2text.WITHOUT_PARENTS if name == "vx2text/avsd" else []
     stage, port = request(name, tmp_path, *without, layer=over(_layer(), 2)), free_port()
     group = os.fork()
@@ -397,7 +397,7 @@ def test_two_ranks_end_soon_when_their_group_gets_a_signal(
 @pytest.mark.parametrize(
     ("own", "answers", "expected"),
     [
-        (None, [True, False], signal.SIGTERM),  # of another rank
+        (None, [True, False], signal.SIGTERM),  # the signal of another rank
         (signal.SIGINT, [True, False], signal.SIGINT),
         (signal.SIGUSR1, [True, True], signal.SIGUSR1),
         (None, [False], None),
@@ -437,7 +437,7 @@ def test_a_job_is_requeued_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for _ in outcomes:
         requeue()
     failed = "  job 4711 could not be requeued ({}); submit it again to resume"
-    requeued = "  job 4711 was requeued"  # also by another process of the job, as SLURM says
+    requeued = "  job 4711 was requeued"  # SLURM's answer if another process of the job requeued it
     assert capsys.readouterr().out.splitlines() == [failed.format("no"), failed.format("gone"), requeued, requeued]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "47")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
@@ -450,7 +450,7 @@ def test_a_job_is_requeued_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def _of_rank(started: Any, gone: Any) -> None:
     stopping.end_with_parent(0.05)
     started.set()
-    gone.wait()  # as in a collective that the others never enter
+    gone.wait()  # like a collective that the other ranks never enter
 
 
 def _of_launcher(started: Any, gone: Any, rank: Any) -> None:
@@ -475,7 +475,7 @@ def test_a_rank_ends_with_the_process_that_started_it(capfd: pytest.CaptureFixtu
 
 
 def test_a_run_is_closed_before_its_job_is_requeued(tmp_path: Path, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SLURM ends W&B's process with the job."""
+    """The run must be closed first, since SLURM ends W&B's process with the job."""
     order: list[str] = []
     monkeypatch.setattr(preemption, "_requeue", lambda: order.append("requeue"))
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -1,4 +1,4 @@
-"""Progress: what a stage says of itself while it trains, how that is shown, and tables as they fill."""
+"""Progress: what a stage writes while it trains, how it is shown, and tables as they fill."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_a_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return read(tmp_path, started)
 
     assert after(trainer(0)) == {"step": 2, "share": 0.05, "loss": 2.5, "left": None}
-    clock.monotonic = lambda: 9.5  # for nine of the ten steps that are left
+    clock.monotonic = lambda: 9.5  # nine steps took this long, and ten are left
     assert after(trainer(9), torch.tensor(2.0)) == {"step": 20, "share": 0.5, "loss": 2.0, "left": pytest.approx(10.0)}
-    # A share of the batch's loss is what Lightning hands out where several batches make a step.
+    # If several batches make a step, Lightning passes a fraction of the batch's loss.
     parts = {"max_steps": 20, "accumulate_grad_batches": 4}
     assert [after(trainer(7, **parts), own)["loss"] for own in (loss, None)] == [10.0, None]  # type: ignore[index]
     module.automatic_optimization = False

@@ -1,4 +1,4 @@
-"""The rehearsal of the published recipes: that it reaches all of them, and what it makes of their stages."""
+"""The rehearsal of the published recipes: it covers all of them, and judges their stages."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> Non
         status = dataset.status()
         assert status.present, status.problems
         assert not [note for note in status.notes if "no region features" in note], status.notes
-    # The check before a run of days finds them all as well; the weights are not written here.
+    # The check before a long run finds all data sets, too. Weights are not written here.
     titles = {dataset.full_title for dataset in found}
     for scale in {"paper", "single"} & {*scales_of(paper)}:
         everything = Selection(scale, runs=tmp_path, data=tmp_path, rehearsal=True, everything=True)
@@ -82,7 +82,7 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
     assert record.hardware["peak_memory_gib"] > 0.2
     assert not list(home.rglob("*.ckpt")), "no stage starts from them any more"
 
-    # Finished stages are passed over.
+    # Finished stages are skipped.
     assert main(command) == 0
     assert "2 stages, 2 done, 0 to run" in capfd.readouterr().out
     promoted = promote("avid_cma", ("paper",), tmp_path)
@@ -99,7 +99,7 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
     rehearse._forget_removed_parents(planned)
     assert not (home / parent / "record.json").exists()
 
-    # What goes wrong is said, and is the exit status.
+    # A failure is printed, and sets the exit status.
     monkeypatch.setattr(rehearse, "run_paper", lambda *_, **__: {(0, child): "no memory left"})
     assert main(command) == 1
     printed = capfd.readouterr().out
@@ -132,7 +132,7 @@ def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypat
 def test_tables_are_rehearsed_from_files_in_the_released_layouts(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A file of an old version of torch, and one in half precision; both with data parallelism's prefix."""
+    """One file has the format of an old torch, one is in half precision, and both have data parallelism's prefix."""
     command = ["rehearse", "avid", "--released", "--folder", str(tmp_path), "--jobs", "1"]
     assert main([*command, "--stages", "dcase@avid_cma", "dcase@cma_audioset"]) == 0
     printed = capfd.readouterr().out
@@ -145,7 +145,7 @@ def test_tables_are_rehearsed_from_files_in_the_released_layouts(
     weights = read_checkpoint(folder / "AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar")["model"]
     golden = json.loads((GOLDEN / "avid_cma" / "official_state_dict.json").read_text("utf-8"))
     assert {n: list(x.shape) for n, x in weights.items()} == {f"module.{n}": s for n, s in golden["model"].items()}
-    # A file of another paper, of another stage or of another data set is refused with what differs.
+    # A file of another paper, stage or data set is refused, and the error says what differs.
     network = {f"module.encoder_q.{name}": value for name, value in ImageResNet((1, 1, 1, 1)).state_dict().items()}
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": network}, tmp_path / "moco.pth.tar")
     others = {

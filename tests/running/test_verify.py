@@ -1,4 +1,4 @@
-"""`assemble verify`: the first steps of the smoke stages are the recorded ones, and a difference is named."""
+"""`assemble verify`: the first steps of the smoke stages equal the recorded ones, and a difference is named."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_main_stage_and_its_parents_compute_what_was_recorded(paper: str) ->
     differences, relative = verify.compare(verify.read(paper_named(paper)), values, values)
     assert not differences
     assert max(difference for _, difference in relative) < verify.FLOOR
-    for name in ("train/loss", "gradient_norm"):  # of every step
+    for name in ("train/loss", "gradient_norm"):  # logged at every step
         steps = {len(curve) for logged in values.values() for key, curve in logged.items() if key.startswith(name)}
         assert steps
         assert min(steps) > 1
@@ -58,7 +58,7 @@ def test_the_first_difference_is_named(
     assert "XMC-GAN  bf16: half of the losses differ by up to " in told
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["papers"]["xmc_gan"]["agrees"]
-    assert 1e-4 < result["papers"]["xmc_gan"]["bf16"]["half"] < 0.1  # judged, it would differ
+    assert 1e-4 < result["papers"]["xmc_gan"]["bf16"]["half"] < 0.1  # it would differ if it were judged
     assert {"cpu", "isa"} <= set(result["machine"])
     # Other code would log this value.
     curve = recorded.stages["mini_evaluator"]["train/loss"]

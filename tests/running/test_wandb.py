@@ -1,4 +1,4 @@
-"""What a stage leaves on W&B, read back from the offline file; and that W&B can neither stop nor delay a run."""
+"""What a stage sends to W&B, read back from the offline file. W&B can neither stop nor delay a run."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_the_metrics_file_forgets_what_came_after_the_checkpoint(tmp_path: Path)
         file.write("7,a,0.1\n8,b")  # a row that a kill cut off
     logger.drop_after(4)
     assert path.read_text(encoding="utf-8") == whole
-    # A test stands under the last step, and is made again.
+    # A test is logged at the last step, and is run again.
     logger.log_metrics({"test/top1": 1.0}, 4)
     logger.drop_after(4)
     assert path.read_text(encoding="utf-8") == whole
@@ -128,7 +128,7 @@ def test_a_full_disk_ends_the_stage_and_its_partial_row_goes(tmp_path: Path, mon
 
 
 def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches make a step, and the schedule moves on at its end. A batch is waited for a second and takes three."""
+    """Two batches make a step, at whose end the schedule moves. Waiting for a batch takes a second, its step three."""
     now, told = 0.0, []
 
     class Slow(torch.utils.data.Dataset[torch.Tensor]):
@@ -174,7 +174,7 @@ def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path, monkeypatch: p
     machine = {"speed/data_waiting_share": 0.25, "speed/samples_per_second": 0.5, "memory/process_gib": 1.5}
     own = [{name: values[step][1] for name, values in found.items()} for step in range(3)]
     assert told == [(step, {**own[step], **machine}) for step in range(3)]
-    # On a GPU its memory counts.
+    # On a GPU, the GPU's memory is logged.
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 29)
     gpu: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda")))
     assert Telemetry()._of_machine(gpu)["memory/gpu_gib"] == 1.5

@@ -33,7 +33,7 @@ from tests.wandb_stub import KEY, WandbStub, forget, serving
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A home without a key, and a client that has read nothing yet."""
+    """Make a home without a key, and reset what the client has read."""
     folder = tmp_path / "home"
     folder.mkdir()
     for name in ("API_KEY", "BASE_URL", "IDENTITY_TOKEN_FILE", "CONFIG_DIR", "SILENT"):
@@ -43,9 +43,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("WANDB_MODE", "online")
-    # A stage that goes on offline says so to the whole process; the next test must not inherit it.
+    # A stage that continues offline sets this for the whole process, and the next test must not inherit it.
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    # A slow machine is no network that died.
+    # A slow machine must not count as a dead network.
     monkeypatch.setattr(wandb_server, "PATIENCE_SECONDS", LONG)
     patient = {"init_timeout": LONG, "finish_timeout": LONG}
     monkeypatch.setattr(wandb, "Settings", lambda own=wandb.Settings, **given: own(**given | patient))
@@ -63,14 +63,14 @@ def stub() -> Iterator[WandbStub]:
 
 @pytest.fixture
 def keyed(stub: WandbStub, monkeypatch: pytest.MonkeyPatch) -> WandbStub:
-    """The server, and an environment whose key is for it."""
+    """Start the server, and set its key in the environment."""
     monkeypatch.setenv("WANDB_BASE_URL", stub.address)
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     return stub
 
 
 def client(*arguments: str, **environment: str) -> None:
-    """`wandb`, as a user types it."""
+    """Run `wandb` as a user types it."""
     command = [sys.executable, "-m", "wandb", *arguments]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -171,7 +171,7 @@ def test_stages_online(
     assert curves.summary["min/train/loss"] == pytest.approx(min(losses))
     assert curves.summary["max/train/loss"] == pytest.approx(max(losses))
     assert curves.summary["train/loss"] == losses[-1]
-    # The graph: what the parent made is what its child used, and nothing of it was uploaded.
+    # In the graph, the child used what the parent made, and nothing of it was uploaded.
     probe = stub.runs[str(second.wandb_run_id)]
     assert checkpoint.kind == "checkpoint"
     assert checkpoint.metadata["lineage_hash"] == first.lineage_hash
@@ -252,7 +252,7 @@ def test_an_offline_run_that_was_resumed_counts_on(
 def test_a_client_that_dies_ends_no_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As when its process was killed: everything that asks it fails from then on."""
+    """All calls fail after the client dies, as if its process was killed."""
     import wandb
 
     def lost(*_: object, **__: object) -> None:

@@ -33,7 +33,7 @@ def network() -> nn.Module:
 
 def batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    # Samples that differ in scale: which of them are normalized together shows.
+    # Samples differ in scale, so the result shows which of them are normalized together.
     scale = torch.arange(1, 9, dtype=torch.float64).view(8, 1, 1, 1, 1)
     x = scale * torch.randn(8, 2, 2, 4, 4, generator=generator, dtype=torch.float64) + scale
     return x, torch.randn(8, 3, generator=generator, dtype=torch.float64)
@@ -71,7 +71,7 @@ def _rank(rank: int, group: int, devices: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("group", "devices"), [(2, 2), (4, 2), (8, 2), (4, 4)])
 def test_devices_change_nothing(group: int, devices: int) -> None:
-    """Groups on one device, one a device, and groups that span devices, in forward, backward and statistics."""
+    """Outputs, gradients and statistics are equal for several groups per device, one, and groups that span devices."""
     expected = alone(group)
     ranks = run_distributed(_rank, devices, group, devices)
     joined = torch.stack([torch.as_tensor(found["y"]) for found in ranks], dim=1).flatten(0, 1)

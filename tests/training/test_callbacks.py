@@ -1,4 +1,4 @@
-"""The callbacks of every stage, without training: what they set, refuse, write and remember."""
+"""The callbacks of every stage, without training: what they set, refuse, write and store."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NO_MODULE: Any = None
 
 
 class Sized(pl.LightningDataModule):
-    """So many samples to test, and to validate."""
+    """A data module with these numbers of test and validation samples."""
 
     def __init__(self, test: int, validation: int = 9) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def test_every_generator_is_seeded_by_step_and_rank_as_in_every_release() -> Non
 
 
 class TestLosses:
-    """Steps of one process of two, which looks at the flag at every fourth, or of one alone on a CPU."""
+    """Steps of one of two processes, which checks the flag at every fourth step, or of a single process on a CPU."""
 
     def stop(self, folder: Path, world_size: int = 2, other: bool = False) -> tuple[callbacks.StopOnNonFiniteLoss, Any]:
         stop = callbacks.StopOnNonFiniteLoss(str(folder), every_n_steps=4)
@@ -186,7 +186,7 @@ def test_a_missed_checkpoint_is_written(tmp_path: Path, steps: int, epochs: int,
 
 
 def saved_steps(directory: Path, minutes: float, monkeypatch: pytest.MonkeyPatch, **answers: Any) -> list[int]:
-    """Steps of the checkpoints to resume from, every 2 steps of a training of 13 steps of a minute and 3 batches."""
+    """Return the steps of the checkpoints to resume from: every 2 of 13 steps, each with 3 batches in a minute."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: clock.now))
     saved: list[int] = []
@@ -221,7 +221,7 @@ def saved_steps(directory: Path, minutes: float, monkeypatch: pytest.MonkeyPatch
 def test_checkpoints_to_resume_from_are_minutes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert saved_steps(tmp_path / "0", 0, monkeypatch) == [2, 4, 6, 8, 10, 12]
     assert saved_steps(tmp_path / "5", 5, monkeypatch) == [6, 12]
-    # Rank 0 decides, asked once at each multiple and never in between.
+    # Rank 0 decides, and is asked once at each multiple but never in between.
     asked: list[bool] = []
 
     def answer(early: Any) -> Any:

@@ -60,7 +60,7 @@ def module() -> ShardedDataModule:
 
 
 def ragged(samples: list[Any]) -> Any:
-    """A batch that cannot be stacked."""
+    """Make a batch that cannot be stacked."""
     return [tuple(sample["image"].shape) for sample in samples], [int(sample["index"]) for sample in samples]
 
 
@@ -81,7 +81,7 @@ def test_several_batches_at_once_stay_whole_batches(module: ShardedDataModule, i
     trainer: Any = module.trainer
     module.batch_size = 1
     for done in (0, 1):
-        # A restart counts batches of the loader, not those in them.
+        # A restart counts the loader's batches, not the batches inside them.
         trainer.fit_loop.epoch_loop.batch_progress.current.ready = done
         loader = module.training_loader(items, collate_fn=ragged, batches_at_once=2)
         assert [indices for _, indices in loader] == [shown[:2], shown[2:4]][done:]
@@ -91,7 +91,7 @@ def test_several_batches_at_once_stay_whole_batches(module: ShardedDataModule, i
 
 
 class Steps(Dataset[Any]):
-    """Five steps that say which they are."""
+    """Five steps that contain their number."""
 
     def __len__(self) -> int:
         return 5
@@ -101,7 +101,7 @@ class Steps(Dataset[Any]):
 
 
 def test_steps_that_are_put_together_by_the_data_set(module: ShardedDataModule) -> None:
-    """In order, whole, the same on every rank, and from the place where a run stopped."""
+    """The steps are complete, in order, equal on every rank, and continue where a run stopped."""
     assert [step["key"] for step in module.step_loader(Steps())] == [[0, number] for number in range(5)]
     assert len(module.step_loader(Steps())) == 5
     trainer: Any = module.trainer
@@ -184,7 +184,7 @@ def test_what_is_in_flight_stays_within_the_budget(
     assert 1 <= ahead <= MOST_AHEAD
     assert batch % part == 0
     assert held >= workers * (ahead + 1) * part * sample
-    # Two samples and the batch are the least.
+    # The minimum is two samples and the batch.
     assert held <= max(budget, (2 + (1 if stacked else 3) * batch) * sample)
     assert workers == wanted or ahead == part == 1
 
@@ -214,7 +214,7 @@ class Clips(Dataset[Any]):
 
 
 def _memory() -> int:
-    """Bytes of this process and its children, shared pages counted once."""
+    """Return the bytes of this process and its children. Shared pages count once."""
     total = 0
     for number in (os.getpid(), *(child.pid for child in multiprocessing.active_children())):
         rows = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
@@ -229,7 +229,7 @@ def _memory() -> int:
 def test_a_loader_at_published_sizes_stays_within_its_memory(
     module: ShardedDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """AVID's 128 clips per device by eight processes: 643 MB in a batch, 9.6 GB if each had whole ones."""
+    """Eight processes load AVID's 128 clips per device, 643 MB per batch. Whole batches in each would take 9.6 GB."""
     monkeypatch.setattr("common.training.data_module.usable_cores", lambda: 8)
     trainer: Any = module.trainer
     trainer.num_devices, module.batch_size, module.num_workers = 8, 128, 8
@@ -269,7 +269,7 @@ def test_bytes_of_whatever_a_sample_holds() -> None:
 
 
 class Growing(Dataset[Any]):
-    """Samples of 1,000 bytes at the key that is measured, and of much more at any other."""
+    """Samples of 1,000 bytes at the measured key, and much larger ones at any other key."""
 
     def __len__(self) -> int:
         return 64

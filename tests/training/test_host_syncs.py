@@ -1,7 +1,7 @@
-"""No training step waits for its device, mixes devices, or does more operations for a larger batch; few are float32.
+"""No training step waits for its device, mixes devices, runs more operations for a larger batch, or many in float32.
 
-Steps run on CUDA tensors without storage. Autograd asks the driver for its devices, so a process with a stand-in for
-the driver runs them. With a torch that lacks CUDA they run as CPU tensors, which only shows the operations.
+Steps run on CUDA tensors without storage. Autograd asks the driver for devices, so the steps run in a process in which
+a library replaces the driver. If torch lacks CUDA, they run on CPU tensors, which only shows the operations.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ int cudaGetDeviceProperties(char *properties, int d) {
 }
 int cudaGetDeviceProperties_v2(char *properties, int d) { return cudaGetDeviceProperties(properties, d); }
 """
-#: Settings at the smoke scale: one group of samples, since each group has its operations, and no vocabulary to make.
+#: Settings at the smoke scale: only one group of samples, since each group adds operations, and no vocabulary.
 SMOKE = {
     "avid_cma": ["--batch_norm_group", "null"],
     "xmc_gan": ["--model.generator.batch_norm_group", "null", "--model.loss.negatives_group", "null"],
     "vx2text": ["--data.tokenizer.pretrained", NOWHERE],
 }
-#: One per model at the smoke scale, and at the published size those with memories, a float32 trap and many losses.
+#: One recipe per model at smoke scale, and at published size those with memories, many losses or a float32 trap.
 PUBLISHED = ("avid_cma/cma", "xmc_gan/xmc_gan", "m3p/m3p")
 MAIN = ("avid_cma/cma", "mct/mct_tag", "xmc_gan/xmc_gan", "m3p/m3p", "vx2text/small")
 #: Torchvision's detector reads boxes on the host.
@@ -75,7 +75,7 @@ WAITING = ("mct/voc_detection",)
 
 
 class Watch(TorchDispatchMode):
-    """Notes in the last step what makes the host wait and what is float64, and counts operations of products."""
+    """Notes what makes the host wait and what is float64 in the last step, and counts the operations of products."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ def step(case: str) -> dict[str, Any]:
     if scale == "smoke":
         arguments += SMOKE.get(paper, [])
     run = resolve(paper, recipe, scale=scale, hardware=HARDWARE.get(scale, "cpu"), arguments=arguments)
-    batches = 1 if scale == "smoke" else 2  # a first step makes what later ones have
+    batches = 1 if scale == "smoke" else 2  # the first step creates state that later steps have
     callbacks = [StepSeed(), Last(watch, batches), StopAfter(batches)]
     if DEVICE == CUDA:
         callbacks.insert(1, StopOnNonFiniteLoss(NOWHERE))  # on the CPU it reads every loss
@@ -172,7 +172,7 @@ def plant(watch: Watch) -> None:
 
 
 def steps(cases: list[str], folder: Path) -> list[dict[str, Any]]:
-    """The steps' results from a process with the driver's stand-in."""
+    """Run the steps in a process with a replacement for the driver, and return the results."""
     environment = dict(os.environ)
     if DEVICE == CUDA:
         compiler = shutil.which("cc")
@@ -199,7 +199,7 @@ def check(results: list[dict[str, Any]]) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """All results of one process, since it takes seconds to start."""
+    """Return all results of one process, since it takes seconds to start."""
     published = [f"{name}/paper/bf16-mixed/0" for name in PUBLISHED]
     small = [f"{name}/smoke/32-true/{size}" for name in MAIN for size in (2, 4)]
     planted = ["planted"] if DEVICE == CUDA else []
@@ -249,7 +249,7 @@ def test_published_steps_of_every_recipe(paper: str, precision: str, tmp_path: P
 
 
 if __name__ == "__main__":
-    # Nothing may use the stand-in as a device, but autocast must be on.
+    # Nothing may use the replacement as a device, but autocast must be on.
     torch.cuda.is_available = lambda: False
     torch.cuda.current_device = lambda: 0
     torch.cuda.is_bf16_supported = lambda *_: True

@@ -1,4 +1,4 @@
-"""Optimizers made of optimizers: the same steps as by hand, one closure, and exact restore."""
+"""Optimizers that combine optimizers: the same steps as by hand, one closure, and exact restore."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_restored_optimizer_goes_on_exactly(build: Any, before: int) -> None:
     restored = build(second)
     second.load_state_dict(saved["model"])
     restored.load_state_dict(saved["optimizer"])
-    train(first, optimizer, range(before, before + 1))  # must not reach into what was restored
+    train(first, optimizer, range(before, before + 1))  # must not change what was restored
     train(second, restored, range(before, before + 5))
     assert same(whole, second)
 

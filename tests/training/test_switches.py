@@ -1,4 +1,4 @@
-"""The switches that every paper has: other ways to compute the same numbers, and the same keys in a checkpoint."""
+"""The switches that every paper has change how numbers are computed, but not the numbers or a checkpoint's keys."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ RECIPES = {"avid_cma": "avid", "mct": "mct", "xmc_gan": "xmc_gan", "m3p": "m3p",
 
 
 class Trained:
-    """A step an epoch of a recipe at the smoke scale: its losses, and the weights, banks and queues after them."""
+    """Trains a recipe at smoke scale, one step per epoch, and keeps losses and the final weights, banks and queues."""
 
     def __init__(self, paper: str, *arguments: str, checkpoint: Path | None = None, epochs: int = 1) -> None:
         folder = _folder()
         given = {
             "xmc_gan": ("--model.image_network.pretrained", "null", "--model.evaluation", "null"),
             "m3p": ("--data.region_network", str(region_network(folder)), *ONE_UPDATE),
-            # Statistics of few samples amplify what bfloat16 rounds.
+            # Statistics of few samples amplify bfloat16's rounding.
             "mct": ("--model.batch_norm_group", "16"),
-            # Dropout on maps draws in the order of memory, which the layout changes.
+            # Dropout on maps draws in memory order, which the layout changes.
             "vx2text": ("--model.model.audio_classifier.encoder.dropout", "0.0"),
         }
         run = resolve(paper, RECIPES[paper], scale="smoke", arguments=[*given.get(paper, ()), *arguments])
         config = run.with_placeholders(DATA=str(folder), RUN=str(folder))
-        # Of the callbacks the seeds alone.
+        # Keep only the callback that seeds the steps.
         config["trainer"] |= {
             "callbacks": config["trainer"]["callbacks"][:1], "limit_train_batches": 1, "max_epochs": epochs,
         }  # fmt: skip
@@ -73,9 +73,9 @@ class Trained:
         self.cli.trainer.fit(self.cli.model, datamodule=self.cli.datamodule, ckpt_path=path, weights_only=True)
         named = dict(self.cli.model.named_parameters())
         left = {name: p.grad for name, p in named.items() if p.grad is not None}
-        self.gradients = left or updates.gradients  # where an update leaves none behind
+        self.gradients = left or updates.gradients  # if the update deletes the gradients
         for name, gradient in self.gradients.items():
-            # What fused steps take for granted.
+            # Fused steps assume equal strides.
             assert _steps_of(gradient) == _steps_of(named[name]), name
         self.state = {name: value for name, value in self.cli.model.state_dict().items() if isinstance(value, Tensor)}
 
@@ -89,7 +89,7 @@ class _Updates(pl.Callback):
 
 
 def _steps_of(tensor: Tensor) -> list[int]:
-    """Strides of the dimensions that have any."""
+    """Return the strides of dimensions with more than one entry."""
     return [stride for stride, size in zip(tensor.stride(), tensor.shape) if size > 1]
 
 
@@ -104,16 +104,16 @@ def _folder() -> Path:
 
 @functools.cache
 def plain(paper: str) -> Trained:
-    """Without any switch; XMC-GAN's recipe has one on."""
+    """Train without any switch. XMC-GAN's recipe turns one on, so turn it off."""
     return Trained(paper, *(("--channels_last", "false") if paper == "xmc_gan" else ()))
 
 
 def assert_close(
     found: Trained, expected: Trained, losses: float = 1e-6, gradients: float = 3e-4, weights: float = 1e-3
 ) -> None:
-    """Equal keys, losses within a relative tolerance, last gradients and moves within a share of their length.
+    """Require equal keys, close losses, and last gradients and weight changes that differ by a share of their length.
 
-    Of the weights those whose gradient is more than rounding: Adam makes a whole step of any other.
+    Leave out weights whose gradient is only rounding, since Adam turns it into a whole step.
     """
     assert found.state.keys() == expected.state.keys()
     assert found.losses == pytest.approx(expected.losses, rel=losses)
@@ -165,10 +165,10 @@ def test_channels_last_is_refused_where_it_would_corrupt_memory() -> None:
 
 @pytest.mark.parametrize("paper", RECIPES)
 def test_bfloat16_stays_close_and_criteria_compute_in_float32(paper: str) -> None:
-    # oneDNN's gradient of a three-dimensional convolution in bfloat16 is now and then not a number on a CPU.
+    # On a CPU, oneDNN's bfloat16 gradient of a three-dimensional convolution is sometimes NaN.
     with torch.backends.mkldnn.flags(enabled=False):
         found = Trained(paper, "--trainer.precision", "bf16-mixed")
-    # Adam makes whole steps of what bfloat16 rounds to the other sign: weights are not held to anything.
+    # Don't compare weights: Adam makes a whole step if bfloat16 rounds a gradient to the other sign.
     assert_close(found, plain(paper), losses=0.05, gradients=0.5, weights=math.inf)
     assert found.losses != plain(paper).losses
     assert {value.dtype for value in found.state.values() if value.is_floating_point()} == {torch.float32}
@@ -177,7 +177,7 @@ def test_bfloat16_stays_close_and_criteria_compute_in_float32(paper: str) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", RECIPES)
 def test_compiled(paper: str) -> None:
-    """With the whole of torch.compile but its last part, which needs a compiler of C++ on the machine."""
+    """Test all of torch.compile except its last part, which needs a C++ compiler on the machine."""
     found = Trained(paper, "--compiled", "aot_eager")
     assert_close(found, plain(paper))
 
@@ -205,7 +205,7 @@ def test_with_a_switch_and_without_go_on_with_each_others_checkpoint(paper: str,
 
 
 def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
-    """Queues, momentum and schedules move once a step, so encoders without batch statistics see no difference."""
+    """Queues, momentum and schedules move once per step, so encoders without batch statistics give equal results."""
 
     def layer(parts: int) -> dict[str, Any]:
         built = small_layer({"queue_size": 64})

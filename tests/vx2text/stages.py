@@ -1,4 +1,4 @@
-"""Model and data of a recipe at the smoke scale, without a trainer."""
+"""Build model and data of a recipe at the smoke scale, without a trainer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WITHOUT_PARENTS = [word for name in ("text", "video", "audio") for word in (f"--
 
 
 def built(recipe: str, tmp_path: Path, seed: int = 0, **overrides: Any) -> Any:
-    """The recipe's `model` and `datamodule`; overrides are dotted fields with `__` for the dots."""
+    """Build the recipe's `model` and `datamodule`. Overrides are dotted fields with `__` for dots."""
     arguments = [text for name, value in overrides.items() for text in (f"--{name.replace('__', '.')}", str(value))]
     run = resolve("vx2text", recipe, scale="smoke", seed=seed, arguments=arguments)
     config = run.with_placeholders(DATA=str(tmp_path), RUN=str(tmp_path))
@@ -27,7 +27,7 @@ def built(recipe: str, tmp_path: Path, seed: int = 0, **overrides: Any) -> Any:
 
 
 def started(recipe: str, tmp_path: Path, rank: int = 0, world: int = 1, step: int = 0, **overrides: Any) -> Any:
-    """As `built`, with weights loaded, tables started, and the parts of a trainer that a training step asks for."""
+    """Like `built`, but load weights, initialize tables, and add the parts of a trainer that a training step needs."""
     cli = built(recipe, tmp_path, **overrides)
     cli.model._trainer = SimpleNamespace(
         global_rank=rank,
@@ -50,7 +50,7 @@ def batch_of(cli: Any, split: str = "train", count: int = 4) -> dict[str, Any]:
 
 
 def gradients(module: Any, part: str) -> set[str]:
-    """Names of the parameters below a part that have a gradient other than zero."""
+    """Return the names of a part's parameters that have a nonzero gradient."""
     return {
         name
         for name, parameter in module.get_submodule(part).named_parameters()

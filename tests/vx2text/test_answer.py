@@ -1,4 +1,4 @@
-"""A finished stage on a clip of one's own, and the figures that the stage left behind."""
+"""Using a finished stage on a user's clip, and the figures that the stage wrote."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.stages import request, shared
 
 @pytest.fixture(scope="module")
 def stages() -> dict[str, Path]:
-    """Folders of the three tasks, trained for a few steps, and of what they start from."""
+    """Train the three tasks and their parents for a few steps, and return their folders."""
     done = {}
     with shared("vx2text") as runs:
         for name in ("video_words", "audio_words", "text_words", "text_words_questions", "text_words_captions",

@@ -48,7 +48,7 @@ AUDIO = AudioInput(sample_rate=8000, seconds=1.0, window=256, hop=250, mel_bins=
 LIMITS = PromptLimits(video_tokens=3, audio_tokens=2)
 VIDEO_WORDS = (*SHAPES, *COLOURS, *DIRECTIONS)
 NAMES = {"video": VIDEO_WORDS, "audio": tuple(f"{pitch} {timbre}" for timbre in TIMBRES for pitch in PITCHES)}
-#: Of the tasks without sound.
+#: Arguments of the tasks without sound.
 FRAMED: dict[str, Any] = {"video": FRAMES, "prompt": LIMITS, "batch_size": 4, "video_categories": VIDEO_WORDS}
 
 
@@ -161,7 +161,7 @@ def test_modalities_can_be_switched_off(
     for name in ("video", "audio"):
         assert (name in batch) == (f"{name}_present" in batch) == (name in modalities)
     assert [number for number in batch["input_ids"][0].tolist() if number < 0] == places
-    # What is left is the same as with everything.
+    # The remaining inputs equal those with all modalities.
     whole = dialogs(world, tokenizer).items("train", True)[0]
     for name in modalities:
         assert name == "audio" or torch.equal(batch[name][0], whole[name])
@@ -227,7 +227,7 @@ def test_each_description_is_trained_on_and_all_are_references(
 def test_the_original_answer_comes_first_where_it_is_a_reference(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     write_avsd(tmp_path)
     data = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO)
-    # Of references that do not hold the original, none is added: there are six of them.
+    # The references don't contain the original answer, and it is not added, so there are six.
     items = data.items("test", False)
     assert len(items[0]["references"]) == 6
     assert items[0]["answer_text"] == "answer two"
@@ -335,7 +335,7 @@ def test_a_made_up_batch_has_the_shapes_of_a_real_one(
     for name, value in made.batch.items():
         assert value.dtype == real[name].dtype, name
         if name == "input_ids":
-            # Of the greatest length, and with the same places.
+            # Texts have the greatest length and the same places.
             assert value.shape[1] >= real[name].shape[1]
             assert {int(n) for n in value[value < 0]} == {int(n) for n in real[name][real[name] < 0]}
         elif name != "labels":
@@ -375,10 +375,10 @@ def test_a_clip_without_sound(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     heard, silent = data.items("train", False)[0], data.items("test", False)[0]
     assert (bool(heard["audio_present"]), bool(silent["audio_present"])) == (True, False)
     assert silent["audio"].shape == heard["audio"].shape
-    # Silence: as quiet as can be, everywhere.
+    # Silence has the lowest level everywhere.
     assert silent["audio"].unique().tolist() == pytest.approx([-100.0])
     assert bool(silent["video_present"])
-    # Its places stay; the model leaves them out.
+    # Its places stay in the text, and the model leaves them out.
     assert {-101, -102} <= set(silent["input_ids"])
     batch = collate([heard, silent])
     assert batch["audio_present"].tolist() == [True, False]
@@ -388,7 +388,7 @@ def test_a_clip_without_sound(tokenizer: TextTokenizer, tmp_path: Path) -> None:
 
 
 def levels(clip: Tensor) -> list[float]:
-    """Mean gray level of every frame of a clip [3, T, H, W] that was normalized to its own scale."""
+    """Return the mean gray level of every frame of a normalized clip [3, T, H, W]."""
     return [round(float(frame.mean()) * 255) for frame in clip.transpose(0, 1)]
 
 
@@ -400,7 +400,7 @@ def test_clips_are_spread_over_the_video(tmp_path: Path) -> None:
     video = VideoInput(fps=10.0, frames=5, clips=3, **PLAIN)  # type: ignore[arg-type]
     still = ClipReader(video, None, training=False).sample(Clip(path, -1), np.random.default_rng(0))["video"]
     assert still.shape == (3, 3, 5, 8, 8)
-    # In the middle of three equal parts of what a clip may begin in: 5.5 / 6, 5.5 / 2 and 5 * 5.5 / 6 seconds.
+    # The range of starts has three equal parts. Clips start in their middles: 5.5 / 6, 5.5 / 2, 5 * 5.5 / 6 seconds.
     starts = [round((levels(clip)[0] - 8) / 3) for clip in still]
     assert np.abs(np.array(starts) - [9, 27, 45]).max() <= 1
     assert all(levels(clip) == sorted(levels(clip)) for clip in still)
@@ -417,12 +417,12 @@ def test_limits_and_short_videos(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", fps=10.0, frames=numbered_frames(40, (16, 16)))
     reader = ClipReader(VideoInput(fps=10.0, frames=6, clips=2, **PLAIN), None, training=False)  # type: ignore[arg-type]
     clips = reader.sample(Clip(path, -1, start=2.0, end=2.3), np.random.default_rng(0))["video"]
-    # Three frames, which begin anew.
+    # The moment has three frames, which are repeated.
     for clip in clips:
         found = [round((level - 8) / 3) for level in levels(clip)]
         assert found == [20, 21, 22, 20, 21, 22]
     slow = ClipReader(VideoInput(fps=4.0, frames=2, clips=1, **PLAIN), None, training=False)  # type: ignore[arg-type]
-    for start in (2.0, 2.05, 2.1):  # moments shorter than one of its frames
+    for start in (2.0, 2.05, 2.1):  # moments shorter than a frame
         moment = Clip(path, -1, start=start, end=start + 0.12)
         assert slow.sample(moment, np.random.default_rng(0))["video"].isfinite().all()
     with pytest.raises(MediaError, match="has no video within the listed limits"):

@@ -44,7 +44,7 @@ class Pooled(nn.Module):
 
 
 class Words:
-    """Every word of NAMES has a piece of its own."""
+    """A vocabulary in which every word of NAMES is one piece."""
 
     def encode(self, text: str) -> list[int]:
         known = sorted({word for name in NAMES for word in name.split()})
@@ -128,7 +128,7 @@ def test_a_gradient_reaches_the_classifier_only_when_it_should(tokenization: Tok
 
 
 def test_batch_normalization_keeps_its_statistics_and_a_frozen_classifier_is_in_evaluation_mode() -> None:
-    # Also before anyone calls train: Lightning does neither when training starts nor, without validation, later.
+    # This holds before anyone calls `train`. Lightning doesn't call it at the start or, without validation, later.
     fresh, frozen = tokens(), tokens("frozen")
     assert fresh.training
     assert not fresh.classifier.encoder.norm.training  # type: ignore[union-attr]

@@ -129,7 +129,7 @@ def test_the_latest_turns_are_kept(words: TextTokenizer) -> None:
         return words.decode(Prompt(words, PromptLimits(history=limit)).encode(text)).partition(" history : ")[2]
 
     assert told(15) == "what shape is it ? it is a circle who speaks ? it is anna"
-    # Whole turns where one fits, else the end of the latest one.
+    # Keep whole turns if one fits, else the end of the latest one.
     assert told(14) == "who speaks ? it is anna"
     assert told(6) == "who speaks ? it is anna"
     assert told(4) == "? it is anna"
@@ -173,7 +173,7 @@ def test_the_words_of_the_miniature(words: TextTokenizer) -> None:
     assert words.encode("Red") == words.encode("red")
     assert words.encode("") == []
     assert words.encode("unheard") == [2]
-    # Another instance numbers alike, and so does one that traveled to a worker process.
+    # Another instance gives the same numbers, and so does one that was sent to a worker process.
     for other in (TextTokenizer(vocabulary_size=128), pickle.loads(pickle.dumps(words))):
         assert other.encode(sentences()[-40]) == words.encode(sentences()[-40])
 
@@ -185,6 +185,6 @@ def test_the_pieces_of_t5(pieces: TextTokenizer) -> None:
     assert pieces.decode([*ids, 1, *ids, 0, 0]) == "what is he doing in the kitchen ?"
     assert pieces.decode([0, *ids, -100, 255, -1]) == "what is he doing in the kitchen ?"
     assert pieces.decode([]) == ""
-    # T5 may write a letter as a mark of a new word, the same for all, and the letter itself.
+    # T5 may write a letter as two pieces: the mark of a new word, which all share, and the letter.
     assert pieces.letter_ids == tuple(pieces.encode(letter)[-1] for letter in LETTERS)
     assert len(set(pieces.letter_ids)) == 5

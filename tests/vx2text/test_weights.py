@@ -1,4 +1,4 @@
-"""Released files and our own stages as a start; single parts out again."""
+"""Starting from released files and from our stages, and exporting single parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Golden arrays of XMC-GAN by name, in our layout."""
+"""Read golden arrays of XMC-GAN by name, in our layout."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def arrays(name: str) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def below(name: str, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Arrays of one file whose key starts with a prefix, named without it."""
+    """Return the arrays of one file whose key starts with a prefix, without the prefix."""
     return {key.removeprefix(prefix): value for key, value in arrays(name).items() if key.startswith(prefix)}
 
 
 def tensor(name: str, key: str) -> Tensor:
-    """One array as it is."""
+    """Return one array unchanged."""
     return torch.from_numpy(np.array(arrays(name)[key]))
 
 
@@ -40,7 +40,7 @@ def channels_first(x: Tensor) -> Tensor:
 
 
 def from_official(network: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A network's state dict from the official code's arrays; the inverse of `to_official`."""
+    """Make a network's state dict from the official code's arrays. This is the inverse of `to_official`."""
 
     def part(name: str, array: Any) -> Tensor:
         value = torch.from_numpy(np.array(array, dtype=np.float32))

@@ -10,7 +10,7 @@ from assemble.reporting.records import Record
 from assemble.stages.run import run_stage
 from tests.stages import request, shared
 
-#: Arguments of a stage without the networks that others train.
+#: Arguments for a stage without the networks that other stages train.
 WITHOUT_PARENTS = ["--model.image_network.pretrained", "null", "--model.evaluation.evaluator.pretrained", "null"]
 NAMES = ("mini_evaluator", "mini_image_network", "real_images", "xmc_gan", "baseline")
 
@@ -33,6 +33,6 @@ class Stages:
 
 @functools.cache
 def finished() -> Stages:
-    """Two rows of the ablation and what they start from, trained for two steps."""
+    """Train two rows of the ablation and their parents for two steps."""
     with shared("xmc_gan") as runs:
         return Stages(runs, {name: run_stage(request(f"xmc_gan/{name}", runs), unless_done=True) for name in NAMES})

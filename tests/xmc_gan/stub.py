@@ -1,4 +1,4 @@
-"""XMC-GAN's module without a trainer: its steps are called one by one."""
+"""Run XMC-GAN's module without a trainer, one step at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from papers.xmc_gan.networks import Discriminator, Generator
 
 
 def steppable(module: XMCGANModule) -> XMCGANModule:
-    """Give a module its own optimizers and nowhere to log to."""
+    """Give a module its optimizers, and ignore what it logs."""
     optimizers = module.configure_optimizers()
     module.optimizers = lambda use_pl_optimizer=True: optimizers  # type: ignore[method-assign]
     module.logged = {}  # type: ignore[assignment]
@@ -31,7 +31,7 @@ def steppable(module: XMCGANModule) -> XMCGANModule:
 
 
 def tiny(batch_norm_group: int | None = None, **options: Any) -> XMCGANModule:
-    """A module of a few thousand parameters for images of 32 pixels, always with the same weights.
+    """Make a module of a few thousand parameters for images of 32 pixels, always with the same weights.
 
     Args:
         batch_norm_group: of the generator.
@@ -48,7 +48,7 @@ def tiny(batch_norm_group: int | None = None, **options: Any) -> XMCGANModule:
 
 
 def tiny_batch(size: int = 4) -> tuple[dict[str, Tensor], Tensor]:
-    """A minibatch that brings its words, and its noise."""
+    """Make a minibatch that contains its words, and its noise."""
     generator = torch.Generator().manual_seed(7)
     batch = {
         "image": torch.rand(size, 3, 32, 32, generator=generator),

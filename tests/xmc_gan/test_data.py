@@ -1,4 +1,4 @@
-"""Data of XMC-GAN: batches of several minibatches, which caption goes with which image, draws of the test, faults."""
+"""Data of XMC-GAN: batches of several minibatches, pairs of captions and images, the test's draws, and faults."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def test_every_narrative_is_an_item(tmp_path: Path) -> None:
     assert data.texts("train", [0, 1, 2]) == ["A man rides a bike.", "In the front a bike.", "A woman cuts a cake."]
     assert torch.equal(batch["index"], batch["caption"])
     assert batch["tokens"].shape == (3, 64)
-    # One narrative to test on is drawn four times.
+    # The only test narrative is drawn four times.
     (test,) = data.test_dataloader()
     assert test["caption"].tolist() == [0, 0, 0, 0]
 

@@ -1,4 +1,4 @@
-"""The losses of XMC-GAN against the official code's, and what must hold of them on any input."""
+"""The losses of XMC-GAN against the official code's, and their properties on any input."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_hinge_equals_the_official_losses(case: str) -> None:
 
 
 def slow_similarity(regions: Tensor, words: Tensor, length: Tensor, gammas: tuple[float, float, float]) -> Tensor:
-    """`word_similarity` by the formula, caption by caption, image by image, word by word."""
+    """Compute `word_similarity` by its formula, one caption, image and word at a time."""
     rows = []
     for caption, count in zip(words, length.tolist()):
         row = []
@@ -128,7 +128,7 @@ WEIGHTS = {"weight_sentence": 0.5, "weight_word": 0.25, "weight_image_d": 2.0, "
 
 
 def seen(n: int = 4) -> tuple[DiscriminatorOutput, Captions, tuple[Tensor, Tensor]]:
-    """Random outputs of the discriminator for n real and n generated images, their captions, and features of both."""
+    """Make random discriminator outputs and features for n real and n generated images and their captions."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:

@@ -31,7 +31,7 @@ SPATIAL = ("sn_conv3", "sn_conv1", "cbn", "lcbn", "d_opt_block", "d_block_down",
 
 
 def layer_state(name: str, kind: str) -> dict[str, Tensor]:
-    """Weights and statistics of one golden layer under our names; `kind` is "" or "new/" for those after training."""
+    """Return weights and statistics of a golden layer under our names. `kind` is "", or "new/" for after training."""
     values = {key: torch.from_numpy(value) for key, value in below("layers", f"{name}/").items()}
 
     def kernel(key: str) -> Tensor:
@@ -112,7 +112,7 @@ def test_images_and_statistics_of_the_generator() -> None:
     assert all(torch.equal(value, untouched[name]) for name, value in generator.state_dict().items())
     images = generator(*inputs)
     assert torch.equal(discarded, images)
-    check_mean_and_deviation(images, "fake_train_mean_std")  # of every pixel; the array below has one of sixteen
+    check_mean_and_deviation(images, "fake_train_mean_std")  # of every pixel; the array below has each 16th
     torch.testing.assert_close(
         images[:, :, ::4, ::4], channels_first(tensor("net128", "fake_train")), rtol=0, atol=3e-5
     )
@@ -128,7 +128,7 @@ def test_scores_losses_and_gradients_of_both_networks() -> None:
     words, sentence, length, real = (given[name] for name in ("words", "sentence", "length", "image"))
     fake = generator(given["z"], words, sentence, length)
     images = torch.cat([real, fake])
-    for mode in ("eval", "train"):  # the step of power iteration is kept in training alone
+    for mode in ("eval", "train"):  # the result of power iteration is stored only in training
         seen = discriminator.train(mode == "train")(images, sentence)
         logit = tensor("net128", f"d_logit_{mode}")[:, 0]
         assert (seen.logit - logit).abs().max() <= 4e-6 * logit.abs().max()
@@ -174,7 +174,7 @@ def test_parameters_are_as_many_as_in_the_official_networks(
 
 
 def naive_generator(generator: Generator, *inputs: Tensor, enlarged: bool = True) -> Tensor:
-    """The generator without its speed-ups: every map of conditions lies channels first, and is enlarged before use."""
+    """Compute the generator without speed-ups: maps of conditions are channels first and enlarged before use."""
     original = ConditionalBatchNorm.forward
 
     def forward(self: ConditionalBatchNorm, x: Tensor, condition: Tensor) -> Tensor:

@@ -84,11 +84,11 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
     expect_losses(module, "dstep_then_2gdstep")
     own = {name.removeprefix("discriminator."): value for name, value in before.items()}
     for key, found, tolerance in (
-        # Biases before a batch normalization have rounding for gradients, which Adam makes whole steps of: up to 3e-4
-        # of the square, as the processor and the layout of the maps round.
+        # Biases before a batch normalization have only rounding as gradients, and Adam turns it into whole steps: up to
+        # 3e-4 of the square, depending on the processor and the layout of the maps.
         ("G_param_delta_l2", deltas(module.generator, start), 4e-4),
         ("D_param_delta_l2", deltas(module.discriminator, own), 5e-5),
-        ("EMA_delta_l2", deltas(module.average, start), 1e-2),  # moves by 1e-7, where float32 has few digits
+        ("EMA_delta_l2", deltas(module.average, start), 1e-2),  # it moves by 1e-7, of which float32 has few digits
     ):
         assert found == pytest.approx(float(tensor("net128", f"dstep_then_2gdstep/{key}")), rel=tolerance), key
     mean = module.generator.blocks[0].norm1.norm.running_mean  # type: ignore[union-attr]
@@ -97,7 +97,7 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_weights_move_as_by_plain_adam_in_either_layout(channels_last: bool) -> None:
-    """A fused step takes for granted that weights and gradients lie in memory alike, and says nothing if not."""
+    """A fused step assumes that weights and gradients have the same memory layout, and doesn't check it."""
     module, batch, z = golden_module()
     if channels_last:
         lay_out_channels_last(module)
@@ -196,7 +196,7 @@ def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     folder.mkdir()
     state = torch.load(last, weights_only=True)
-    for name, scale in (("step000001", 0.0), ("last", 1.0)):  # a generator of one color is the worse one
+    for name, scale in (("step000001", 0.0), ("last", 1.0)):  # a generator of one color is worse
         weights = {key: scale * value if ".image." in key else value for key, value in state["state_dict"].items()}
         torch.save({**state, "state_dict": weights, "global_step": 1 if scale == 0 else 2}, folder / f"{name}.ckpt")
     evaluator = str(finished().checkpoint("mini_evaluator"))
@@ -219,7 +219,7 @@ def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
     assert record.metrics["test/chosen_mini_fd"] == pytest.approx(float(best[0]))
     assert record.metrics["test/chosen_step"] == float(best[1])
     assert record.metrics["test/chosen_average"] == float(best[2] == "average")
-    # What was chosen is what is measured.
+    # The chosen weights are measured.
     assert record.metrics["test/mini_fd"] == pytest.approx(float(best[0]), rel=1e-4)
 
 

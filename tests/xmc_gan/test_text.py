@@ -70,7 +70,7 @@ def test_every_encoder_gives_words_and_sentences(bert: Path, kind: type) -> None
         assert words[row, :count].abs().sum(1).min() > 0
         assert words[row, count:].abs().sum() == 0
         torch.testing.assert_close(sentence[row], words[row, :count].mean(0))
-    # What stands behind the end changes nothing.
+    # Tokens after the end change nothing.
     dirty = torch.where(torch.arange(T) < length[:, None], tokens, 9)
     for mine, theirs in zip(encoder(dirty, length), (words, sentence)):
         torch.testing.assert_close(mine, theirs)
@@ -89,7 +89,7 @@ def test_bert_is_that_of_transformers_and_frozen(bert: Path) -> None:
         states = network(tokens, (torch.arange(T) < length[:, None]).long()).last_hidden_state
     for row, count in enumerate(length.tolist()):
         torch.testing.assert_close(words[row, :count], states[row, :count], atol=1e-5, rtol=1e-5)
-        # The official sentence holds what BERT says at padded places.
+        # The official sentence includes BERT's output at padded places.
         torch.testing.assert_close(sentence[row], states[row].sum(0) / count, atol=1e-5, rtol=1e-5)
     assert not encoder.training
     assert not any(module.training for module in encoder.modules())
@@ -109,7 +109,7 @@ def test_ngram_features_are_those_that_were_written_down() -> None:
         around = [(offset, place + offset) for offset in range(-3, 4) if 0 <= place + offset < 5]
         expected = torch.tanh(sum(table[3 + offset, tokens[0, where]] for offset, where in around) / 1.5)
         torch.testing.assert_close(words[0, place], expected)
-    # The same in every process, with other seeds of the run.
+    # The result is the same in every process, also with other seeds of the run.
     torch.manual_seed(99)
     assert torch.equal(NGramText(20, 6).table, table)
     large = NGramText(2000, 48).table[:, 1:]
