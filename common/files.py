@@ -7,6 +7,7 @@ import errno
 import fcntl
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -294,9 +295,14 @@ def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
 def parse_yaml(text: str) -> Any:
     """Parse YAML, where `2e-4` is a float as in YAML 1.2. Turn any error into a ValueError that says where."""
     try:
-        return _loader()(text).get_single_data()
+        parsed = _loader()(text).get_single_data()
     except Exception as error:  # PyYAML can raise any error, such as IndexError for `!!int ''`.
         raise ValueError(f"not valid YAML: {message_of(error)}") from None
+    try:
+        json.dumps(parsed)  # records can hold no others, such as `!!binary` or a number of 10,000 digits
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"values must be text, numbers, lists or mappings: {error}") from None
+    return parsed
 
 
 def read_yaml(path: Path, wrong: type[Exception]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,10 +27,6 @@ def _loaded(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
         return {}
     if not isinstance(loaded, dict):
         raise ConfigurationError(f"{path} must have a mapping at its top level, not {type(loaded).__name__}")
-    try:
-        json.dumps(loaded)
-    except (TypeError, ValueError) as error:  # such as `!!binary`, an alias to itself, or a number of 10,000 digits
-        raise ConfigurationError(f"{path} may only contain text, numbers, lists and mappings: {error}") from None
     return loaded
 
 

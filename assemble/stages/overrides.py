@@ -46,7 +46,7 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
             try:
                 parsed = parse_yaml(value)
             except ValueError as error:
-                raise ConfigurationError(f"--{key} {value}: the value is {error}") from None
+                raise ConfigurationError(f"--{key} {value:.100}: {error}") from None
             if isinstance(parsed, str) and value.strip()[0] not in "'\"|>!&*":
                 parsed = value.strip()  # YAML would cut `clips #2` at the comment sign
             overrides.append((key, parsed))
