@@ -113,7 +113,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     """Describe a stage or recipe without running it.
 
     Lists the merged files, the stages it starts from, the cells it fills, the recipe's stages and their runs, the
-    deviations of the scale, and the values that no source gives.
+    deviations of the scale, and the values that the paper's sources don't give.
     """
     from assemble.reporting.records import short_name
     from assemble.reporting.tables import entries, expand, load
@@ -140,7 +140,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
     for deviation in run.deviations:
         print(f"  {short_name(deviation['field'])}: {deviation['reason']}")
     if ours := run.describe_ours():
-        print(f"values that no source gives, as set here: {ours}")
+        print(f"values that the paper's sources don't give, as set here: {ours}")
     print(f"\n`assemble fit {name} --scale {request.scale} --print_config` shows all fields that the files set")
     return 0
 

@@ -143,6 +143,6 @@ def build(run: RunConfiguration, config: dict[str, Any], trainer_arguments: dict
         raise ConfigurationError(_brief(error)) from error
     if cli.switches.batch_norm_group is not None and run.trains and run.config["trainer"].get("sync_batchnorm"):
         raise ConfigurationError(
-            "trainer.sync_batchnorm (statistics of all samples) and batch_norm_group (of fewer) conflict: remove one"
+            "trainer.sync_batchnorm normalizes over all samples, but batch_norm_group over fewer: remove one of them"
         )
     return cli

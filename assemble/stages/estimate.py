@@ -288,7 +288,7 @@ def cheapest_first(
         times = "  ".join(hours_text(value).rjust(12) for value in hours)
         yield f"{name.ljust(width)}  {times}  {able:3}  {size:>8}  {verdicts[name]}"
     yield (
-        f"estimates at {utilization:.0%} of the peak matrix rate of the card or of a core here, without fitting SVMs; "
+        f"estimates at {utilization:.0%} of the peak matrix rate of the card or one core here, without fitting SVMs; "
         f"CPU: up to {CPU_HOURS} h on one core; a dash: unknown; see docs/gpu.md"
     )
 

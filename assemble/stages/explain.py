@@ -168,7 +168,7 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
     at = next((each for each in scales if cells[each].values), "mini" if "mini" in scales else scales[0])
     if run is not None and not cells[at].values:
         has = sorted({f"{record.stage} at {record.scale}" for record in records})
-        raise ReportingError(f"--run {run}: did not measure this cell; it has {', '.join(has[:9]) or 'no record'}")
+        raise ReportingError(f"--run {run} did not measure this cell; it has {', '.join(has[:9]) or 'no record'}")
     kept = [r for r in select(records, source.paper, at, given).kept.values() if r.draw in cells[at].values]
     promoted = cells[at] if run is None else filled(at, recorded)
     return Explanation(source, place, line, column, at, promoted, cells[at], kept)

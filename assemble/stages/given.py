@@ -108,7 +108,7 @@ def given_lines(released: Mapping[str, Released], given: Mapping[str, Given], ab
         (stage, file.path.name, released[stage].origin if file.source else "your file") for stage, file in given.items()
     ]
     for stage, count in absent.items():
-        without = f"; its {count} stages are left out" if count > 0 else ""
+        without = f"; the {count} stages that need it are left out" if count > 0 else ""
         rows.append((stage, f"missing: {released[stage].file}", f"{released[stage].origin}{without}"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

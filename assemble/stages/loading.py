@@ -46,7 +46,7 @@ def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) ->
         raise StageError(f"{run.paper}, {run.recipe}: its data cannot be read without its model ({error})") from error
     finally:
         torch.set_num_threads(threads)
-    return f"{samples / spent:.3g} samples a second on a core, {read:.2g} MB read for each ({samples:,} samples)"
+    return f"{samples / spent:.3g} samples per second on one core, {read:.2g} MB read per sample ({samples:,} samples)"
 
 
 def _bytes_read() -> int:

@@ -30,7 +30,7 @@ def print_configuration(request: StageRequest) -> None:
     for deviation in run.deviations:
         print(f"# deviation of scale {run.scale}: {deviation['field']}: {deviation['reason']}")
     if run.describe_ours():
-        print(f"# values that no source gives, as set here: {run.describe_ours()}")
+        print(f"# values that the paper's sources don't give, as set here: {run.describe_ours()}")
     for field, parent in request.parents.items():
         print(f"# {field} <- stage {parent.stage}: {parent.checkpoint(run.start_from)}")
     for line in _with_origins(run.config, run.layers, request.parents):
@@ -59,7 +59,7 @@ def _in_one_line(value: object) -> str:
 def fit(request: StageRequest, unless_done: bool) -> int:
     if is_main_process():
         if ours := request.configuration.describe_ours():
-            print(f"values that no source gives, as set here: {ours}")
+            print(f"values that the paper's sources don't give, as set here: {ours}")
         if missing := _missing_weights(request):
             print(f"warning: {missing}", file=sys.stderr, flush=True)
     metrics = run_stage(request, unless_done).metrics
@@ -81,7 +81,7 @@ def _missing_weights(request: StageRequest) -> str:
         empty = [short_name(field) for field in fields if config.get(field, "") is None]
         if empty:
             return (
-                f"without --{' and --'.join(empty)}, {request.recipe} measures random weights or other statistics; "
+                f"without --{' and --'.join(empty)}, {request.recipe} measures random weights or wrong statistics; "
                 f"{stage.name}@<model> measures a stage's model, see `assemble list {paper_named(request.paper).short}`"
             )
     return ""

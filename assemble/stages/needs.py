@@ -88,7 +88,7 @@ class Needs:
                 problems.append(f"--skip-missing runs the other {waiting - len(self.blocked)}")
         if self.disk_is_short:
             problems.append(
-                "the disk may fill up: free space, or name another folder with --runs (--skip-missing: run)"
+                "the disk may fill up: free space, or name another folder with --runs (--skip-missing runs anyway)"
             )
         if problems and not skip_missing:
             raise StageError("; ".join(problems))

@@ -132,7 +132,7 @@ def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: b
     if (changed := other_code(planned)) and not keep:
         raise OtherCodeError(
             f"{paper_named(paper).title} at scale {selection.scale}: {changed}\n  --rerun (make: RERUN=1) runs them "
-            "again, and all that start from them; --keep (make: KEEP=1) uses them as they are"
+            "again, and all stages that start from them; --keep (make: KEEP=1) uses them as they are"
         )
     needs = needs_of(planned)
     if lines := needs.lines():
@@ -186,7 +186,7 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
     values, request = max(((len(i.run.values_of_ours()), i.request) for i in planned), key=itemgetter(0))
     if values:
         name = f"{paper.short}/{request.recipe} --scale {selection.scale}"
-        say(f"  values that no source gives: {values}; `assemble show {name}` lists them")
+        say(f"  values that the paper's sources don't give: {values}; `assemble show {name}` lists them")
     if selection.scale == "paper" and waiting and not selection.rehearsal:
         command = ["plan", paper.short, "--scale", "paper", "--hardware", selection.hardware, "--estimate"]
         say(f"  memory and hours: assemble {shlex.join([*command, *given_arguments(selection.given)])}")

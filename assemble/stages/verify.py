@@ -150,7 +150,7 @@ def record(paper: Paper, folder: Path, rehearsal: bool, jobs: int, show: Callabl
             stage = item.request.stage
             if stage not in other or _shape(other[stage]) != _shape(values.get(stage, {})):
                 log = chosen[isa].runs / "log.txt"
-                raise StageError(f"{stage} fails or logs other quantities with --isa {isa}: see {log}")
+                raise StageError(f"{stage} fails or logs different quantities with --isa {isa}: see {log}")
     spread: Values = {}
     made = Fingerprint({**_provenance(), "roundings": here}, code_of(paper, rehearsal), spread, values)
     for stage, quantities in values.items():

@@ -100,4 +100,4 @@ def test_samples_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(loading, "time", SimpleNamespace(process_time=iter([1.0, 1.1, 1.25, 1.5]).__next__))
     monkeypatch.setattr(loading, "_bytes_read", iter([5e6, 29e6]).__next__)
     told = loading.measure_loading(resolve("avid_cma", "avid", scale="smoke"), tmp_path, seconds=0.5)
-    assert told == "16 samples a second on a core, 3 MB read for each (8 samples)"
+    assert told == "16 samples per second on one core, 3 MB read per sample (8 samples)"

@@ -110,7 +110,7 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
 def test_values_without_a_source_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path)
     schedule._announce(paper_named("mct"), plan_stages("mct", wanted), wanted, 1)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "no source" in line]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "sources don't give" in line]
     assert line.endswith("; `assemble show mct/shared_128_128 --scale smoke` lists them")
 
 
@@ -324,7 +324,7 @@ def test_files_stand_for_stages_and_what_starts_from_them_runs(
     runs = [*(f"{name}_{split}@avid" for name in ("ucf", "hmdb") for split in (1, 2, 3)), "esc@avid", "dcase@avid"]
     assert states == {"avid": "given", **dict.fromkeys(runs, "run")}
     assert "missing: AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar  https://github.com" in out
-    assert "AVID-CMA (CC BY-NC 4.0); its 8 stages are left out" in out
+    assert "AVID-CMA (CC BY-NC 4.0); the 8 stages that need it are left out" in out
     # A job on a cluster gets the file, too, and the flag says whether it is the authors'.
     assert main(["plan", "avid", "--scale", "paper", *flags, "--stages", "esc@avid", "--format", "shell"]) == 0
     (command,) = [line for line in capsys.readouterr().out.splitlines() if " fit " in line]
