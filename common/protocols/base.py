@@ -1,4 +1,4 @@
-"""The encoder module, tables, checks and logging that the protocols share."""
+"""What the protocols share: the encoder module, tables, checks and logging."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from common.training.callbacks import listed
 
 Batch = dict[str, Tensor]
 
-#: Prefixes of an encoder's weights in the checkpoint of a protocol, and in a file with only the encoder.
+#: Prefixes of an encoder's weights: in a protocol's checkpoint, and in a file with only the encoder.
 PREFIXES = ("encoder.", "")
 
 
 def required(encoder: nn.Module, name: str) -> Any:
-    """An attribute of an encoder, which may be the user's."""
+    """Return an attribute of the encoder, or raise an error if the encoder (maybe the user's) lacks it."""
     if not hasattr(encoder, name):
         raise ValueError(f"{type(encoder).__name__} has no {name}, which this protocol needs (docs/own-encoder.md)")
     return getattr(encoder, name)
 
 
 class EncoderModule(pl.LightningModule):
-    """Base of the protocols; a frozen encoder needs no gradient and stays in evaluation mode.
+    """Base of the protocols. A frozen encoder has no gradient and stays in evaluation mode.
 
     Args:
-        pretrained: checkpoint with the encoder's weights, read before training; None keeps the initial ones.
-        encoder_prefixes: of its weights in that file; see `load_encoder`.
+        pretrained: checkpoint with the encoder's weights, read before training; None keeps the initial weights.
+        encoder_prefixes: prefixes of the encoder's weights in that file; see `load_encoder`.
     """
 
-    #: What each loader of the test gives, in order; empty if their number is free.
+    #: Content of each test loader, in order; empty if there may be any number of loaders.
     test_loaders: Sequence[str] = ()
 
     def __init__(
@@ -57,7 +57,7 @@ class EncoderModule(pl.LightningModule):
         self._frozen = frozen
 
     def setup(self, stage: str) -> None:
-        """Load the pre-trained encoder before training; a test has the weights of the module's own checkpoint."""
+        """Load the pre-trained encoder before training. A test reads the module's checkpoint instead."""
         if stage == "fit":
             data = getattr(self.trainer, "datamodule", None)
             if self.test_loaders and data is not None and is_overridden("test_dataloader", data):
@@ -69,7 +69,7 @@ class EncoderModule(pl.LightningModule):
         load_encoder(self.encoder, path, self.encoder_prefixes)
 
     def frozen(self) -> dict[str, nn.Module]:
-        """The encoders that training does not change, by name."""
+        """Return the encoders that training does not change, by name."""
         return {"encoder": self.encoder} if self._frozen else {}
 
     def on_test_start(self) -> None:
@@ -80,31 +80,31 @@ class EncoderModule(pl.LightningModule):
         if (count := len(listed(loaders))) != (wanted := len(self.test_loaders)):
             raise ValueError(
                 f"test_dataloaders: {type(self).__name__} needs {wanted} ({', '.join(self.test_loaders)}), but the "
-                f"data has {count}; data.fit, data.held_out_fraction and data.clip_accuracy_clips change their number"
+                f"data has {count}; data.fit, data.held_out_fraction and data.clip_accuracy_clips add or remove loaders"
             )
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of everything but frozen encoders, whose batch statistics must not change."""
+        """Set the mode, except for frozen encoders, whose batch statistics must not change."""
         super().train(mode)
         for encoder in self.frozen().values():
             encoder.eval()
         return self
 
     def on_train_start(self) -> None:
-        """Put frozen encoders into evaluation mode, as Lightning doesn't call `train`."""
+        """Put frozen encoders into evaluation mode, because Lightning doesn't call `train`."""
         if self.frozen():
             self.train()
 
 
 class PairRows:
-    """Vectors of images and of captions over a test, from batches as `CaptionData.gallery` gives them."""
+    """Collects vectors of images and captions over a test; takes the batches of `CaptionData.gallery`."""
 
     def __init__(self) -> None:
         self.images = RowsOncePerSample("vector")
         self.captions = RowsOncePerSample("vector", "image_index", "text")
 
     def update(self, batch: Batch, vector: Tensor) -> None:
-        """Add a batch of images, or of captions, with a vector [B, d] each."""
+        """Add a batch of images or captions, with a vector per sample [B, d]."""
         if "tokens" in batch:
             text = text_numbers(batch["tokens"], batch["lengths"])
             self.captions.update(batch["index"], vector=vector, image_index=batch["image_index"], text=text)
@@ -112,7 +112,7 @@ class PairRows:
             self.images.update(batch["index"], vector=vector)
 
     def compute(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images [N, d], captions [M, d], the row of each caption's image [M], and a number per text [M]."""
+        """Return images [N, d], captions [M, d], the row of each caption's image [M], and a number per text [M]."""
         index, images = self.images.compute(device)
         _, captions = self.captions.compute(device)
         row, known = owner_rows(index, captions["image_index"])
@@ -120,7 +120,7 @@ class PairRows:
 
 
 def check_num_classes(module: pl.LightningModule, num_classes: int | None = None, fewest: int = 2) -> None:
-    """Raise if the data module has another number of classes (None takes any), or too few."""
+    """Raise if the data have fewer than `fewest` classes, or other than `num_classes` (None accepts any number)."""
     found = getattr(getattr(module.trainer, "datamodule", None), "num_classes", None)
     if found is not None and found < fewest:
         raise ValueError(
@@ -134,16 +134,16 @@ def check_num_classes(module: pl.LightningModule, num_classes: int | None = None
 
 
 def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
-    """Log values that are equal on all processes; averaging would only round them."""
+    """Log values that are equal on all processes. Averaging them would only round them."""
     module.log_dict({name: value.float().to(module.device) for name, value in metrics.items()})
 
 
 def mean_average_precision(
     module: pl.LightningModule, average: np.ndarray, details: Sequence[Mapping[str, Any]]
 ) -> dict[str, Tensor]:
-    """Mean over the measured classes, in percent; `media/average_precision.csv` lists every class.
+    """Average over the measured classes, in percent; write all classes to `media/average_precision.csv`.
 
-    `average` [C] is NaN for a class whose `details` give a reason under `left_out`.
+    If a class could not be measured, `average` [C] is NaN and its `details` give the reason under `left_out`.
     """
     judged = ~np.isnan(average)
     names = getattr(getattr(module.trainer, "datamodule", None), "class_names", None) or range(len(average))

@@ -1,7 +1,7 @@
-"""A bridge between frozen encoders: does training two modalities together make it easier to join them?
+"""Bridges between frozen encoders: are two modalities easier to join if they were trained together?
 
-A small bridge maps the features of two frozen encoders into a common space, once for encoders trained together and once
-for encoders trained apart. We compare retrieval accuracy, and how many steps it takes.
+A small bridge maps the features of two frozen encoders into a common space. We train one for encoders that were trained
+together, and one for encoders that were not. Then we compare the retrieval accuracy and the steps it takes.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ Modality = Literal["image", "text"]
 
 
 class Bridge(nn.Module):
-    """Maps features of two frozen encoders into a common space, with a copy for every learning rate of a sweep.
+    """Maps features of two frozen encoders into a common space; has a copy for each learning rate of a sweep.
 
-    Features are standardized first, without learned parameters: by the batch in training, by all training batches in
-    the test. Otherwise the scale of the features would decide how fast a projection learns.
+    First, it standardizes the features without learned parameters: by the batch in training, by all training batches in
+    the test. Otherwise, the scale of the features would decide how fast a projection learns.
     """
 
     def __init__(self, widths: dict[Modality, int], embedding_dim: int, hidden_dim: int | None, copies: int) -> None:
@@ -51,21 +51,21 @@ class Bridge(nn.Module):
         )
 
     def forward(self, modality: Modality, features: Tensor) -> Tensor:
-        """Unit vectors [copies, B, embedding_dim] of features [B, width], in float32 at least."""
+        """Map features [B, width] to unit vectors [copies, B, embedding_dim], in at least float32."""
         features = self.norms[modality](features.to(next(self.parameters()).dtype))
         projected = [projection[modality](features) for projection in self.projections]  # type: ignore[index]
         return F.normalize(at_least_float32(torch.stack(projected)), dim=2)
 
 
 class BridgedRetrieval(EncoderModule):
-    """Search for captions by images and for images by captions through a bridge between frozen encoders.
+    """Image-text retrieval through a bridge between frozen encoders.
 
     The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens aren't negatives of each
-    other. The learning rate is constant, and the bridge is kept after each of `lengths` steps, so one run also
-    shows what shorter ones would reach. Held-out pairs of the training split choose the learning rate for each length.
+    other. The learning rate is constant, and the test measures the bridge after each of `lengths` steps, so one run
+    also shows shorter ones. Held-out pairs of the training split choose the learning rate for each length.
 
-    `trainer.test` takes four loaders: images and captions to choose by, images and captions to test on. A caption with
-    the same tokens as a matching one matches too. Logs
+    The test takes four loaders: images and captions to choose the learning rate, images and captions to test on. A
+    caption with the same tokens as a matching one matches, too. Logs
 
     - `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval` after the last step;
     - `test/r10`, the mean of both R@10, and `test/r10_after_<steps>` for every length;
@@ -73,11 +73,11 @@ class BridgedRetrieval(EncoderModule):
     - `test/learning_rate`, the last choice; `test/encoder_parameters` and `test/bridge_parameters`.
 
     Args:
-        image_encoder, text_encoder: have `feature_dim`; the latter takes tokens [B, L].
+        image_encoder, text_encoder: have `feature_dim`; `text_encoder` takes tokens [B, L].
         pretrained: checkpoint with both encoders; None measures the initial weights.
-        hidden_dim: units of the bridge's hidden layer; None for a linear one.
-        learning_rates: of Adam, a bridge for each.
-        lengths: steps after which the bridge is kept, ascending; the last is the length of the training.
+        hidden_dim: units of the bridge's hidden layer; None for a linear bridge.
+        learning_rates: learning rates of Adam; each trains a bridge.
+        lengths: steps after which to keep the bridge, ascending; training ends with the last.
 
     Shapes:
         Training batch: `image` [B, 3, H, W], `tokens` [B, L], `lengths` [B], `image_index` [B]. Batch of
@@ -123,16 +123,16 @@ class BridgedRetrieval(EncoderModule):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Features [B, feature_dim] of images [B, 3, H, W]."""
+        """Compute the features [B, feature_dim] of images [B, 3, H, W]."""
         return self.encoder(images)
 
     @torch.no_grad()
     def text_features(self, tokens: Tensor) -> Tensor:
-        """Features [B, feature_dim] of captions [B, L]."""
+        """Compute the features [B, feature_dim] of captions [B, L]."""
         return self.text_encoder(tokens)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # Features have no gradient, so every process can compute the whole loss and gradient.
+        # Features have no gradient, so every process can compute the whole loss and its gradient.
         image, text, words, owner = all_gather_rows(
             self.features(batch["image"]),
             self.text_features(batch["tokens"]),
@@ -164,7 +164,7 @@ class BridgedRetrieval(EncoderModule):
             raise ValueError(f"model.lengths ends with {last}, but trainer.max_steps is {steps}; make the two equal")
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Not at the end of a step, which comes after its checkpoint.
+        # Keep it before the next step, because a step's checkpoint is written before the step ends.
         self._keep()
 
     def on_train_end(self) -> None:
@@ -178,7 +178,7 @@ class BridgedRetrieval(EncoderModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_epoch_start(self) -> None:
-        self.pairs = PairRows(), PairRows()  # to choose by, and to test on
+        self.pairs = PairRows(), PairRows()  # to choose the learning rate, and to test on
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         features = self.text_features(batch["tokens"]) if "tokens" in batch else self.features(batch["image"])
@@ -208,7 +208,7 @@ class BridgedRetrieval(EncoderModule):
 
 
 def searched(bridge: nn.Module, images: Tensor, captions: Tensor, row: Tensor, text: Tensor) -> list[dict[str, Tensor]]:
-    """Results of `caption_retrieval` for every copy of a bridge, and `r10`, the mean of both directions."""
+    """Evaluate retrieval with every copy of a bridge; `r10` is the mean of both directions."""
     found = [
         caption_retrieval(image, caption, row, equal_text=text)
         for image, caption in zip(bridge("image", images), bridge("text", captions))
@@ -217,7 +217,7 @@ def searched(bridge: nn.Module, images: Tensor, captions: Tensor, row: Tensor, t
 
 
 def convergence(curve: dict[int, Tensor]) -> dict[str, Tensor]:
-    """How soon a curve (steps, ascending -> value) reaches its last value.
+    """Measure how soon a curve (ascending steps -> value) reaches its last value.
 
     Returns:
         `area`, the mean of the curve over the logarithm of the steps; `steps_to_90`, the steps after which it first
@@ -243,9 +243,9 @@ def _size(*modules: nn.Module) -> Tensor:
 
 
 class BridgeData(PairData):
-    """Pairs to train a bridge on, to choose its learning rate by, and to test it on.
+    """Pairs to train a bridge, to choose its learning rate, and to test it.
 
-    Use the split and tokenizer of the pre-training. `held_out_fraction` of the images of `split`, evenly spaced, choose
+    Use the split and tokenizer of pre-training. A share of `split`, evenly spaced images (`held_out_fraction`), chooses
     the learning rate.
     """
 

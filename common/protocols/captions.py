@@ -24,12 +24,12 @@ from common.protocols.data import ImageData
 from common.training.examples import Example, RandomTensors, batches_of_epoch
 from common.types import PositiveInt
 
-#: Range of ids in synthetic captions; every vocabulary has these.
+#: Range of word ids in synthetic captions, which every vocabulary has.
 EXAMPLE_WORDS = (5, 40)
 
 
 class CaptionRows(Dataset[Sample]):
-    """The captions of some images, one by one: `tokens`, `index` and `image_index`."""
+    """All captions of some images, one by one: `tokens`, `index` and `image_index`."""
 
     def __init__(self, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer) -> None:
         self.text = [normalize_caption(text) for own in captions for text in own]
@@ -48,7 +48,7 @@ class CaptionRows(Dataset[Sample]):
 
 
 class CaptionPairs(ImageItems):
-    """Pairs of an image and one of its captions, which repeat if `captions_per_image` exceeds their number."""
+    """Pairs of an image and one of its captions. Captions repeat if `captions_per_image` exceeds their number."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class CaptionData(ImageData):
     """Images with captions.
 
     Args:
-        tokenizer: without a vocabulary file, it learns one from the training captions; None omits captions.
+        tokenizer: learns its vocabulary from the training captions if it has no file. None leaves captions out.
         held_out_batch_size: images or captions per step, per device.
     """
 
@@ -121,11 +121,11 @@ class CaptionData(ImageData):
 
     @property
     def vocabulary_size(self) -> int:
-        """Pieces of the tokenizer, 0 without one; known after setup."""
+        """The size of the tokenizer's vocabulary, 0 without a tokenizer; available after setup."""
         return 0 if self.tokenizer is None else self.tokenizer.vocabulary_size
 
     def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """Stack a batch; tokens are padded to the longest caption in it, and `lengths` [B] kept."""
+        """Stack a batch. Pads tokens to the longest caption, and adds the `lengths` [B]."""
         batch: dict[str, Tensor] = {}
         for name in samples[0]:
             rows = [sample[name] for sample in samples]
@@ -145,7 +145,7 @@ class CaptionData(ImageData):
         return CaptionRows(self.held_out_annotations.captions, self.words)
 
     def example_captions(self, size: int, draw: RandomTensors) -> Tensor:
-        """Synthetic captions of maximal length, [size, L]."""
+        """Draw synthetic captions of maximal length, [size, L]."""
         return draw.integers(*EXAMPLE_WORDS, size, self.words.max_tokens)
 
     def test_dataloader(self) -> Any:
@@ -154,7 +154,7 @@ class CaptionData(ImageData):
         return self.gallery(self.held_out_images, self.held_out_captions)
 
     def gallery(self, images: ImageItems, captions: CaptionRows, role: str = "test") -> list[DataLoader[Any]]:
-        """Loaders of the images and captions to search."""
+        """Make loaders of the images and captions to search."""
         return [
             self.evaluation_loader(images, self.held_out_batch_size, role),
             self.evaluation_loader(captions, self.held_out_batch_size, f"{role} captions", collate_fn=self.collate),
@@ -162,7 +162,7 @@ class CaptionData(ImageData):
 
 
 class PairData(CaptionData):
-    """Pairs of an image and one of its captions to train on; see CaptionPairs."""
+    """Training pairs of an image and one of its captions; see CaptionPairs."""
 
     def __init__(
         self,
@@ -187,18 +187,18 @@ class PairData(CaptionData):
         }  # fmt: skip
         images = self.dataset.published_count(self.split)
         items = None if images is None else images * self.captions_per_image
-        # The vocabulary may differ from the model's here.
+        # Here, the data's vocabulary may differ from the model's.
         return Example(batch, batches_of_epoch(items, self.batch_size))
 
 
 def check_vocabulary(module: pl.LightningModule, encoder: nn.Module | None) -> None:
-    """Raise if a text encoder's `vocabulary_size` is below the data's tokenizer's."""
+    """Raise if a text encoder's `vocabulary_size` is smaller than the tokenizer's."""
     size: Any = getattr(encoder, "vocabulary_size", None)
     if size is None:
         return
     needed = getattr(getattr(module.trainer, "datamodule", None), "vocabulary_size", 0)
     if needed > size:
         raise ValueError(
-            f"the tokenizer has {needed} pieces, but model.text_encoder only {size} embeddings; raise "
+            f"the tokenizer has {needed} word pieces, but model.text_encoder only {size} embeddings; raise "
             "model.text_encoder.vocabulary_size"
         )

@@ -1,4 +1,4 @@
-"""Classification with any encoder: several heads are trained together, and every test sample counts once."""
+"""Classification with any encoder. Several heads are trained together, and every test sample counts once."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, P
 
 
 class Classification(EncoderModule):
-    """Base of the classification protocols: heads on an encoder, training, and accuracy over distinct samples.
+    """Base of the classification protocols: trains heads on an encoder, and measures accuracy over distinct samples.
 
     Args:
-        learning_rates: of each head; the encoder's is the first.
-        weight_decay: L2 in the gradient.
+        learning_rates: one for each head; the encoder uses the first.
+        weight_decay: added to the gradient as L2.
         schedule: `steps` at the milestones (epochs, factor `gamma`), or a `cosine` over the whole training.
 
     Shapes:
@@ -75,11 +75,11 @@ class Classification(EncoderModule):
         return not self.frozen()
 
     def features(self, inputs: Tensor) -> Mapping[str, Tensor] | Tensor:
-        """Inputs of the heads: the same for all, or one per name."""
+        """Compute the inputs of the heads: one for all heads, or one per head by name."""
         return self.encoder(inputs)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Logits [B, num_classes] of every head, at full precision under autocast, since rounded ones often tie."""
+        """Compute each head's logits [B, num_classes] in full precision, because rounded logits often tie."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_learns):
             features = self.features(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
@@ -95,7 +95,7 @@ class Classification(EncoderModule):
         return losses.sum()
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Logged with the loss."""
+        """Return the training curves to log with the loss."""
         return {}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -139,14 +139,14 @@ class Classification(EncoderModule):
         self.meters[dataloader_idx].update(batch["index"], **values)
 
     def _test_logits(self, batch: Batch) -> dict[str, Tensor]:
-        """Logits [B, C] of images, [B, clips, C] of videos."""
+        """Compute logits [B, C] of images or [B, clips, C] of videos."""
         inputs = _inputs(batch)
         if "image" in batch:
             return self(inputs)
         return {name: logits.unflatten(0, inputs.shape[:2]) for name, logits in self(inputs.flatten(0, 1)).items()}
 
     def hits_of(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
-        """Hits [B] of a head, by the mean class probabilities of the clips."""
+        """Return a head's hits [B]; for videos, by the mean class probabilities of the clips."""
         scores = mean_clip_probability(logits) if logits.ndim == 3 else logits
         return {"top1": hits(scores, labels), "top5": hits(scores, labels, 5)}
 
@@ -155,14 +155,14 @@ class Classification(EncoderModule):
         log_results(self, {f"test/{name}": value for name, value in results.items()})
 
     def results(self, means: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Values to log, from the mean values and the `count` of each loader."""
+        """Return the values to log, from each loader's mean values and `count`."""
         raise NotImplementedError
 
 
 class SupervisedClassification(Classification):
-    """Trains an image encoder with labels, as the supervised baseline; logs `test/top1` and `test/top5`.
+    """Supervised baseline: trains an image encoder with labels. Logs `test/top1` and `test/top5`.
 
-    Source: docs/papers/mct.md [11], `in_sup`: torchvision's recipe of its first ResNet-50 weights.
+    Source: docs/papers/mct.md [11], `in_sup`: the recipe of torchvision's first ResNet-50 weights.
     """
 
     test_loaders = ("test images",)
@@ -193,12 +193,12 @@ class SupervisedClassification(Classification):
 class ActionRecognition(Classification):
     """Fine-tunes a video encoder on labeled actions.
 
-    In the first `warmup_epochs` only the classifier learns, with the encoder in training mode, so its batch
-    normalization already adapts to the new data. Then everything learns. `max_epochs` counts both phases; the last
+    In the first `warmup_epochs`, only the classifier learns. The encoder is in training mode, so its batch
+    normalization already adapts to the new data. Then everything learns. `max_epochs` counts both phases. The last
     weights are tested.
 
-    Test batches hold several clips per video: `test/video_top1` and `test/video_top5` use the mean of their class
-    probabilities. An optional second test loader holds random clips for `test/clip_top1`, the accuracy of a single one.
+    Test batches hold several clips per video: `test/video_top1` and `test/video_top5` average their class
+    probabilities. An optional second test loader holds single, random clips for `test/clip_top1`.
 
     Args:
         learning_rate: of Adam, in both phases.
@@ -234,7 +234,7 @@ class ActionRecognition(Classification):
             )
 
     def start_without_files(self) -> None:
-        self.warmup_epochs = 0  # a measured step trains the encoder, as most steps do
+        self.warmup_epochs = 0  # measure a step that trains the encoder, as most do
 
     @property
     def warming_up(self) -> bool:
@@ -242,7 +242,7 @@ class ActionRecognition(Classification):
 
     @property
     def encoder_learns(self) -> bool:
-        # DDP needs a gradient of every parameter; during warm-up it is dropped before the step.
+        # DDP needs a gradient of every parameter. During warm-up, it is dropped before the step.
         return not self.warming_up or self.trainer.world_size > 1
 
     def on_after_backward(self) -> None:
@@ -269,13 +269,13 @@ class ActionRecognition(Classification):
 class LinearProbes(Classification):
     """Linear classifiers on the stages of a frozen video encoder, trained side by side.
 
-    Tested like `ActionRecognition` on several clips per video: `test/<stage>_top1`, and their maximum `test/best_top1`.
+    Averages the clips of a video like `ActionRecognition`; logs `test/<stage>_top1`, and the maximum `test/best_top1`.
 
     Args:
         video_encoder: encoder with `forward_stages` and `stage_channels`.
         layers: stage -> side of the grid to pool to; time is pooled to one.
-        official_quirks: run the frozen encoder in training mode, as the released code does by accident: its batch
-            normalization then uses, and drifts to, the statistics of the probed data.
+        official_quirks: run the frozen encoder in training mode, as the released code does by accident. Its batch
+            normalization then uses the statistics of each batch, and its running statistics drift.
 
     Source: docs/papers/avid_cma.md [10.2].
     """
@@ -317,14 +317,14 @@ class LinearProbes(Classification):
 
 
 def probe(channels: int, side: int, num_classes: int) -> nn.Sequential:
-    """Linear classifier on a map [B, channels, T, H, W], max-pooled to a grid and batch-normalized."""
+    """Build a linear classifier of maps [B, channels, T, H, W], which are max-pooled to a grid and batch-normalized."""
     width = channels * side * side
     pool = nn.AdaptiveMaxPool3d((1, side, side))
     return nn.Sequential(pool, nn.Flatten(), nn.BatchNorm1d(width), nn.Linear(width, num_classes))
 
 
 def stage_channels(encoder: nn.Module, layers: Mapping[str, int]) -> Mapping[str, int]:
-    """Channels of every stage; checks that the encoder has the wanted ones."""
+    """Return the channels of every stage, and check that the encoder has the configured stages."""
     channels: Mapping[str, int] = required(encoder, "stage_channels")
     unknown = sorted(set(layers) - set(channels))
     if unknown or not layers:
@@ -336,24 +336,23 @@ def stage_channels(encoder: nn.Module, layers: Mapping[str, int]) -> Mapping[str
 
 
 def of_stages(top1: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`<stage>_top1` of every stage, and `best_top1`."""
+    """Name the accuracies `<stage>_top1`, and add their maximum `best_top1`."""
     best = torch.stack(list(top1.values())).max()
     return {**{f"{stage}_top1": value for stage, value in top1.items()}, "best_top1": best}
 
 
 class LinearClassification(Classification):
-    """Linear classifiers on frozen features, one for every learning rate of a sweep, trained side by side.
+    """Linear classifiers on frozen features, trained side by side, one for each learning rate of a sweep.
 
     The best learning rate depends on the scale of the features, which differs a hundredfold between methods. The test
-    takes two loaders: images held out from training choose the rate (the first of equally good ones, never one with
-    non-finite scores), test images measure it. Logs `test/top1` and `test/top5` of the chosen one,
-    `test/learning_rate`, and per rate `test/top1_lr_<rate>` and `test/validation_top1_lr_<rate>`. A rate that diverges
-    doesn't change the others.
+    takes two loaders. Images held out from training choose the rate: the first of the best, never one with non-finite
+    scores. Test images measure it. Logs `test/learning_rate`, its `test/top1` and `test/top5`, and for each rate
+    `test/top1_lr_<rate>` and `test/validation_top1_lr_<rate>`. A rate that diverges doesn't affect the others.
 
     Args:
-        learning_rates: of SGD, one classifier for each.
-        normalize_features: `none`, the protocol; `l2` for unit length; `batch_norm` to standardize every feature, by
-            the batch in training and by running statistics in the test, without learned parameters.
+        learning_rates: learning rates of SGD; each trains a classifier.
+        normalize_features: `none` is the published protocol. `l2` scales to unit length. `batch_norm` standardizes each
+            feature without learned parameters, by the batch in training and by running statistics in the test.
 
     Source: docs/papers/mct.md [9], ImageNet linear.
     """
@@ -386,8 +385,8 @@ class LinearClassification(Classification):
             return self.norm(F.normalize(features) if self.l2 else features)
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropies; NaN without gradient for a classifier that diverged."""
-        # With a shared loss scale or gradient norm, the others would diverge too.
+        """Compute each classifier's cross entropy; NaN without gradient if the classifier has diverged."""
+        # Otherwise a shared loss scale or gradient norm would make the others diverge, too.
         valid = {name: scores.detach().isfinite().all() for name, scores in logits.items()}
         losses = super().losses({name: torch.where(valid[name], scores, 0.0) for name, scores in logits.items()}, batch)
         # The difference of two finite scores can be infinite.
@@ -395,7 +394,7 @@ class LinearClassification(Classification):
         return {name: torch.where(valid[name], loss, torch.nan) for name, loss in losses.items()}
 
     def total(self, losses: Tensor) -> Tensor:
-        """Sum over the classifiers that have not diverged; NaN if all have."""
+        """Add the losses of the classifiers that have not diverged; NaN if all have."""
         return torch.where(losses.detach().isnan().all(), torch.nan, losses.nansum())
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
@@ -424,10 +423,10 @@ class MultiLabelTagging(Classification):
     """A linear layer on frozen features that predicts an image's tags.
 
     Logs `test/map` over the tags with a positive test image, their number `test/classes`, and `test/images`;
-    `media/average_precision.csv` lists every tag. Difficult entries count neither in training nor in the test.
+    `media/average_precision.csv` lists every tag. Difficult entries are ignored.
 
     Args:
-        learning_rate: of SGD; independent of the number of tags, since the loss is summed over them.
+        learning_rate: of SGD; doesn't depend on the number of tags, because the loss is summed over tags.
 
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
@@ -472,7 +471,7 @@ class MultiLabelTagging(Classification):
 
 
 def linear(width: int, classes: int) -> nn.Linear:
-    """A linear classifier with small initial weights and zero bias."""
+    """Build a linear classifier with small random weights and zero bias."""
     layer = nn.Linear(width, classes)
     nn.init.normal_(layer.weight, std=0.01)
     nn.init.zeros_(layer.bias)

@@ -1,4 +1,4 @@
-"""Data modules of labeled videos, sounds and images in their original layouts, which miniature worlds also write."""
+"""Data modules of labeled videos, sounds and images; miniature worlds have the same layouts as the real data."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STATISTICS_CLIPS = 10_000
 
 
 class AudioVisualData(ShardedDataModule):
-    """Base of the data modules of clips: `video` and `audio` define a clip; for the rest see ShardedDataModule."""
+    """Base of the data modules of clips. `video` and `audio` define a clip; for the rest see ShardedDataModule."""
 
     def __init__(
         self,
@@ -56,20 +56,20 @@ class AudioVisualData(ShardedDataModule):
     ) -> None:
         super().__init__(dataset, world, batch_size=batch_size, max_skipped_fraction=max_skipped_fraction, **kwargs)
         if world is not None:
-            dataset.common_seconds = None  # a world's clips are whole
+            dataset.common_seconds = None  # all clips of a world are whole
             if isinstance(dataset, AudioSet):
-                dataset.clip_list = None  # it names real clips; use all clips of the world
+                dataset.clip_list = None  # the list names real clips; use all clips of the world
         self.video = video
         self.audio = audio
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        """Settings that choose the sounds for the statistics; part of the cache key."""
+        """Return the settings that choose the sounds for audio statistics; part of the cache key."""
         return {}
 
     def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
-        """Mean and deviation [F] of each bin: `audio.statistics`, or computed once from the listed clips.
+        """Load `audio.statistics`, or compute each bin's mean and deviation [F] from the listed clips once.
 
-        `sounds` has `audio` in plain decibels, one item per clip; None reads what an earlier call cached.
+        `sounds` has an item per clip with `audio` in unnormalized decibels. None reads the cache of an earlier call.
         """
         audio = self.audio
         if audio.statistics is not None:
@@ -82,7 +82,7 @@ class AudioVisualData(ShardedDataModule):
         key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
         path = cache_folder() / "audio_statistics" / f"{listing.name}-{key}.npz"
         if not path.is_file() and sounds is not None:
-            # Evenly spaced over the listing: as good as random, and deterministic.
+            # Evenly spaced over the listing, which is deterministic and as good as random.
             chosen = spread(len(sounds), STATISTICS_CLIPS)  # type: ignore[arg-type]
             loader = DataLoader(Subset(sounds, chosen), batch_size=None, num_workers=self.num_workers)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,10 +94,10 @@ class VideoClassificationData(AudioVisualData):
     """Labeled videos: random clips to train on, dense clips to test on (docs/papers/avid_cma.md [10.1], [10.2]).
 
     Args:
-        fold: official split, from 1; None if the set has none.
+        fold: number of the official split, from 1; None if the data set has no splits.
         clips_per_video: random clips of each video per training epoch.
         test_clips: evenly spaced clips of each test video, whose class probabilities are averaged.
-        clip_accuracy_clips: random clips of each test video scored one by one ("Clip@1"); 0 leaves that out.
+        clip_accuracy_clips: random clips of each test video for the accuracy of single clips ("Clip@1"); 0 skips it.
         test_batch_size: videos per test step, per device.
     """
 
@@ -132,12 +132,12 @@ class VideoClassificationData(AudioVisualData):
 
     @property
     def clip_options(self) -> dict[str, Any]:
-        """Arguments of all map-style data sets of this module."""
+        """Return the arguments of all map-style data sets of this module."""
         return {"video_duration": self.video.duration, "video_fps": self.video.fps, **self.item_options}
 
     @cached_property
     def training_clips(self) -> VideoClips:
-        """The training set; its length is videos x clips_per_video."""
+        """Make the training set, of length videos x clips_per_video."""
         return VideoClips(
             self.listing,
             self.video.transform(training=True),
@@ -149,7 +149,7 @@ class VideoClassificationData(AudioVisualData):
         return self.training_loader(self.training_clips)
 
     def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
-        """A synthetic batch of `size` clips for a module with `num_classes`."""
+        """Draw a synthetic batch of `size` clips for a module with `num_classes`."""
         batch = {
             "video": draw.normal(size, 3, self.video.frames, self.video.crop, self.video.crop),
             "index": torch.arange(size),
@@ -160,7 +160,7 @@ class VideoClassificationData(AudioVisualData):
         return Example(batch, batches_of_epoch(known, self.batch_size), {"num_classes": None})
 
     def _test_clips(self, clips: int, random_starts: bool) -> DenseVideoClips:
-        # Keep bytes: as floats, ten clips of 32 frames take 193 MB, and the loaders hold dozens.
+        # Keep bytes: ten clips of 32 frames take 193 MB as floats, and the loaders hold dozens.
         transform = dataclasses.replace(self.video.transform(training=False), normalize=False)
         return DenseVideoClips(
             self.test_listing,
@@ -173,7 +173,7 @@ class VideoClassificationData(AudioVisualData):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         if batch["video"].dtype == torch.uint8:
             batch["video"] = self.video.transform(training=False).normalized(batch["video"])
-            # Lightning converts a batch to the weights' precision before this hook, except for bytes.
+            # Before this hook, Lightning converts a batch to the weights' precision, but not bytes.
             batch = self.trainer.precision_plugin.convert_input(batch)
         return batch
 
@@ -189,10 +189,10 @@ class SoundClassificationData(AudioVisualData):
     """Labeled sounds as windows, for an SVM on frozen features (docs/papers/avid_cma.md [10.3]); test only.
 
     Args:
-        train_split, test_split: names of the listings; equal if folds divide one listing.
+        train_split, test_split: names of the listings; the same name if folds divide one listing.
         training_windows, test_windows: windows per file.
-        wrap_seconds: windows start anywhere in this many first seconds and wrap around to the beginning (ESC-50);
-            None cuts excerpts of `excerpt_seconds` from the whole file (DCASE).
+        wrap_seconds: use only this many seconds from the start of a file; windows start anywhere and wrap around
+            (ESC-50). None cuts excerpts of `excerpt_seconds` from the whole file (DCASE).
         file_batch_size: files per step, per device.
     """
 
@@ -218,7 +218,7 @@ class SoundClassificationData(AudioVisualData):
         self.file_batch_size = file_batch_size
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        """Windows spread evenly over every file, regardless of the seed."""
+        """Choose windows that are spread evenly over each file and don't depend on the seed."""
         return {"windows": self.test_windows, "wrap_seconds": self.wrap_seconds}
 
     def prepare_data(self) -> None:
@@ -247,7 +247,7 @@ class SoundClassificationData(AudioVisualData):
         )
 
     def test_example(self, draw: RandomTensors) -> Example:
-        """One window as the encoder takes it, and the number of windows of the published data set."""
+        """Draw a window as the encoder takes it, and return the published data set's number of windows."""
         audio = self.audio.transform(training=False)
         counts = [self.dataset.published_count(split) for split in (self.train_split, self.test_split)]
         windows = [self.training_windows, self.test_windows]
@@ -267,7 +267,7 @@ class SoundClassificationData(AudioVisualData):
 
 
 class ImageData(ShardedDataModule):
-    """Base of the data modules of images; sets the transform's `training`. An `image` of None gives MoCo v2's views."""
+    """Base of the data modules of images; sets the transform's `training`. `image` None makes MoCo v2's views."""
 
     def __init__(
         self,
@@ -281,11 +281,11 @@ class ImageData(ShardedDataModule):
         self.image = image or ImageTransform()
 
     def options(self, training: bool) -> dict[str, Any]:
-        """Arguments of all map-style data sets of this module."""
+        """Return the arguments of all map-style data sets of this module."""
         return {"transform": self.image, "training": training, **self.item_options}
 
     def example_images(self, size: int, draw: RandomTensors) -> dict[str, Tensor]:
-        """`image` and `index` of a synthetic batch of `size` images."""
+        """Draw `image` and `index` of a synthetic batch of `size` images."""
         return {"image": draw.normal(size, 3, self.image.crop, self.image.crop), "index": torch.arange(size)}
 
 
@@ -293,8 +293,8 @@ class ClassificationData(ImageData):
     """Images of one class each, for linear classifiers and for training with labels (docs/papers/mct.md [9]).
 
     Args:
-        held_out_fraction: share of the training images, evenly spaced over classes, that chooses a learning rate; the
-            test then has two loaders, these images and the test images. 0 for none.
+        held_out_fraction: share of the training images, evenly spaced over classes, that chooses a learning rate. The
+            test then has two loaders: these images, and the test images. 0 holds out none.
         test_batch_size: images per test step, per device.
     """
 
@@ -315,7 +315,7 @@ class ClassificationData(ImageData):
 
     def setup(self, stage: str) -> None:
         listing = self.dataset.listing(self.train_split)
-        # Listings are sorted by class, so evenly spaced images are of all classes.
+        # Listings are sorted by class, so evenly spaced images cover all classes.
         self.held_out_listing, self.listing = hold_out(listing, self.held_out_fraction)
         self.test_listing = self.dataset.listing(self.test_split)
 
@@ -327,7 +327,7 @@ class ClassificationData(ImageData):
         return self.training_loader(ImageItems(self.listing, **self.options(training=True)))
 
     def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
-        """A synthetic batch of `size` images for a module with `num_classes`."""
+        """Draw a synthetic batch of `size` images for a module with `num_classes`."""
         batch = self.example_images(size, draw) | {"label": draw.integers(0, module.num_classes, size)}
         published = self.dataset.published_count(self.train_split)
         items = None if published is None else round(published * (1 - self.held_out_fraction))
@@ -344,7 +344,7 @@ class ClassificationData(ImageData):
 
 
 def hold_out(listing: Listing, share: float, required: bool = False) -> tuple[Listing, Listing]:
-    """Split off an evenly spaced share of a listing; only without `required` may a share of 0 leave it empty."""
+    """Split off an evenly spaced share of a listing; raise if it is empty, unless `share` is 0 and not `required`."""
     held_out = np.diff(np.floor(np.arange(len(listing) + 1) * share + 0.5)) > 0
     if (share or required) and not held_out.any():
         raise ValueError(f"data.held_out_fraction={share} holds out none of {len(listing)} images; raise it")
@@ -352,7 +352,7 @@ def hold_out(listing: Listing, share: float, required: bool = False) -> tuple[Li
 
 
 class LabeledImages(ImageItems):
-    """Images with several labels each, int8 [N, C]: 1 present, 0 absent, -1 not counted. For options see ImageItems."""
+    """Images with several labels each, int8 [N, C]: 1 present, 0 absent, -1 ignored. For options see ImageItems."""
 
     def __init__(self, listing: Listing, labels: np.ndarray, **options: Any) -> None:
         super().__init__(listing, **options)
@@ -366,7 +366,7 @@ class MultiLabelData(ImageData):
     """Images with several labels each: Pascal VOC, or the categories of COCO's instances (docs/papers/mct.md [9]).
 
     Args:
-        fit: whether a model is trained on the training images; else the test has two loaders, training and test images.
+        fit: train a model on the training images; otherwise the test has two loaders, training and test images.
         test_batch_size: images per test step, per device.
     """
 
@@ -409,14 +409,14 @@ class MultiLabelData(ImageData):
         return self.training_loader(self.images(self.train_split, training=True))
 
     def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
-        """A synthetic batch of `size` images for a module with `num_classes`."""
+        """Draw a synthetic batch of `size` images for a module with `num_classes`."""
         batch = self.example_images(size, draw)
         batch["labels"] = draw.integers(-1, 2, size, module.num_classes).to(torch.int8)
         batches = batches_of_epoch(self.dataset.published_count(self.train_split), self.batch_size)
         return Example(batch, batches, {"num_classes": None})
 
     def test_example(self, draw: RandomTensors) -> Example:
-        """One image as the encoder takes it, and the number of images to learn from and to test on."""
+        """Draw an image as the encoder takes it, and return how many images to learn from and to test on."""
         counts = [self.dataset.published_count(split) for split in (self.train_split, self.test_split)]
         total = None if None in counts else sum(counts)
         return Example(self.example_images(1, draw)["image"], total)

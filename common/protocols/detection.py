@@ -55,40 +55,39 @@ from common.types import Fraction, Momentum, NonNegativeFloat, NonNegativeInt, P
 
 Batch = dict[str, Any]
 Objects = dict[str, Tensor]
-#: Pictures to draw; detections with lower scores are left out.
+#: Number of pictures to draw, and the lowest score of the detections in them.
 PICTURES, LEAST_SCORE = 6, 0.5
 
 
 class Detection(pl.LightningModule):
-    """Faster R-CNN with the fourth stage of a residual network as its map and the fifth as its head; all of it learns.
+    """Faster R-CNN on a residual network: the fourth stage makes the map, the fifth is the head. Everything learns.
 
-    Batch normalization is fine-tuned, and one more follows the last stage; several devices need
-    `trainer.sync_batchnorm: true`, since a device has only a few images. Before the test its statistics are recomputed
-    from training batches, as the weights have changed since.
+    Batch normalization is fine-tuned, and the last stage has an additional one. A device has only a few images, so
+    several devices need `trainer.sync_batchnorm: true`. Before the test, the statistics are recomputed from training
+    batches with the final weights.
 
-    Logs, in percent, `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables, and
-    `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by those of COCO. Every image counts once, on any number of
-    processes. `media/detections_<n>.png` show some of them.
+    Logs percentages: `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables, and
+    `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by COCO's rules. Every image counts once, on any number of
+    processes. `media/detections_<n>.png` show some detections.
 
     Args:
         num_classes: without the background.
         pretrained, encoder_prefixes: checkpoint of the encoder, None for initial weights; see `load_encoder`.
-        anchor_sizes, anchor_ratios: sides in pixels, and height over width, of the boxes around every place of the map.
-        proposals_per_map_training, proposals_per_map_test: the best ones, before non-maximum suppression.
-        proposals_training, proposals_test: those left after it.
-        anchors_per_image: trained per step to tell objects from background.
-        crops_per_image: proposals trained per step to classify.
-        weight_decay: not for batch normalization.
-        warmup_steps: of a linear rise from a thousandth of the learning rate, which falls at the `milestones` (steps).
-        precise_bn_batches: training batches for the statistics before the test; 0 keeps the old ones.
+        anchor_sizes, anchor_ratios: sides in pixels and height / width of the boxes at each position of the map.
+        proposals_per_map_training, proposals_per_map_test: number of best proposals before non-maximum suppression.
+        proposals_training, proposals_test: number of proposals after non-maximum suppression.
+        anchors_per_image: anchors per image in the loss that tells objects from background.
+        crops_per_image: proposals per image in the loss of the classes and boxes.
+        weight_decay: not applied to batch normalization.
+        warmup_steps: steps of a linear rise from a thousandth of the learning rate.
+        precise_bn_batches: number of training batches for the statistics before the test; 0 keeps those of training.
 
     Shapes:
         Batch: `images`, a list of [3, H, W]; `targets`, a list of dicts with `boxes` [n, 4] (left, top, right, bottom
         in pixels of the tensor), `labels` [n] from 1, `difficult` [n]; `index` [B].
 
-    Source: Faster R-CNN R50-C4 as detectron2 trains it on VOC, with its defaults for the numbers of proposals, the
-    thresholds, the start of the warm-up, and weight decay. Its box losses are L1, torchvision's are smooth below a
-    ninth.
+    Source: Faster R-CNN R50-C4 as detectron2 trains it on VOC, with its defaults for proposals, thresholds, the start
+    of the warm-up, and weight decay. detectron2's box losses are L1; torchvision's are smooth below a ninth.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class Detection(pl.LightningModule):
             raise ValueError(f"milestones: expected ascending steps, got {list(milestones)}")
         self.image_encoder = image_encoder
         pool = 1 if isinstance(image_encoder.maxpool, nn.Identity) else 2
-        # Pixels between two places of the map; the third and the fourth stage halve it.
+        # Pixels between positions of the map; the third and the fourth stage halve the resolution.
         self.stride = int(image_encoder.conv1.stride[0]) * pool * 4
         anchors = AnchorGenerator((tuple(anchor_sizes),), (tuple(anchor_ratios),))
         channels = image_encoder.stage_channels["res4"]
@@ -139,7 +138,7 @@ class Detection(pl.LightningModule):
         )
         self.norm = nn.BatchNorm2d(image_encoder.feature_dim)
         self.roi_heads = RoIHeads(
-            # Methods, not modules: the fifth stage belongs to the encoder and must not be registered twice.
+            # Pass methods, not modules: the fifth stage belongs to the encoder and must not be registered twice.
             self._crop,
             self._features_of_crops,
             _Predictor(image_encoder.feature_dim, num_classes + 1),
@@ -156,14 +155,14 @@ class Detection(pl.LightningModule):
     # -- the detector --------------------------------------------------------------------------------------------------
 
     def forward(self, images: Sequence[Tensor], targets: list[Objects] | None = None) -> tuple[list[Objects], Objects]:
-        """Losses in training, else per image `boxes` [D, 4] in pixels of the tensor, `labels` [D], `scores` [D].
+        """Return losses in training, else each image's `boxes` [D, 4] (pixels of the tensor), `labels`, `scores` [D].
 
-        `images` are normalized, each [3, H, W]; training needs `targets` with `boxes` and `labels`.
+        Each of the `images` [3, H, W] is normalized. Training needs `targets` with `boxes` and `labels`.
         """
         batch = pad_together(images, self.stride)
         encoder = self.image_encoder
         features = encoder.layer3(encoder.layer2(encoder.layer1(encoder.stem(batch.tensors))))
-        # Boxes in bfloat16 would be off by pixels, so only the stages of the encoder run in a lower precision.
+        # Boxes in bfloat16 would be off by pixels, so only the encoder's stages run in lower precision.
         with torch.autocast(features.device.type, enabled=False):
             maps = {"0": features.to(self.norm.weight.dtype)}
             proposals, proposal_losses = self.rpn(batch, maps, targets)
@@ -212,7 +211,7 @@ class Detection(pl.LightningModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        """Recompute the statistics of batch normalization from the same training batches every time."""
+        """Recompute the statistics of batch normalization, always from the same training batches."""
         batches = self.hparams["precise_bn_batches"]
         if not batches:
             return
@@ -222,11 +221,11 @@ class Detection(pl.LightningModule):
                 "precise_bn_batches: the data module has no statistics_dataloader; set it to 0 to keep the statistics "
                 "of training"
             )
-        # Lightning synchronizes the layers of several devices only in training.
+        # Lightning synchronizes batch normalization across devices only in training.
         synchronization = getattr(self.trainer.strategy, "_layer_sync", None)
         if synchronization is not None:
             synchronization.apply(self)
-        # The head samples its crops at random.
+        # The head draws its crops at random.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             moved = (self.trainer.strategy.batch_to_device(batch, self.device) for batch in islice(loader(), batches))
@@ -255,7 +254,7 @@ class Detection(pl.LightningModule):
 
 
 class _Predictor(FastRCNNPredictor):
-    """Classes and boxes of crops, at full precision under autocast, initialized as in detectron2."""
+    """Predicts classes and boxes of crops, in full precision under autocast; initialized as in detectron2."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes)
@@ -269,7 +268,7 @@ class _Predictor(FastRCNNPredictor):
 
 
 def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
-    """Pad images [3, H, W] to one size whose sides are multiples of `multiple`, the stride of the map."""
+    """Pad images [3, H, W] to one size; its sides are multiples of `multiple`, the stride of the map."""
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
     height, width = (multiple * math.ceil(max(sides) / multiple) for sides in zip(*sizes))
     tensors = images[0].new_zeros(len(images), 3, height, width)
@@ -280,12 +279,12 @@ def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
 
 @torch.no_grad()
 def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any]]) -> None:
-    """Set the running statistics of batch normalization to those of the given batches under the current weights.
+    """Recompute the running statistics of batch normalization from batches, with the current weights.
 
-    The variance is that of all values, so it includes how batch means differ. All processes get the same statistics.
+    The variance is over all values, so it includes the differences between batch means. It is equal on all processes.
 
     Args:
-        module: called in training mode with each batch's entries; its modes are restored.
+        module: called with each batch's entries in training mode; afterwards, its modes are restored.
         batches: of equal size; different on every process.
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" ("precise BN").
@@ -298,7 +297,7 @@ def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any
     module.train()
     try:
         for norm in norms:
-            norm.momentum = 1.0  # the running statistics are then those of the last batch
+            norm.momentum = 1.0  # the running statistics become those of the last batch
         for batch in batches:
             module(*batch)
             count += 1
@@ -327,14 +326,14 @@ def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any
 
 @dataclass(frozen=True)
 class BoxTransform:
-    """Resizes, flips and normalizes a picture and its boxes, keeping the aspect.
+    """Resizes, flips and normalizes a picture and its boxes; keeps the aspect ratio.
 
     Args:
-        sizes: length of the shorter side in training, drawn for every image.
+        sizes: lengths of the shorter side in training; one is drawn for each image.
         test_size: length of the shorter side in a test.
-        max_size: limit of the longer side; overrides the shorter one.
+        max_size: limit of the longer side; takes precedence over `sizes` and `test_size`.
         flip: probability of a horizontal flip in training.
-        mean, std: of the channels, on a scale of 0 to 1.
+        mean, std: mean and standard deviation of the channels, on a scale of 0 to 1.
     """
 
     sizes: tuple[PositiveInt, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
@@ -352,18 +351,18 @@ class BoxTransform:
             raise ValueError(f"max_size ({self.max_size}) must not be smaller than one of sizes or test_size")
 
     def with_training(self, training: bool) -> BoxTransform:
-        """The same transform for training or for a test."""
+        """Return the same transform for training or for a test."""
         return dataclasses.replace(self, training=training)
 
     def resized(self, size: tuple[int, int], shorter: int) -> tuple[int, int]:
-        """Width and height of a picture after resizing its shorter side."""
+        """Compute a picture's width and height after its shorter side is resized."""
         scale = min(shorter / min(size), self.max_size / max(size))
         return round(size[0] * scale), round(size[1] * scale)
 
     def __call__(
         self, image: Image.Image, boxes: np.ndarray, rng: np.random.Generator | None = None
     ) -> tuple[Tensor, np.ndarray]:
-        """A picture as float32 [3, H, W], and its boxes (left, top, right, bottom) in pixels of it, [n, 4]."""
+        """Return the picture as float32 [3, H, W], and its boxes (left, top, right, bottom) in its pixels, [n, 4]."""
         size, flipped = self.test_size, False
         if self.training:
             assert rng is not None
@@ -415,14 +414,14 @@ class DetectionImages(ImageItems):
         return {"image": tensor, "target": target}
 
     def transform(self, batch: list[Sample]) -> None:
-        pass  # sizes differ, so `read` transforms each picture with its boxes
+        pass  # sizes differ, so `read` transforms a picture and its boxes
 
 
 class DetectionData(ImageData):
-    """Images of Pascal VOC with boxes; the test split covers the years that have one.
+    """Images of Pascal VOC with boxes. The test split covers the years that have a test split.
 
     Args:
-        image: `training` is set automatically; None for the published transform.
+        image: `training` is set automatically; None is the published transform.
         test_batch_size: images per test step, per device.
     """
 
@@ -443,7 +442,7 @@ class DetectionData(ImageData):
 
     def setup(self, stage: str) -> None:
         self.listing = self.dataset.listing(self.train_split)
-        listing = self.dataset.listing(self.test_split)  # missing test files fail before training
+        listing = self.dataset.listing(self.test_split)  # if test files are missing, fail before training
         boxes = self.dataset.boxes(self.test_split, listing)
         self.test_images = DetectionImages(listing, boxes, **self.options(training=False))
 
@@ -473,7 +472,7 @@ class DetectionData(ImageData):
         return Example(batch, batches, {"num_classes": module.hparams["num_classes"]})
 
     def statistics_dataloader(self) -> DataLoader[Any]:
-        """Training batches in the order of the first epoch."""
+        """Load training batches in the order of the first epoch."""
         trainer = self.trainer
         images = self.training_images
         sampler = EpochSampler(len(images), self.batch_size, self.seed, trainer.global_rank, trainer.world_size)
@@ -485,7 +484,7 @@ class DetectionData(ImageData):
 
 
 def collate_detection(samples: Sequence[Sample]) -> Batch:
-    """Lists of images and targets, which differ in size, and `index` [B]."""
+    """Collate images and targets, whose sizes differ, as lists, and `index` as [B]."""
     return {
         "images": [sample["image"] for sample in samples],
         "targets": [sample["target"] for sample in samples],
@@ -494,7 +493,7 @@ def collate_detection(samples: Sequence[Sample]) -> Batch:
 
 
 def draw_detections(module: pl.LightningModule, images: DetectionImages, shown: Mapping[int, DetectedImage]) -> None:
-    """Draw images with their true boxes (white) and the detected ones (red, with scores)."""
+    """Draw images with true boxes (white) and detected boxes (red, with scores)."""
     for number, (item, image) in enumerate(shown.items(), start=1):
         pixels = torch.from_numpy(images.preview(item)).permute(2, 0, 1)
         # Boxes are in pixels of the network's input.

@@ -1,4 +1,4 @@
-"""FID, inception score, R-precision and semantic object accuracy, over all processes with every sample once."""
+"""FID, inception score, R-precision and semantic object accuracy; every sample counts once over all processes."""
 
 from __future__ import annotations
 
@@ -39,38 +39,38 @@ Batch = dict[str, Any]
 
 
 class ImageEvaluation(ABC):
-    """Evaluates generated images; call `load_pretrained`, `begin`, `update` per batch and repetition, `compute`."""
+    """Evaluates images: call `load_pretrained`, `begin`, `update` for each batch and repetition, then `compute`."""
 
-    repeats: int = 1  # how often all images are generated, with different noise
+    repeats: int = 1  # how often to generate all images, with different noise
 
     @abstractmethod
     def load_pretrained(self, verbose: bool = True) -> None:
-        """Read the networks, so a wrong file stops a run before it trains."""
+        """Read the networks early, so that a wrong file stops a run before it trains."""
 
     @abstractmethod
     def why_not(self, metric: str) -> str:
-        """Why a metric cannot be measured (its network is missing, or its name unknown), or empty."""
+        """Say why a metric cannot be measured (missing network or unknown name); empty if it can."""
 
     @abstractmethod
     def begin(self, module: pl.LightningModule) -> None:
-        """Reset, and take the statistics of real images."""
+        """Reset, and load the statistics of real images."""
 
     @abstractmethod
     def update(self, generated: Tensor, batch: Batch, repeat: int = 0) -> None:
-        """Add a batch of repetition `repeat`, counted from 0.
+        """Add a batch of a repetition, which are counted from 0.
 
         Args:
             generated: [B, 3, S, S] in [0, 1].
-            batch: `index` of the samples [B], numbers of their `caption` [B], real images `image` of the captions.
+            batch: `index` of the samples [B], numbers of their `caption` [B], and real images `image` of the captions.
         """
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """All metrics, the same on every process."""
+        """Compute all metrics; the same on every process."""
 
 
 class NetworkFile(NamedTuple):
-    """A released network, the metrics that need it, and a description of its file for messages."""
+    """A released network, the metrics that need it, and the file's description in messages."""
 
     build: Callable[[str], nn.Module]
     metrics: tuple[str, ...]
@@ -96,30 +96,30 @@ METRICS = tuple(name for network in NETWORKS.values() for name in network.metric
 
 
 class GenerationEvaluation(ImageEvaluation):
-    """The metrics of papers on text-to-image generation, with released networks.
+    """Measures the metrics of text-to-image generation with released networks.
 
     | name | network | comparable to published numbers |
     |---|---|---|
-    | `fid`, `inception_score` | `inception`: torchvision's Inception V3 | no: papers take Keras's or TensorFlow's |
-    | `fid_tv` | `inception_tv`: torchmetrics' Inception of 2015 | to those of this network |
+    | `fid`, `inception_score` | `inception`: torchvision's Inception V3 | no: papers use Keras's or TensorFlow's |
+    | `fid_tv` | `inception_tv`: torchmetrics' Inception of 2015 | to numbers of this network |
     | `r_precision` | `clip` | no: papers train their own encoders |
-    | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: another detector, other lists of words |
+    | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: the detector and the word lists differ |
 
-    With several repetitions `<name>_spread` is the standard deviation over them (of object accuracy only with
-    `object_copies` 0), and `r_precision_fold_spread` that over the folds. Statistics of real images are cached. The
+    `<name>_spread` is the standard deviation over several repetitions (for object accuracy only if `object_copies` is
+    0). `r_precision_fold_spread` is the standard deviation over folds. Statistics of real images are cached. The
     networks are not part of the module's state.
 
-    The module needs `images_of(batch, seed)`, images [B, 3, S, S] of a batch's captions. Its data module needs
-    `reference_loader()`, real images; `texts("test", numbers)`, captions by their numbers; and for object accuracy
-    `caption_count` and `caption_loader(numbers)`, batches of captions without images.
+    The module needs `images_of(batch, seed)`, which returns images [B, 3, S, S] for a batch's captions. Its data module
+    needs `reference_loader()` of real images, and `texts("test", numbers)`, which returns captions by number. Object
+    accuracy also needs `caption_count` and `caption_loader(numbers)`, which loads captions without images.
 
     Args:
-        inception, inception_tv, clip, detector: files and, for CLIP, a folder; a missing one leaves its metrics out.
+        inception, inception_tv, clip, detector: files of networks (CLIP: a folder). If missing, metrics are skipped.
         splits: of the inception score.
         candidates, folds: of R-precision.
-        object_copies, person_captions: of SOA, see `object_captions`, on separate images for all captions of the test
-            split. 0 copies measure it on the images of the other metrics and count every caption.
-        seed: of random choices and of the noise of SOA's images.
+        object_copies, person_captions: see `object_captions`. SOA generates separate images for the captions of the
+            test split. With 0 copies, it uses all images of the other metrics.
+        seed: seed of random choices and of the noise for SOA's images.
 
     Source: docs/papers/xmc_gan.md [9].
     """
@@ -150,7 +150,7 @@ class GenerationEvaluation(ImageEvaluation):
 
     @cached_property
     def networks(self) -> dict[str, nn.Module]:
-        """The available networks, by the names of the arguments."""
+        """Return the available networks by the names of their arguments."""
         loaded: dict[str, nn.Module] = {}
         for name, path in self.files.items():
             build, metrics, wanted = NETWORKS[name]
@@ -264,7 +264,7 @@ class GenerationEvaluation(ImageEvaluation):
     def _real_moments(self, name: str) -> Moments:
         loader = self.data.reference_loader()
         path = cache_folder() / "generation" / f"{self._key(name, loader)}.npz"
-        if all(gather_objects([path.is_file()])):  # every machine has its own cache
+        if all(gather_objects([path.is_file()])):  # every machine has a cache, which may differ
             return Moments.load(path)
         statistics = FeatureStatistics()
         network = self.networks[name]
@@ -286,7 +286,7 @@ class GenerationEvaluation(ImageEvaluation):
 
 
 class RealImages(pl.LightningModule):
-    """The real images of the test captions, measured as if generated: the score of a perfect generator."""
+    """Evaluates the real images of the test captions: the score of a perfect generator."""
 
     def __init__(self, evaluation: ImageEvaluation) -> None:
         super().__init__()
@@ -309,7 +309,7 @@ class RealImages(pl.LightningModule):
 
 
 def without_substitutes(batch: Batch) -> Batch:
-    """A batch without the samples that replace broken files; they count at their own position."""
+    """Drop samples that replace broken files; they count at their original position."""
     if "skipped" not in batch:
         return batch
     own = batch["skipped"] == 0
@@ -329,6 +329,6 @@ def _multi_hot(classes: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _identity(text: str) -> int:
-    """A number per text, equal on every process (`hash` differs between processes)."""
+    """Hash a text to a number that is equal on every process (`hash` is not)."""
     words = " ".join(text.lower().split())
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")

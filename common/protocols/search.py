@@ -1,4 +1,4 @@
-"""Search for captions by images and for images by captions, on frozen image features, as in VSE++."""
+"""Image-text retrieval on frozen image features, as in VSE++."""
 
 from __future__ import annotations
 
@@ -38,34 +38,34 @@ class SearchSpace(nn.Module):
         self.text_encoder = text_encoder
 
     def image(self, features: Tensor) -> Tensor:
-        """Embeddings [B, embedding_dim] of image features [B, feature_dim], in float32."""
+        """Embed image features [B, feature_dim] as [B, embedding_dim], in float32."""
         features = F.normalize(features.float()).to(self.projection.weight.dtype)
         return F.normalize(self.projection(features).float())
 
     def text(self, tokens: Tensor) -> Tensor:
-        """Embeddings [B, embedding_dim] of captions [B, L], in float32."""
+        """Embed captions [B, L] as [B, embedding_dim], in float32."""
         return F.normalize(self.text_encoder(tokens).float())
 
 
 class CrossModalSearch(EncoderModule):
-    """Trains a linear layer on frozen image features and a text encoder to share an embedding space.
+    """Trains a linear layer on frozen image features, and a text encoder, to share an embedding space.
 
-    Negatives are the other pairs of the global batch. After every epoch the weights are compared by the sum of the six
-    recalls on the validation split; the best ones are tested.
+    The negatives of a pair are the other pairs of the global batch. The test uses the weights of the best epoch, by the
+    sum of six recalls on the validation split.
 
-    The data module's `val_dataloader` and `test_dataloader` give two loaders each, images and captions. Logs
-    `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval`; the same ending in
-    `_equal_text`, where captions with the same tokens as a matching one match too; `test/selected_epoch` and
-    `test/validation_recall_sum`.
+    The data module's `val_dataloader` and `test_dataloader` return two loaders each, images and captions. Logs
+    `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval`. In metrics that end in
+    `_equal_text`, a caption with the same tokens as a matching caption matches, too. Also logs `test/selected_epoch`
+    and `test/validation_recall_sum`.
 
     Args:
-        text_encoder: from tokens [B, L], padded with 0, to [B, embedding_dim].
+        text_encoder: maps tokens [B, L], padded with 0, to [B, embedding_dim].
         margin: by how much a pair must beat its negatives.
-        hardest: only the hardest negative of every image and caption counts.
-        mask_same_image: captions of the same image in a batch are no negatives.
+        hardest: count only the hardest negative of each image and caption.
+        mask_same_image: don't use captions of the same image in a batch as negatives.
         learning_rate: of Adam.
         milestones: epochs at which the learning rate falls.
-        fold_size: images searched at a time in the test; None for all. Validation searches all.
+        fold_size: number of images that the test searches at a time; None for all. Validation searches all.
 
     Shapes:
         Training batch: `image` [B, 3, H, W], `tokens` [B, L], `image_index` [B]. Batch of images: `image`,
@@ -105,18 +105,18 @@ class CrossModalSearch(EncoderModule):
         check_vocabulary(self, self.space.text_encoder)
         data = getattr(self.trainer, "datamodule", None)
         if stage == "fit" and isinstance(data, SearchData):
-            folds(len(data.searched(data.test_split)[0]), self.hparams["fold_size"])  # refuse it before training
-            data.val_dataloader()  # the record names it even if a resumed run does not validate again
+            folds(len(data.searched(data.test_split)[0]), self.hparams["fold_size"])  # fail before training
+            data.val_dataloader()  # the record names this data even if a resumed run does not validate again
 
     def embedded(self, batch: Batch) -> Tensor:
-        """Embeddings [B, embedding_dim] of a batch of images, or of captions."""
+        """Embed a batch of images or captions, [B, embedding_dim]."""
         if "tokens" in batch:
             return self.space.text(batch["tokens"])
         return self.space.image(self.features(batch["image"]))
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Features [B, feature_dim] of images [B, 3, H, W]."""
+        """Compute the features [B, feature_dim] of images [B, 3, H, W]."""
         return self.encoder(images)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -150,7 +150,7 @@ class CrossModalSearch(EncoderModule):
     # -- selection -----------------------------------------------------------------------------------------------------
 
     def validate(self) -> dict[str, float]:
-        """Recalls on the validation split, and the sum of the six."""
+        """Compute the recalls on the validation split and their sum."""
         strategy, pairs = self.trainer.strategy, PairRows()
         precision = strategy.precision_plugin
         with precision.forward_context():

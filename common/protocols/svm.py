@@ -1,4 +1,4 @@
-"""Linear support vector machines on the features of a frozen encoder; test only, without training."""
+"""Linear support vector machines on the features of a frozen encoder; only tests, no training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from common.types import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveF
 
 
 class FeatureSVM(EncoderModule):
-    """A frozen encoder on one device; SVMs are fitted on the CPU, `jobs` at a time."""
+    """A frozen encoder on one device. The CPU fits the SVMs, `jobs` at a time."""
 
     def __init__(self, encoder: nn.Module, **kwargs: Any) -> None:
         super().__init__(encoder, frozen=True, **kwargs)
@@ -42,26 +42,26 @@ class FeatureSVM(EncoderModule):
 
 
 class SoundSVM(FeatureSVM):
-    """Linear SVMs on the stages of an audio encoder, for files seen as several windows each.
+    """Linear SVMs on the stages of an audio encoder, for files of several windows each.
 
-    The test takes two loaders: augmented windows to learn from and regular ones to test on. With several `folds` both
-    hold all files, and the result is the mean over folds, each tested by an SVM trained on the others. With one fold
-    the loaders hold different files. Logs `test/<stage>_top1`, and their maximum `test/best_top1`. Every file counts
-    once.
+    The test takes two loaders: augmented windows to learn from and regular ones to test on. With several `folds`, both
+    hold all files, and each fold is tested by an SVM trained on the others; the result is the mean over folds. With one
+    fold, the loaders hold different files. Logs `test/<stage>_top1`, and the maximum `test/best_top1`. Every file
+    counts once.
 
-    Memory: `files * windows * dims * 4` bytes per stage and loader (ESC-50 at full size: 2,000 * 10 * 9,216 * 4 = 737
-    MB; all stages of both loaders 5.6 GB). Each of the `jobs` parallel fits needs about seven times the
+    A stage and loader takes `files * windows * dims * 4` bytes (ESC-50 at full size: 2,000 * 10 * 9,216 * 4 = 737 MB;
+    5.6 GB for all). Each of the `jobs` parallel fits needs about seven times the
     size of its training rows (float64 as index-value pairs).
 
     Args:
         audio_encoder: encoder with `forward_stages` and `stage_channels`.
         layers: stage -> side of the grid to average to.
-        C: weight of the errors: 10 for ESC-50, 1 for DCASE.
+        C: weight of errors in the SVM: 10 for ESC-50, 1 for DCASE.
         folds: 5 for ESC-50; 1 for a fixed division into training and test files.
         standardize_epsilon: added to the standard deviation of every feature.
 
     Shapes:
-        Batch: `audio` [B, windows, 1, T, F], `label` [B], `index` [B], and `fold` [B] when there are folds.
+        Batch: `audio` [B, windows, 1, T, F], `label` [B], `index` [B], and `fold` [B] if there are folds.
 
     Source: docs/papers/avid_cma.md [10.3].
     """
@@ -96,7 +96,7 @@ class SoundSVM(FeatureSVM):
         super().setup(stage)
 
     def forward(self, audio: Tensor) -> dict[str, Tensor]:
-        """Features [B, channels * side * side] of every stage for spectrograms [B, 1, T, F]."""
+        """Compute each stage's features [B, channels * side * side] of spectrograms [B, 1, T, F]."""
         stages = self.encoder.forward_stages(audio)  # type: ignore[operator]
         return {
             layer: F.adaptive_avg_pool2d(stages[layer].float(), size).flatten(1) for layer, size in self.layers.items()
@@ -116,9 +116,9 @@ class SoundSVM(FeatureSVM):
     def on_test_epoch_end(self) -> None:
         from sklearn.utils.parallel import Parallel, delayed  # here, because it slows planning
 
-        # Drops the batches of a stage before it joins those of the next.
+        # `pop` drops the batches of a stage before those of the next stage are joined.
         train, test = ({layer: table.pop(layer).compute()[1] for layer in self.layers} for table in self.tables)
-        layer = next(iter(self.layers))  # every stage has the same files
+        layer = next(iter(self.layers))  # all stages have the same files
         label, fold = (train[layer][name].numpy() for name in ("label", "fold"))
         test_label, test_fold = (test[layer][name].numpy() for name in ("label", "fold"))
         tasks = [(layer, number) for layer in self.layers for number in np.unique(fold)]
@@ -146,15 +146,15 @@ class MultiLabelSVM(FeatureSVM):
     """Linear SVMs on the features of an image encoder, one per class, for images with several labels.
 
     The test takes two loaders: images to learn from, images to test on. Logs `test/map` over the classes that could be
-    measured, their number `test/classes`, how many chose each C (`test/classes_with_C_<C>`), and `test/images`;
-    `media/average_precision.csv` lists every class. Every image counts once. Memory: `images * dims * 4` bytes
-    (VOC07: 9,963 * 2,048 * 4 = 82 MB), and twice those of the training images during a fit.
+    measured, their number `test/classes`, how many of them chose each C (`test/classes_with_C_<C>`), and `test/images`.
+    `media/average_precision.csv` lists every class. Every image counts once. Features take `images * dims * 4` bytes
+    (VOC07: 9,963 * 2,048 * 4 = 82 MB); a fit needs twice the size of the training features.
 
     Args:
         image_encoder: encoder with `forward_map`.
         pool: side of the grid to average the last map to; 2 for the 8192 features of VirTex v0.9.
-        costs, folds: the values of C to choose from, and folds of the cross-validation.
-        positive_weight: weight of a positive sample against a negative one.
+        costs, folds: the values of C to choose from, and the folds of the cross-validation.
+        positive_weight: weight of a positive sample, relative to a negative one.
 
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].
@@ -186,9 +186,9 @@ class MultiLabelSVM(FeatureSVM):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
-        """Features of unit length [B, channels * pool * pool] of images [B, 3, H, W], in float32."""
+        """Compute features of unit length [B, channels * pool * pool] of images [B, 3, H, W], in float32."""
         feature_map = self.encoder.forward_map(images)  # type: ignore[operator]
-        channels = getattr(self.encoder, "num_features", feature_map.shape[1])  # of a network of timm
+        channels = getattr(self.encoder, "num_features", feature_map.shape[1])  # timm's networks have it
         if feature_map.ndim != 4 or feature_map.shape[1] != channels:
             raise ValueError("model.image_encoder: the SVM pools a map [B, C, h, w]: take a convolutional network")
         return F.normalize(F.adaptive_avg_pool2d(feature_map.float(), self.pool).flatten(1))

@@ -1,4 +1,4 @@
-"""Loss, accuracy, exact match and caption metrics of a test set, over all processes with every sample once."""
+"""Loss, accuracy, exact match and caption metrics of a test set; every sample counts once over all processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.metrics.gathering import OncePerSample, gather_objects
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """A generated or chosen text and its references; `answer` is the original one. Missing texts are ""."""
+    """A generated or chosen text and its references. `answer` is the original answer. Missing texts are ""."""
 
     text: str
     answer: str
@@ -25,7 +25,7 @@ class GeneratedText:
 
     @property
     def matches(self) -> bool:
-        """Whether the text equals the answer, ignoring spaces and case."""
+        """Return whether the text equals the answer, ignoring spaces and case."""
         return plain(self.text) == plain(self.answer)
 
 
@@ -34,19 +34,20 @@ def plain(text: str) -> str:
 
 
 class TextTest:
-    """Loss, chosen options and generated texts over a test set.
+    """Collects losses, chosen options and generated texts over a test set.
 
     | name | of |
     |---|---|
-    | `samples`, `loss` | every sample: their number, cross-entropy per word piece |
+    | `samples`, `loss` | all samples: their number, and the cross entropy per word piece |
     | `accuracy` | samples with options, in percent |
-    | `exact_match`, `exact_match_<kind>` | generated text that is the original answer |
+    | `exact_match`, `exact_match_<kind>` | generated texts that equal the original answer |
     | `distinct` | how many different texts were generated |
-    | `bleu_1` ... `cider` | generated text under the first protocol; others as `<protocol>/<name>` |
+    | `bleu_1` ... `cider` | generated texts under the first protocol; other protocols as `<protocol>/<name>` |
 
     Args:
         protocols: of the caption metrics; see `common.metrics.captioning`. `avsd_1ref` compares with the original
-            answer alone; `avsd7` and `avsd8` leave out samples without other references, since the scales must not mix.
+            answer alone. `avsd7` and `avsd8` ignore samples without other references, because the scores of one and of
+            six references aren't comparable.
         meteor: also compute METEOR if Java is installed.
 
     Attributes:
@@ -63,15 +64,15 @@ class TextTest:
     def reset(self) -> None:
         self._loss = OncePerSample("loss", "words")
         self._choices = OncePerSample("accuracy")
-        self._own_texts: dict[int, GeneratedText] = {}  # of this process
+        self._own_texts: dict[int, GeneratedText] = {}  # the texts of this process
         self.texts: dict[int, GeneratedText] = {}
 
     def update_loss(self, index: Tensor, loss: Tensor, words: Tensor) -> None:
-        """Add samples [B] with the summed cross-entropy [B] and the number of word pieces [B] of their answers."""
+        """Add samples [B] with the summed cross entropy [B] and the number of word pieces [B] of their answers."""
         self._loss.update(index, loss=loss, words=words)
 
     def update_choices(self, index: Tensor, picked: Tensor, correct: Tensor) -> None:
-        """Add samples [B] with the chosen and the right option [B]; -1 if the right one is withheld."""
+        """Add samples [B] with the chosen and the correct option [B]; -1 if the correct option is not public."""
         known = correct >= 0
         self._choices.update(index[known], accuracy=100.0 * (picked == correct).float()[known])
 
@@ -81,13 +82,13 @@ class TextTest:
             self._own_texts.setdefault(sample, text)
 
     def compute(self, device: torch.device) -> dict[str, Tensor]:
-        """All metrics, the same on every process; all must call."""
+        """Compute all metrics, the same on every process; every process must call this."""
         loss, choices = self._loss.compute(device), self._choices.compute(device)
         self.texts = {}
         for sample, text in gather_objects(sorted(self._own_texts.items())):
             self.texts.setdefault(sample, text)
         metrics = {"samples": loss["count"]}
-        if loss["words"] > 0:  # the answers are not withheld
+        if loss["words"] > 0:  # 0 if the answers are not public
             metrics["loss"] = loss["loss"] / loss["words"]
         if choices["count"] > 0:
             metrics["accuracy"] = choices["accuracy"]
@@ -110,7 +111,7 @@ class TextTest:
 
 
 def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:
-    """Share of texts that match the answer, of all and per kind of question; `distinct` counts different texts."""
+    """Compute the share of texts that match the answer, in all and for each kind of question; count distinct texts."""
     found = {"distinct": float(len({plain(text.text) for text in texts}))}
     known = [text for text in texts if text.answer]
     for kind in ["", *sorted({text.kind for text in known} - {""})]:
@@ -121,7 +122,7 @@ def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:
 
 
 def references_of(text: GeneratedText, protocol: str) -> list[str]:
-    """The texts that a protocol compares with; empty if the sample doesn't count."""
+    """Return the texts that a protocol compares with; empty if the protocol ignores the sample."""
     if protocol == "avsd_1ref":
         return [text.answer] if text.answer else []
     if protocol in ("avsd7", "avsd8") and len(text.references) < 2:

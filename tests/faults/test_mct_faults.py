@@ -79,7 +79,7 @@ def test_trains_on_coco_without_instances_where_no_loss_reads_tags(coco: Path, t
         (("--model.image_encoder.layers", "[1, 1, 1]"), r"layers and channels need four entries"),
         (
             ("--model.text_encoder.vocabulary_size", "60"),
-            r"the tokenizer has \d+ pieces, but model.text_encoder only 60 ",
+            r"the tokenizer has \d+ word pieces, but model.text_encoder only 60 ",
         ),
     ],
 )

@@ -73,7 +73,7 @@ RULES = pytest.mark.parametrize("precision", [coco_average_precision, voc07_aver
 @RULES
 @pytest.mark.parametrize("images", [[], [image()], [image([(LEFT, 0.9, 1)])], [image([], [(LEFT, 1)], difficult=[0])]])
 def test_without_an_object_there_is_no_precision(precision: Any, images: list[DetectedImage]) -> None:
-    with pytest.raises(ValueError, match="needs an object"):
+    with pytest.raises(ValueError, match="needs objects"):
         precision(images)
 
 

@@ -58,7 +58,7 @@ class TensorFlowInception(nn.Module):
         try:
             self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)).requires_grad_(False)
         except RuntimeError as error:
-            raise CheckpointError(f"{path}: these are not the weights of this Inception: {error}") from None
+            raise CheckpointError(f"{path}: weights of another network: {error}") from None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return features [B, 2048]."""
