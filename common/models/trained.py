@@ -81,13 +81,12 @@ class TrainedModel(nn.Module):
         classes: all classes that may be built (modules, networks, readers), whatever a configuration says.
         no_files: arguments that may not be text, because text would name a file outside the export.
         example: a usable stage, as `<paper>/<scale>/seed<k>/<stage>`.
-        otherwise: end of the error about a checkpoint of another module: what that lacks, and which stage to use.
+        otherwise: ends the error about a checkpoint of another module: what it lacks, and which stage to use.
         embeds: the modalities that can be embedded.
-        retrieval: how the model retrieves: by the `vectors` of `embed`, or by scoring `pairs` of different modalities;
-            None if it can't.
+        retrieval: `vectors` compares the results of `embed`, `pairs` scores pairs of modalities; None can't retrieve.
 
-    A class that supports the command `answer`, `caption` or `generate` has a method of that name; to answer or
-    generate, it also needs `notes`. If its images may be region features, it has the attribute `regions`.
+    To support the command `answer`, `caption` or `generate`, a class has a method of that name; `answer` and
+    `generate` also need `notes` about the input. To take region features as images, it has the attribute `regions`.
     """
 
     paper: ClassVar[str]
@@ -316,7 +315,7 @@ def save(trained: Trained, model: type[TrainedModel], output: Path, about: Mappi
 
 @dataclass(frozen=True)
 class Contents:
-    """The entries of `config.json` that reading needs."""
+    """The entries of `config.json` needed to read an export."""
 
     format: str
     paper: str

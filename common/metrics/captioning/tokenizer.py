@@ -81,7 +81,7 @@ _Rule = tuple[str, Callable[[str, int], "re.Match[str] | None"]]
 @functools.cache
 def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
     """Return the token forms that start with a letter or digit, and the others."""
-    if ascii_only:  # the usual case, for which plain classes are faster
+    if ascii_only:  # the usual case; plain character classes are faster
         letter, digit, any_ = "[A-Za-z]", "[0-9]", "[A-Za-z0-9]"
     else:
         letter = rf"(?:(?![\d{_NOT_WORDS}])[\w{_MARKS}])"
