@@ -195,7 +195,7 @@ def test_banks_of_the_whole_set_are_counted(recipe: str, clips: int, mined: int)
 
 def test_a_miniature_is_estimated_as_well() -> None:
     assert estimate(resolve("xmc_gan", "xmc_gan", scale="mini")).flops > 0
-    with pytest.raises(StageError, match="no pictures"):
+    with pytest.raises(StageError, match="pictures have no attributes"):
         estimate(resolve("xmc_gan", "mini_image_network", scale="mini"))
 
 
