@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,18 +12,14 @@ from typing import Any
 from common.files import read_bytes
 
 FILE = "progress.json"
-#: Shortest time in seconds between two lines about a stage in a log.
-QUIET = 60.0
 
 
 class Watch(ExitStack):
-    """Show running stages: on a terminal, lines that update in place; else a new line per quarter of a training."""
+    """On a terminal, show a line per running stage, updated in place. Logs only get a line when a stage ends."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._say = say
         self._running: dict[str, tuple[Path, float]] = {}
-        self._told: dict[str, tuple[int, float]] = {}
 
     def __enter__(self) -> Watch:
         if sys.stdout.isatty():
@@ -34,12 +28,6 @@ class Watch(ExitStack):
 
             shown = Live(get_renderable=lambda: Text("\n".join(self.lines())), refresh_per_second=1, transient=True)
             self.enter_context(shown)
-        else:
-            ended = threading.Event()
-            thread = threading.Thread(target=self._tell_on, args=(ended,), daemon=True)
-            thread.start()
-            self.callback(thread.join)
-            self.callback(ended.set)
         return self
 
     def begin(self, name: str, folder: Path) -> None:
@@ -49,43 +37,23 @@ class Watch(ExitStack):
         self._running.pop(name, None)
 
     def lines(self) -> list[str]:
-        return [
-            f"  {name}: {_text(read(folder, since)) or f'{time.time() - since:.0f} s'}"
-            for name, (folder, since) in list(self._running.items())
-        ]
-
-    def tell(self, now: float) -> None:
-        """Print a line for each stage that reached another quarter, at most one per minute."""
-        for name, (folder, since) in list(self._running.items()):
-            quarter, at = self._told.get(name, (0, since))
-            progress = read(folder, since)
-            if progress is None:
-                continue
-            reached = int(4 * progress["share"])
-            if quarter < reached < 4 and now - at >= QUIET:
-                self._told[name] = reached, now
-                self._say(f"  {name}: {_text(progress)}")
-
-    def _tell_on(self, ended: threading.Event) -> None:
-        while not ended.wait(2.0):
-            self.tell(time.time())
+        return [f"  {name}: {_text(folder, since)}" for name, (folder, since) in list(self._running.items())]
 
 
 def read(folder: Path, since: float) -> dict[str, Any] | None:
     """Read the progress written after `since`: `step`, `share` of the training, `loss`, and seconds `left`. Or None."""
+    file = folder / FILE
     try:
-        if (
-            folder / FILE
-        ).stat().st_mtime < since - 1:  # The file is from an earlier session. Allow for file systems that round times.
-            return None
-        return json.loads(read_bytes(folder / FILE))
+        # An earlier session may have left a file. Some file systems round times.
+        return json.loads(read_bytes(file)) if file.stat().st_mtime >= since - 1 else None
     except (OSError, ValueError):
         return None
 
 
-def _text(progress: dict[str, Any] | None) -> str:
+def _text(folder: Path, since: float) -> str:
+    progress = read(folder, since)
     if progress is None:
-        return ""
+        return f"{time.time() - since:.0f} s"
     loss = "" if progress["loss"] is None else f", loss {progress['loss']:.4g}"
     left = "" if progress["left"] is None else f", {duration(progress['left'])} left"
     return f"step {progress['step']}, {100 * progress['share']:.0f} %{loss}{left}"

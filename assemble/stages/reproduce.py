@@ -62,7 +62,7 @@ def run_paper(
     if not queue.waiting:
         return {}
     workers = stopping.waiting_for(_signal_workers) if queue.jobs > 1 else nullcontext()
-    with stopping.listening(), workers, Watch(say) as watch, _pool(queue.jobs) as pool:
+    with stopping.listening(), workers, Watch() as watch, _pool(queue.jobs) as pool:
         try:
             checked = pool.submit(check_configurations, [item.request for item in queue.waiting])
             while not wait([checked], timeout=0.5).done:

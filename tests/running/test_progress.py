@@ -69,27 +69,11 @@ def test_a_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Progress(tmp_path / "missing" / FILE).on_train_batch_end(trainer(0), module, None, None, 0)  # type: ignore[arg-type]
 
 
-def test_a_log_gets_a_line_at_a_quarter_and_not_more_than_one_a_minute(tmp_path: Path) -> None:
-    lines: list[str] = []
-    watch = Watch(lines.append)
+def test_the_line_of_a_running_stage(tmp_path: Path) -> None:
+    watch, now = Watch(), time.time()
     watch.begin("avid seed 0", tmp_path)
-    now = time.time()
-
-    def reach(share: float, seconds: float) -> None:
-        told = {"step": int(1000 * share), "share": share, "loss": 4.25, "left": 200.0}
-        (tmp_path / FILE).write_text(json.dumps(told))
-        watch.tell(now + seconds)
-
-    reach(0.3, 10)
-    assert not lines
-    reach(0.3, 60.5)
-    reach(0.4, 200)
-    reach(0.55, 201)
-    assert lines == [
-        "  avid seed 0: step 300, 30 %, loss 4.25, 3.3 min left",
-        "  avid seed 0: step 550, 55 %, loss 4.25, 3.3 min left",
-    ]
-    assert watch.lines() == lines[1:]
+    (tmp_path / FILE).write_text(json.dumps({"step": 300, "share": 0.3, "loss": 4.25, "left": 200.0}))
+    assert watch.lines() == ["  avid seed 0: step 300, 30 %, loss 4.25, 3.3 min left"]
     os.utime(tmp_path / FILE, (now - 1.5, now - 1.5))
     assert (read(tmp_path, now - 0.9) is None, read(tmp_path, now)) == (False, None)
     assert [duration(seconds) for seconds in (89, 90, 5399, 5400)] == ["89 s", "1.5 min", "90.0 min", "1.5 h"]
@@ -103,7 +87,7 @@ def test_a_terminal_shows_all_stages_at_once_and_clears_them(tmp_path: Path, mon
     shown: dict[str, Any] = {}
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr("rich.live.Live", lambda **options: shown.update(options) or nullcontext())
-    with Watch(print) as watch:
+    with Watch() as watch:
         for name in ("avid", "cma"):
             watch.begin(name, tmp_path)
         assert str(shown["get_renderable"]()) == "  avid: 0 s\n  cma: 0 s"
