@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import platform
 import re
 import shutil
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from assemble.commands.data import data_root
-from assemble.reporting.papers import checkout, existing_papers, runs_root, working_folder
+from assemble.reporting.papers import checkout, existing_papers, working_folder
 from common import files
 
 #: Packages with compiled parts; importing them shows whether their versions fit together.
@@ -51,7 +50,6 @@ def doctor(
     git = records.git_state(checkout())
     state = "unknown" if git["revision"] is None else git["revision"][:12] + (" with changes" if git["dirty"] else "")
     table.add_row("revision", state)
-    table.add_row("verify", _verified())
     table.add_row("python", platform.python_version())
     for name, version in versions.items():
         table.add_row(name, f"[red]does not import: {escape(str(version))}[/red]" if name in missing else str(version))
@@ -74,17 +72,6 @@ def doctor(
         presence = f"missing {'; '.join(lacking)} (see `assemble data {paper.short}`)" if lacking else "all present"
         print(f"  {paper.short}: {presence}", flush=True)
     return 0
-
-
-def _verified() -> str:
-    """Describe the last result of `assemble verify`."""
-    try:
-        result = json.loads((runs_root() / "verify" / "result.json").read_text(encoding="utf-8"))
-        differing = [name for name, paper in result["papers"].items() if not paper["agrees"]]
-        state = f"{', '.join(differing)} differed" if differing else f"{', '.join(result['papers'])} agreed"
-        return f"{state} on {result['ended'][:10]} with revision {str(result['git']['revision'])[:12]}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "not run: `make verify` checks in two minutes that this machine computes what was recorded"
 
 
 def _version(name: str) -> str | Exception:

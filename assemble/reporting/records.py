@@ -213,6 +213,20 @@ class Record:
         return any(deviation["reason"].startswith(REHEARSED) for deviation in self.deviations)
 
     @property
+    def machine(self) -> str:
+        """Name the accelerators, or the processor of a run without one."""
+        accelerators = self.hardware.get("accelerators") or []
+        names = ", ".join(f"{accelerators.count(n)} x {n}" for n in dict.fromkeys(accelerators))
+        return names or f"{self.hardware.get('cpu', 'unknown CPU')}, {self.hardware.get('cores', '?')} cores"
+
+    @property
+    def revision(self) -> str:
+        """Return the short revision, marked if the tree was dirty or git did not answer."""
+        if not (revision := self.git.get("revision")):
+            return "unknown"
+        return f"{revision[:10]}{'' if self.clean else ' (dirty)'}"
+
+    @property
     def clean(self) -> bool:
         """Check that the record comes from a known revision of a clean tree."""
         return bool(self.git.get("revision")) and self.git.get("dirty") is False

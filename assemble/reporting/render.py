@@ -213,27 +213,12 @@ def provenance(records: Sequence[Record]) -> str:
     if not records:
         return "nothing measured yet"
     configurations = ", ".join(f"{stage} {h}" for stage, h in sorted({(r.stage, r.configuration) for r in records}))
-    machines = "; ".join(sorted({hardware_text(r) for r in records}))
+    machines = "; ".join(sorted({r.machine for r in records}))
     days = sorted({r.started[:10] for r in records})
     dates = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    revisions = ", ".join(sorted({revision_text(r) for r in records}))
+    revisions = ", ".join(sorted({r.revision for r in records}))
     draws = draws_text(r.draw for r in records)
     return f"{draws}; {machines}; {dates}; revision {revisions}; configurations: {configurations}"
-
-
-def hardware_text(record: Record) -> str:
-    accelerators = record.hardware.get("accelerators") or []
-    names = ", ".join(f"{accelerators.count(n)} x {n}" for n in dict.fromkeys(accelerators))
-    cpu = f"{record.hardware.get('cpu', 'unknown CPU')}, {record.hardware.get('cores', '?')} cores"
-    return names or cpu
-
-
-def revision_text(record: Record) -> str:
-    """Return the short revision, marked if the tree was dirty or git did not answer."""
-    revision = record.git.get("revision")
-    if not revision:
-        return "unknown"
-    return f"{revision[:10]} (dirty)" if record.git.get("dirty") is not False else str(revision[:10])
 
 
 # ---- Markdown

@@ -193,9 +193,9 @@ class _Section:
                 for stage, group in stages.items()
             ],
             "files": sorted({self.files[id(record)] for record in records}),
-            "hardware": sorted({render.hardware_text(record) for record in records}),
+            "hardware": sorted({record.machine for record in records}),
             "dates": sorted({record.started[:10] for record in records}),
-            "revisions": sorted({render.revision_text(record) for record in records}),
+            "revisions": sorted({record.revision for record in records}),
             "data": list(dict.fromkeys(data)),
             "deviations": sorted({short_name(d["field"]) for record in records for d in record.deviations}),
         }

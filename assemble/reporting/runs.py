@@ -83,8 +83,7 @@ class Run:
         if record:
             row |= {"recipe": record.recipe, "job": record.job, "row": record.row or record.stage}
             row |= {"minutes": round(record.wall_seconds / 60, 2), "steps": record.steps}
-            row["revision"] = (record.git.get("revision") or "unknown")[:12] + "+" * bool(record.git.get("dirty"))
-            row |= {"config_hash": record.config_hash, "lineage_hash": record.lineage_hash}
+            row |= {"revision": record.revision, "config_hash": record.config_hash, "lineage_hash": record.lineage_hash}
             row |= {"cpu": record.hardware.get("cpu", "unknown"), "measured": headline(record)}
         return row
 

@@ -24,7 +24,6 @@ from assemble.reporting.records import (
     read,
     short_name,
 )
-from assemble.reporting.render import revision_text
 from assemble.reporting.results import find_promoted
 from assemble.reporting.runs import flat, text_of
 from assemble.reporting.tables import Metric, PartT, Row, Table, Tables, expand, load, part_named
@@ -81,7 +80,7 @@ class Explanation:
             hashes = sorted({record.configuration for record in records}) or [current]
             changed = [] if current in hashes else [f"(now {current})"]
             minutes = f"{statistics.median(r.wall_seconds for r in records) / 60:.1f}" if records else "-"
-            newest, *earlier = dict.fromkeys(map(revision_text, records)) or ["-"]
+            newest, *earlier = dict.fromkeys(record.revision for record in records) or ["-"]
             revisions = newest + (f" and {len(earlier)} more" if earlier else "")
             starting = ", ".join(dict.fromkeys(starts)) or "-"
             rows.append((stage.stage, stage.recipe, starting, " ".join([*hashes, *changed]), minutes, revisions))

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from assemble.reporting.papers import SCALES
 from assemble.reporting.records import Record
-from assemble.stages.export import write_export
-from assemble.stages.model_card import metadata, model_card
+from assemble.stages.export import metadata, model_card, write_export
 from assemble.stages.paper_modules import trained_model
 from common.errors import StageError
 from common.models.trained import READ, TrainedModel, fetch_export, push_export
