@@ -83,7 +83,7 @@ def printable(text: str) -> str:
 def message(error: BaseException) -> str:
     """The text of an error for the terminal, with what to do about a full disk."""
     text = printable(str(error))
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         text += (
             "\nFree space, or choose another disk (--runs for runs, ASSEMBLE_CACHE for caches, TMPDIR for the rest), "
             "then rerun the command; earlier files are unchanged."

@@ -274,7 +274,7 @@ def add_text(figure: Figure, x: float, y: float, text: str, **style: str) -> Non
     """Add text whose baseline is at a position in pixels."""
     width, height = (72 * inches for inches in figure.get_size_inches())
     style = {"color": INK, **style}
-    figure.text(x / width, 1 - y / height, text.replace("$", r"\$"), fontsize=11, **style)  # type: ignore[arg-type]
+    figure.text(x / width, 1 - y / height, printable(text).replace("$", r"\$"), fontsize=11, **style)  # type: ignore[arg-type]
 
 
 def _strokes(axis: Axes, strokes: Sequence[tuple[float, float, float, float]], color: str, width: float) -> None:
@@ -317,5 +317,4 @@ def to_svg(figure: Figure, label: str) -> str:
     ]
     style = f"@media (prefers-color-scheme: dark) {{{' '.join(rules)}}}"
     text = re.sub(r"(<style[^>]*>).*?(?=</style>)", lambda match: match[1] + style, text, flags=re.DOTALL)
-    text = text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(label, quote=True)}" ', 1)
-    return "\n".join(map(printable, text.split("\n")))
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(printable(label), quote=True)}" ', 1)

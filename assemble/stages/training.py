@@ -31,7 +31,7 @@ from assemble.stages.preempt import STARTING, Preemption
 from assemble.stages.request import StageRequest, finished_record, identity_of
 from assemble.stages.telemetry import Telemetry, peak_memory_gib, reset_peak_memory
 from common.errors import STOP
-from common.files import cache_folder, digest, require_writable, write_atomically
+from common.files import digest, write_atomically
 from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, Sessions, WholeCheckpoints
 
 
@@ -113,8 +113,6 @@ def _build_stage(
 
 def _begin_output(request: StageRequest, cli: StageCLI, git: Mapping[str, Any]) -> StageWandbLogger | None:
     """Write the resolved configuration and begin the W&B run."""
-    if cli.datamodule.world is not None:
-        require_writable(cache_folder(), "the cache folder (set by ASSEMBLE_CACHE)")
     resolved = cli.resolved()
     # Write $RUN instead of the folder, so that a run with this file as --config doesn't write into it.
     kept = records.portable(resolved, [(str(request.directory), "$RUN")])

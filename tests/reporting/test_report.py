@@ -144,7 +144,7 @@ def test_a_page_shows_nothing_from_outside_of_a_run(project: Path, saved: Saved)
 
 
 def test_a_page_draws_few_curves_and_no_control_characters(
-    saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    saved: Saved, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setattr(report, "MAX_CURVES", 3)
     folder = saved("esc@base")
@@ -156,6 +156,7 @@ def test_a_page_draws_few_curves_and_no_control_characters(
     assert "x\\x1b\\u202ey/loss" in text
     assert "\x1b" not in text
     assert "\u202e" not in text
+    assert not recwarn  # matplotlib would print a character that its font lacks
 
 
 def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
