@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import Record, without_folders
 from assemble.stages.layers import leaves
-from assemble.stages.recipe_data import dataset_entries, without_unread_sets
+from assemble.stages.recipe_data import entries_read
 from common.errors import StageError
 from common.files import parse_yaml, parsing
 from common.models.trained import RECORD, TrainedModel, save
@@ -90,7 +90,7 @@ def metadata(record: Record, folder: str, model: type[Any]) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
     world = _world(record)
-    sets = [] if world else _sets(record)
+    sets = _sets(record)
     task = next((name for method, name in TASKS.items() if hasattr(model, method)), "feature-extraction")
     data = ", ".join(source.title for source in ([world] if world else sets)) or "unknown"
     foreign = {*_starts(record)} - {parent["stage"] for parent in record.parents.values()}
@@ -160,5 +160,5 @@ def _world(record: Record) -> Any:
 
 
 def _sets(record: Record) -> list[Any]:
-    paths = [entry["class_path"] for entry in dataset_entries(without_unread_sets(record.config["data"]))]
+    paths = [entry["class_path"] for entry in entries_read(record.config["data"])]
     return [class_at(path) for path in dict.fromkeys(paths)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from assemble.reporting.papers import paper_named
 from assemble.stages.layers import classes_in
 from assemble.stages.plan import Planned
-from assemble.stages.recipe_data import dataset_entries, dataset_of, files_in, without_unread_sets
+from assemble.stages.recipe_data import dataset_of, entries_read, files_in
 from common.data.overview import look_at
 from common.errors import StageError, printable
 
@@ -115,22 +115,18 @@ def needs_of(planned: Sequence[Planned]) -> Needs:
 def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tuple[str, str, str]]:
     """Yield (title, what was found, what is missing) for each data set and file that a stage reads."""
     config, data = item.run.config, item.request.data
-    section = without_unread_sets(config["data"])
-    arguments = section.get("init_args") or {}
-    world = arguments.get("world") is not None
-    if not world:
-        splits = {value for name, value in arguments.items() if name.endswith("split")}
-        if config["trainer"].get("limit_val_batches") == 0:
-            splits.discard(arguments.get("held_out_split"))
-        for entry in dataset_entries(section):
-            status = _status(entry, data, statuses)
-            regions = "max_regions" in arguments
-            yield status.dataset.full_title, *_state(status, splits, arguments.get("fold"), regions)
+    arguments = config["data"].get("init_args") or {}
+    splits = {value for name, value in arguments.items() if name.endswith("split")}
+    if config["trainer"].get("limit_val_batches") == 0:
+        splits.discard(arguments.get("held_out_split"))
+    for entry in entries_read(config["data"]):
+        status = _status(entry, data, statuses)
+        yield status.dataset.full_title, *_state(status, splits, arguments.get("fold"), "max_regions" in arguments)
     for name, parent in item.request.parents.items():
         if parent.given is not None and (file_name := parent.given.beside.get(name)):
             present = item.request.start(name) not in (None, parent.given.path)
             yield file_name, "yes" if present else "no; computed from the evaluated data", ""
-    for path in files_in({"model": config["model"]} if world else config):
+    for path in files_in({"model": config["model"]} if arguments.get("world") else config):
         file = look_at(path, data)
         lacks = f" (without {', '.join(file.missing)})" if file.missing and file.path.exists() else ""
         yield file.file.title, "yes", "" if file.present else f"missing: {file.path}{lacks}"

@@ -23,14 +23,15 @@ def dataset_entries(section: object) -> list[dict[str, Any]]:
     return [node for _, node in classes_in(section) if node["class_path"].startswith("common.data.datasets.")]
 
 
-def without_unread_sets(section: dict[str, Any]) -> dict[str, Any]:
-    """Remove those `sets` from a data section on which its recipe neither trains nor tests."""
+def entries_read(section: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the data sets that a data section reads. A synthetic world reads none, and unused `sets` don't count."""
     arguments = section.get("init_args") or {}
-    if not isinstance(sets := arguments.get("sets"), dict):
-        return section
-    used = {*(arguments.get("train_sets") or ()), *(arguments.get("test_sets") or ())}
-    kept = {name: dataset for name, dataset in sets.items() if name in used}
-    return {**section, "init_args": {**arguments, "sets": kept}}
+    if arguments.get("world") is not None:
+        return []
+    if isinstance(sets := arguments.get("sets"), dict):
+        used = {*(arguments.get("train_sets") or ()), *(arguments.get("test_sets") or ())}
+        arguments = {**arguments, "sets": {name: dataset for name, dataset in sets.items() if name in used}}
+    return dataset_entries(arguments)
 
 
 def dataset_of(entry: dict[str, Any], data: Path) -> MediaDataset:

@@ -15,7 +15,7 @@ from assemble.stages.folder import claimed, prepare_folder
 from assemble.stages.launch import is_main_process, require_processes
 from assemble.stages.layers import merge, place
 from assemble.stages.lightning_workarounds import import_lightning
-from assemble.stages.recipe_data import dataset_entries, without_unread_sets
+from assemble.stages.recipe_data import entries_read
 from assemble.stages.request import StageRequest, finished_record, holds, identity_of
 from assemble.stages.stopping import end_with_parent
 from common.errors import STOP, Preempted, StageError, printable
@@ -40,7 +40,7 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> Record:
             from assemble.stages.cli import check
 
             check(request)  # on all ranks, before an earlier run is moved aside
-        _require_files(config.get("data"))
+        _require_data_sets(config["data"])
         from assemble.stages.preempt import Preemption, requeue
         from assemble.stages.training import train_and_test
 
@@ -145,15 +145,11 @@ def stage_configuration(request: StageRequest, required: bool = True) -> dict[st
     return config
 
 
-def _require_files(section: object) -> None:
-    """Check data sets and users' files before anything is built. A synthetic world has none."""
-    if not isinstance(section, dict) or (section.get("init_args") or {}).get("world") is not None:
-        return
-    from common.data.datasets.folder import FolderOfImages, OwnFolder
-    from common.data.images import require_captions
+def _require_data_sets(section: dict[str, Any]) -> None:
+    """Check that the folders of data sets exist, and describe the user's own, before anything is built."""
+    from common.data.datasets.folder import OwnFolder
 
-    arguments = section.get("init_args") or {}
-    for entry in dataset_entries(without_unread_sets(section)):
+    for entry in entries_read(section):
         try:
             dataset = class_at(entry["class_path"])(**(entry.get("init_args") or {}))
         except (ImportError, AttributeError, TypeError):
@@ -161,7 +157,3 @@ def _require_files(section: object) -> None:
         dataset.require_folder()
         if isinstance(dataset, OwnFolder) and is_main_process():
             print(printable(dataset.summary()))
-            if isinstance(dataset, FolderOfImages) and entry is arguments.get("dataset") and arguments.get("tokenizer"):
-                split = arguments.get("split", "train")
-                listing = dataset.listing(split)
-                require_captions(listing, dataset.annotations(split, listing))
