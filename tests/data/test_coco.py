@@ -142,29 +142,6 @@ def test_boxes(tmp_path: Path) -> None:
     assert [boxes["boxes"].shape for boxes in found.boxes()] == [(1, 4), (1, 4), (2, 4), (3, 4)]
 
 
-def test_the_fingerprint_covers_captions_tags_and_groups(tmp_path: Path) -> None:
-    def fingerprint(name: str, file: str = CAPTIONS, change: Any = None) -> str:
-        root = write_coco(tmp_path / name)
-        if change is not None:
-            changed(root, file, change)
-        found = COCO(root).annotations("train")
-        return found.fingerprint()
-
-    original = fingerprint("a")
-    assert fingerprint("elsewhere") == original
-    others = [
-        fingerprint("b", CAPTIONS, lambda d: d["annotations"][0].update(caption="Something else.")),
-        fingerprint("c", CAPTIONS, lambda d: d["annotations"][0].update(id=1)),
-        fingerprint("d", CAPTIONS, lambda d: d["images"][0].update(group_id=1)),
-        fingerprint("e", CAPTIONS, lambda d: d["annotations"].reverse()),
-        fingerprint("f", INSTANCES, lambda d: d["annotations"].pop(0)),
-        fingerprint("g", INSTANCES, lambda d: d["categories"][0].update(name="people")),
-    ]
-    assert len({original, *others}) == 7
-    # Captions and tags don't depend on the boxes.
-    assert fingerprint("h", INSTANCES, lambda d: d["annotations"][0].update(bbox=[0, 0, 1, 1])) == original
-
-
 # ------------------------------------------------------------------------------------------------------------- caching
 def test_a_file_is_parsed_once_until_it_changes(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write_coco(tmp_path)

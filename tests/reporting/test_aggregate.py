@@ -15,16 +15,6 @@ def table(scale: str, records: list[Record]) -> TableResult:
     return collect(load("mct"), scale, records)[0]
 
 
-def test_mean_over_folds_then_seeds(project: Path, make_record: MakeRecord) -> None:
-    values = {("ucf_1@base", 0): 10.0, ("ucf_2@base", 0): 20.0, ("ucf_1@base", 1): 30.0, ("ucf_2@base", 1): 40.0}
-    result = table("paper", [make_record(s, k, v, scale="paper") for (s, k), v in values.items()])
-    cell = result.cells["New", "ucf"]
-    assert cell.values == {Draw(0): 15.0, Draw(1): 35.0}
-    assert cell.mean == 25.0
-    assert round(cell.spread or 0, 3) == 14.142
-    assert len(result.records) == 4
-
-
 def test_incomplete_folds_are_not_shown(project: Path, make_record: MakeRecord) -> None:
     result = table("paper", [make_record("ucf_1@base", 0, 10.0, scale="paper")])
     assert result.cells["New", "ucf"].values == {}

@@ -62,13 +62,6 @@ def test_a_run_that_is_held_or_tells_its_progress_is_running(folder: Path) -> No
     assert found.state == RUNNING
 
 
-def test_the_list_has_state_and_main_metrics(folder: Path, capsys: Capsys) -> None:
-    lines = run(capsys, folder).splitlines()
-    assert lines[0].split() == ["run", "state", "started", "minutes", "overrides", "measured"]
-    assert re.match(r"mct/mini/seed0/base\+1f2e3d +done .* rate=0.3 +top1 40.0", lines[1])
-    assert lines[-1] == f"4 runs in {folder}"
-
-
 def test_json_has_configuration_metrics_and_curves(folder: Path, capsys: Capsys) -> None:
     tried, *_, stopped = json.loads(run(capsys, folder, "--json"))
     assert tried["config"]["model.rate"] == 0.3

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from assemble.reporting import render, wandb_report, wandb_server
+from assemble.reporting import wandb_report, wandb_server
 from assemble.reporting.papers import existing_papers
 from assemble.reporting.render import fill_best, row_text
 from assemble.reporting.results import find_promoted
@@ -36,51 +36,24 @@ def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     forget()
 
 
-def specification(report: Any, folder: Path) -> Spec:
-    wandb_report.write(report, folder / "report.json")
-    found: Spec = json.loads((folder / "report.json").read_text())
-    return found
-
-
-def blocks(spec: Spec, kind: str) -> list[Spec]:
-    return [block for block in spec["spec"]["blocks"] if block["type"] == kind]
-
-
-def panels(grid: Spec) -> list[Spec]:
-    found: list[Spec] = grid["metadata"]["panelBankSectionConfig"]["panels"]
-    return found
-
-
 def filters(runset: Spec) -> dict[str, tuple[str, Any]]:
     return {f["key"]["name"]: (f["op"], f["value"]) for f in runset["filters"]["filters"]}
 
 
 @pytest.mark.parametrize("paper", existing_papers(), ids=lambda paper: paper.name)
-def test_the_report_of_a_paper_has_every_table(paper: Any, tmp_path: Path) -> None:
+def test_a_bar_is_over_the_stages_of_its_own_row(paper: Any, tmp_path: Path) -> None:
     records = find_promoted(paper.name)
-    spec = specification(wandb_report.paper_report(paper, records), tmp_path)
-    assert (spec["project"], spec["spec"]["width"]) == ("representation-assemble", "fluid")
-    source, filled = load(paper.name), fill_best(load(paper.name), records)
-    texts = [block["content"] for block in blocks(spec, "markdown-block")]
-    grids = blocks(spec, "panel-grid")
-    measured = [f for f in filled if f.result.measured]
-    assert len(texts) == len(filled) + len(render.remarks(filled))
+    source, measured = load(paper.name), [f for f in fill_best(load(paper.name), records) if f.result.measured]
+    wandb_report.write(wandb_report.paper_report(paper, records), tmp_path / "report.json")
+    blocks = json.loads((tmp_path / "report.json").read_text())["spec"]["blocks"]
+    grids = [block for block in blocks if block["type"] == "panel-grid"]
     assert len(grids) == (len(measured) + 3 if records else 0)  # training, media, configurations
-    for f, text in zip(filled, texts):
-        assert ("Not measured yet." in text) != bool(render.view(f.result).rows)
-        assert all(one.check.text.replace("|", "\\|") in text for one in (*f.claims, *f.checks))
     for f, grid in zip(measured, grids):
         table, scale = f.result.table, f.result.scale
-        keys = {metric for panel in panels(grid) for metric in panel["config"]["metrics"]}
         shown = [m for m in table.metrics if not m.hidden]
-        assert {f"summary_metrics.table/{table.id}/{m.id}" for m in shown} <= keys
         for runset in grid["metadata"]["runSets"]:
-            found = filters(runset)
-            assert found["paper"] == ("=", paper.name)
-            assert found["scale"] == ("=", scale)
             row = next(r for r in f.result.rows if runset["name"] == row_text(r))
-            operation, stages = found["stage"]
-            assert operation == "IN"
+            _, stages = filters(runset)["stage"]
             mine = {m.id: set(source.instances(table, row, m, scale)) for m in shown}
             assert set(stages) <= set().union(*mine.values())
             # A bar's mean is over the runs of the set that have its key. They must all belong to the row's cells.
@@ -89,11 +62,14 @@ def test_the_report_of_a_paper_has_every_table(paper: Any, tmp_path: Path) -> No
                 assert not mine[m.id] or set(stages) & logged <= mine[m.id]
             if len({r.model for r in f.result.rows}) == len(f.result.rows):
                 assert set(stages) == set().union(*mine.values())
+<<<<<<< HEAD
     media = {key for grid in grids[-2:-1] for panel in panels(grid) for key in panel["config"].get("mediaKeys", [])}
     names = {Path(name).stem for r in records if r.scale == "mini" for name in r.media if name.endswith(".png")}
     assert media >= names
     # Before it is sent, the report names no account.
     assert all(runset.get("project") is None for grid in grids for runset in grid["metadata"]["runSets"])
+=======
+>>>>>>> cbfc2538 (Drop tests of fingerprints, listings and tables that golden values and the printed pages imply)
 
 
 def test_without_a_key_the_reports_are_files(project: Path, saved: Saved, capsys: Capsys) -> None:
