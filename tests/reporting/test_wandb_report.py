@@ -62,14 +62,6 @@ def test_a_bar_is_over_the_stages_of_its_own_row(paper: Any, tmp_path: Path) -> 
                 assert not mine[m.id] or set(stages) & logged <= mine[m.id]
             if len({r.model for r in f.result.rows}) == len(f.result.rows):
                 assert set(stages) == set().union(*mine.values())
-<<<<<<< HEAD
-    media = {key for grid in grids[-2:-1] for panel in panels(grid) for key in panel["config"].get("mediaKeys", [])}
-    names = {Path(name).stem for r in records if r.scale == "mini" for name in r.media if name.endswith(".png")}
-    assert media >= names
-    # Before it is sent, the report names no account.
-    assert all(runset.get("project") is None for grid in grids for runset in grid["metadata"]["runSets"])
-=======
->>>>>>> cbfc2538 (Drop tests of fingerprints, listings and tables that golden values and the printed pages imply)
 
 
 def test_without_a_key_the_reports_are_files(project: Path, saved: Saved, capsys: Capsys) -> None:
