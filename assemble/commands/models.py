@@ -1,4 +1,4 @@
-"""The commands that use trained models: embed, retrieve, generate, answer, caption and export."""
+"""Define the commands that use trained models: embed, retrieve, generate, answer, caption and export."""
 
 from __future__ import annotations
 

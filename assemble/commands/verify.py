@@ -99,12 +99,12 @@ def verify(
 
 
 def _recorded_stages(paper: Paper, wanted: Any, fingerprint: Any) -> list[str]:
-    """The stages of `--stages` and those they start from, as far as they are recorded."""
+    """List the recorded stages among those of `--stages` and their parents."""
     from assemble.stages.plan import plan_stages
 
     planned = [item.request.stage for item in plan_stages(paper.name, wanted)]
     if not (recorded := [stage for stage in planned if stage in fingerprint.stages]):
-        raise StageError(f"--stages {' '.join(wanted.stages)}: recorded are {', '.join(fingerprint.stages)}")
+        raise StageError(f"--stages {' '.join(wanted.stages)}: only {', '.join(fingerprint.stages)} are recorded")
     return recorded
 
 

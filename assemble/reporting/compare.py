@@ -159,8 +159,8 @@ def _per_seed(cell: Cell) -> float:
 
 
 def _rounding(reference: Cell, share: float | None) -> tuple[float, int]:
-    """The variance over roundings of one seed, pooled over seeds and shrunk towards the paper's usual `share` of the
-    variance over seeds, and its degrees of freedom; without a share, as pooled."""
+    """Return the variance over roundings, pooled over seeds, and its degrees of freedom. With a `share`, shrink it
+    towards this share of the variance over seeds."""
     groups = [values for values in by_seed(reference.values).values() if len(values) > 1]
     degrees = sum(len(values) - 1 for values in groups)
     squares = sum((len(values) - 1) * variance(values) for values in groups)

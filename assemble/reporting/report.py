@@ -150,7 +150,7 @@ class _Section:
         self.runs = self._runs()
 
     def _readable(self, budget: Budget) -> list[_ShownRun]:
-        """The runs in stage order, without those that fail to render."""
+        """Return the runs that can be rendered, in stage order."""
         order = {stage: place for place, stage in enumerate(self.source.stages)}
         of_stage: dict[tuple[int, int, str], list[Run]] = {}
         for run in find_runs(self.folder, [self.paper.name]):
@@ -176,7 +176,7 @@ class _Section:
         return _ShownRun(run, thinned(read_points(run.folder / "metrics.csv")), pictures)
 
     def origin(self, cell: Cell) -> dict[str, Any]:
-        """Where the value of a cell comes from."""
+        """Say where the value of a cell comes from."""
         records = cell.records
         stages: dict[str, list[Record]] = {}
         for record in records:
@@ -201,7 +201,7 @@ class _Section:
         }
 
     def explain(self, table: _Table, row: Row, metric: Metric, kind: str) -> str:
-        """The command that explains a cell."""
+        """Return the command that explains a cell."""
         words = ["assemble", "explain", self.paper.short, table.id, row.label, metric.id, "--scale", table.scale]
         return shlex.join([*words, *(["--run", _from_here(self.folder)] if kind == render.YOURS else [])])
 
@@ -253,7 +253,7 @@ def _from_here(path: Path) -> str:
 
 
 def _holds(curves: int, galleries: Sequence[Gallery]) -> str:
-    """The numbers of curves, pictures, clips and tables in words; empty if there are none."""
+    """Write the numbers of curves, pictures, clips and tables in words; empty if there are none."""
     kinds = [m.kind for g in galleries for m in g.media]
     counts = {
         "curve": curves,

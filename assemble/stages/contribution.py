@@ -1,4 +1,4 @@
-"""A contribution: one archive with a paper's records, curves and verify result, to send; read as untrusted input."""
+"""Pack a paper's records, curves and verify result into one archive to send, and read one as untrusted input."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ VERIFY, CURVES = "verify.json", "metrics.csv"
 _NAME = re.compile(
     rf"verify\.json|\w+/({'|'.join(SCALES)})/seed\d+(-\w+)*/\w[\w@-]*/(record\.json|metrics\.csv)", re.ASCII
 )
-#: An absolute path, up to a character that ends it; not the slashes of an address.
+#: An absolute path, up to a character that can't be part of it. The slashes of a URL don't match.
 _PATH = r"(?<![\w./])/(?!/)[^\n'\",;)\]}]+"
 
 
@@ -37,7 +37,7 @@ _PATH = r"(?<![\w./])/(?!/)[^\n'\",;)\]}]+"
 
 
 def verified(paper: Paper, path: Path) -> dict[str, Any] | None:
-    """The stored result of `assemble verify` for a paper; None if there is none."""
+    """Return the stored result of `assemble verify` for a paper, or None if there is none."""
     if not path.is_file():
         return None
     with parsing(path, ReportingError):
@@ -47,7 +47,7 @@ def verified(paper: Paper, path: Path) -> dict[str, Any] | None:
 
 
 def pack(paper: Paper, records: Sequence[Record], runs: Path) -> dict[str, bytes]:
-    """The files of a contribution by name, without paths, loggers, ids, media and names of the machine and its user."""
+    """Return a contribution's files by name, without paths, loggers, ids, media and names of machine and user."""
     files: dict[str, bytes] = {}
     for record in records:
         folder = record.folder(Path())
@@ -60,14 +60,14 @@ def pack(paper: Paper, records: Sequence[Record], runs: Path) -> dict[str, bytes
 
 
 def archive(files: dict[str, bytes]) -> bytes:
-    """A ZIP archive that is the same for the same files."""
+    """Make a ZIP archive that is the same for the same files."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as packed:
         for name, content in sorted(files.items()):
             packed.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED, 9)
     if stream.tell() > MOST_PACKED:
         raise ReportingError(
-            f"the archive has {stream.tell():,} bytes, more than {MOST_PACKED:,}: send one --scale each"
+            f"the archive has {stream.tell():,} bytes, more than {MOST_PACKED:,}: send one per --scale"
         )
     return stream.getvalue()
 
@@ -84,7 +84,7 @@ def _impersonal(record: Record) -> Record:
 
 
 def _without_names(value: Any) -> Any:
-    """Plain data without loggers, absolute paths, keys, and the names of this machine and its user."""
+    """Return plain data without loggers, absolute paths, keys, and the names of this machine and its user."""
     if isinstance(value, str):
         keys = (text for name, text in os.environ.items() if re.search("KEY|TOKEN|SECRET|PASSWORD", name))
         names = {socket.gethostname(), Path.home().name, os.environ.get("USER", ""), *keys} - {"", "root"}
@@ -100,7 +100,7 @@ def _without_names(value: Any) -> Any:
 
 
 def unpack(path: Path, folder: Path) -> Paper:
-    """Write the files of an untrusted archive below an empty folder, and return their paper; any oddity is an error."""
+    """Write an untrusted archive's files to an empty folder, and return their paper. Refuse unexpected content."""
     with parsing(path, ReportingError), open_regular(path, most=MOST_PACKED) as file, zipfile.ZipFile(file) as packed:
         entries = packed.infolist()
         names = {entry.filename for entry in entries}
@@ -121,7 +121,7 @@ def unpack(path: Path, folder: Path) -> Paper:
 
 
 def checker(paper: Paper, folder: Path) -> Callable[[Record], str]:
-    """A function that says why a record of an archive is not one of this checkout's recipes; empty if it is."""
+    """Return a function that says why a record doesn't match this checkout's recipes, or nothing if it does."""
     source = load(paper.name)
 
     @functools.cache
@@ -147,7 +147,7 @@ def checker(paper: Paper, folder: Path) -> Callable[[Record], str]:
 
 
 def _of_the_authors(record: Record, stage: str, source: Tables) -> bool:
-    """Whether the file that stands for a stage is the authors', as far as the record and their checksum say."""
+    """Check by name, source and checksum whether the file that replaces a stage is the authors'."""
     file, released = record.given[stage], source.released.get(stage)
     if released is None or (file["file"], file.get("source")) != (released.file, released.source):
         return False

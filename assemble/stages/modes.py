@@ -70,7 +70,7 @@ def fit(request: StageRequest, unless_done: bool) -> int:
 
 
 def _missing_weights(request: StageRequest) -> str:
-    """Warn if a bare recipe measures a model but gets none. Else return nothing."""
+    """Return a warning if a bare recipe measures a model but gets none."""
     stages = load(request.paper).stages
     name = request.stage.partition("+")[0]
     if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):

@@ -23,7 +23,7 @@ LAYOUT = json.loads(
 
 
 def prefixes_of(recipe: str) -> list[str]:
-    """Where a recipe looks for its encoder."""
+    """Return the prefixes under which a recipe looks for its encoder."""
     return list(resolve("avid_cma", recipe, scale="paper").config["model"]["init_args"]["encoder_prefixes"])
 
 

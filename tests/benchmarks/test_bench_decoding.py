@@ -32,7 +32,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _torchcodec(film: Path) -> Any:
-    """Its decoders; skips where it or a shared FFmpeg is missing."""
+    """Return torchcodec's decoders, or skip the test if it or a shared FFmpeg is missing."""
     try:
         decoders = importlib.import_module("torchcodec.decoders")
         decoders.VideoDecoder(str(film))  # FFmpeg is only loaded now

@@ -55,7 +55,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "image", "caption", ",", 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder of data sets with COCO 2014 in it, and a tiny BERT where the recipes look for it."""
+    """Make a folder of data sets with COCO 2014, and a tiny BERT at the path in the recipes."""
     write_coco(tmp_path / "coco", train=3, year="2014")
     write_bert(tmp_path / "bert-base-uncased", WORDS, width=8)
     return tmp_path

@@ -1,4 +1,4 @@
-"""Users' folders: layouts, lists, splits and folds, and what the user is told."""
+"""Users' folders: layouts, lists, splits and folds, and the messages to the user."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def as_tensor(image: Image.Image, transform: ImageTransform) -> torch.Tensor:
 def cropped(
     image: Image.Image, transform: ImageTransform = PLAIN, places: dict[int, float] | None = None
 ) -> Image.Image:
-    """The random crop alone, by torchvision."""
+    """Apply only the random crop, with torchvision."""
     values = draws(places).random(TRIES + 15)[: TRIES + 2].tolist()
     left, top, width, height = random_area(*image.size, transform.min_area, transform.max_aspect, values)
     return reference.resized_crop(image, top, left, height, width, [transform.crop, transform.crop])

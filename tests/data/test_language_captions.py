@@ -86,7 +86,7 @@ def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_p
     dataset = ConceptualCaptions(write_conceptual_captions(tmp_path))
     with pytest.raises(DatasetMissing, match=r"no region features of split 'train'[\s\S]*--extract-regions"):
         dataset.regions("train")
-    # The authors' own names lie in the root.
+    # The authors' files are in the root.
     write_features(tmp_path / "train_10.h5", ["google_0000003"])
     write_features(tmp_path / "train_9.h5", ["google_0000000", "google_0000001"])
     assert [path.name for path in dataset.region_paths("train")] == ["train_9.h5", "train_10.h5"]

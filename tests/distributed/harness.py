@@ -80,7 +80,7 @@ def _child(sender: Connection, rank: int, world_size: int, store: str, function:
     try:
         dist.init_process_group("gloo", store, timedelta(seconds=LONG), world_size, rank)
         value = _plain(function(rank, *args))
-        dist.barrier()  # nobody leaves while another still needs it
+        dist.barrier()  # no process ends while another still needs it
         sender.send((True, value))
         dist.destroy_process_group()
     except BaseException:
@@ -112,13 +112,13 @@ def ending_as_a_group(process: subprocess.Popen[Any]) -> Iterator[None]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-#: Each worker of pytest has two thousand ports of its own and takes none twice.
+#: Each worker of pytest has two thousand ports, and uses each only once.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS = itertools.count(10_000 + 2_000 * (_WORKER % 10) + os.getpid() % 1_000)
 
 
 def free_port() -> str:
-    """A port below those that the system assigns, so no other process takes it in between."""
+    """Return a port below those that the system assigns, so that no other process takes it in between."""
     for port in _PORTS:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))

@@ -29,7 +29,7 @@ def before_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    """A folder of our own in COCO's layout, to be damaged."""
+    """Make a folder in COCO's layout, so that a test can damage it."""
     world = ShapesWorld(seed=5, **SMALL)
     world.prepare(["coco"])
     root = tmp_path / "coco"

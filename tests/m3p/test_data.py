@@ -224,7 +224,7 @@ def test_five_captions_an_image_and_epoch(layouts: Layouts, train_sets: list[str
             for text in texts:
                 assert text in {sentence(one, 8 * image + place) for one in languages for place in range(5)}
             seen.setdefault(image, []).append(texts)
-    if own > 1:  # drawn anew in every epoch
+    if own > 1:  # drawn again in every epoch
         assert any(first != second for first, second in seen.values())
 
 

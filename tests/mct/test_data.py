@@ -111,7 +111,7 @@ def test_batches_of_pretraining(tmp_path: Path) -> None:
         assert tokens.dtype == torch.int64
         assert tokens.shape == (4, int(lengths.max()))
         assert torch.equal((tokens != 0).sum(1), lengths)
-        # Padding stands at the end.
+        # Padding is at the end.
         assert all(bool((row[:n] != 0).all()) for row, n in zip(tokens, lengths))
     assert data.vocabulary_size == data.words.vocabulary_size > 4
     images, captions = data.test_dataloader()

@@ -1,4 +1,4 @@
-"""METEOR: how it is run, with a stand-in for Java, and the real one where it exists."""
+"""Running METEOR with a replacement for Java, and with the real one if it exists."""
 
 import importlib.util
 import json

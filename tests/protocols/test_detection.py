@@ -524,7 +524,7 @@ def test_fit_and_test(voc: Path, tmp_path: Path) -> None:
     assert first["test/images"] == 7
     assert all(0.0 <= first[name] <= 100.0 for name in METRICS)
     assert len(list((tmp_path / "media").glob("detections_?.png"))) == 6
-    # The statistics are computed anew from the same batches.
+    # The statistics are computed again from the same batches.
     assert run.test(module, datamodule=data(voc), verbose=False)[0] == first
     fresh = detector(pretrained=str(tmp_path / "absent.ckpt"))
     again = trainer(tmp_path).test(

@@ -26,7 +26,7 @@ from tests.stages import read_metrics
 
 @pytest.mark.parametrize(("mode", "expected"), [("", "offline"), ("offline", "offline"), ("disabled", "disabled")])
 def test_mode_without_a_network(monkeypatch: pytest.MonkeyPatch, mode: str, expected: str) -> None:
-    monkeypatch.delattr(socket, "create_connection")  # nobody asks for a server
+    monkeypatch.delattr(socket, "create_connection")  # the user asks for no server
     monkeypatch.setenv("WANDB_MODE", mode)
     assert wandb_mode() == expected
 

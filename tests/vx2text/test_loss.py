@@ -1,4 +1,4 @@
-"""The losses of VX2TEXT, and what is counted where the true words are known."""
+"""The losses of VX2TEXT, and the counts for which the true words must be known."""
 
 from __future__ import annotations
 

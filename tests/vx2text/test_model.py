@@ -1,4 +1,4 @@
-"""Tokens among words, the category table, and where a gradient goes."""
+"""Tokens in texts, the category table, and the path of gradients."""
 
 from __future__ import annotations
 

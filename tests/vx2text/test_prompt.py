@@ -40,7 +40,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 def positions(ids: list[int], wanted: list[int]) -> int:
-    """Where a run of ids begins; -1 where it does not occur."""
+    """Return where a run of ids begins, or -1 if it does not occur."""
     return next((place for place in range(len(ids)) if ids[place : place + len(wanted)] == wanted), -1)
 
 
