@@ -233,9 +233,9 @@ class Curve(Part):
     Args:
         x: label of the axis.
         at: the positions on this axis, ascending.
-        panels: label of a vertical axis to label of a line to an expression over cells, in which `{x}` is the place;
-            as in a check, an added number does not count.
-        paper: the paper's place on the axis, which a dashed line marks.
+        panels: by label of a vertical axis and label of a line, an expression over cells. `{x}` in it is the position.
+            As in a check, an added number does not count.
+        paper: the paper's position on the axis, marked by a dashed line.
     """
 
     x: Text
