@@ -180,10 +180,6 @@ class Row(Part):
     def _same_stages_for_every_metric(cls, given: Any, info: ValidationInfo) -> Any:
         return given if isinstance(given, Mapping) else dict.fromkeys(_names(info).get("metric", ()), given)
 
-    def stages_of(self, metric: Metric, scale: str) -> tuple[str, ...]:
-        """Return the names of the stages whose mean fills a cell; `$row` is the row's model."""
-        return self.stages.get(metric.id, metric.stages.get(scale, ()))
-
     @property
     def measured(self) -> bool:
         """Check whether the row is measured, and not only printed."""
@@ -193,9 +189,6 @@ class Row(Part):
         """Return the published value of a metric, or None if it is unknown or a range."""
         value = self.published.get(metric)
         return None if value is None or len(value.ends) > 1 else value.ends[0]
-
-    def fills(self, metric: str) -> bool:
-        return self.measured and (self.metrics is None or metric in self.metrics)
 
 
 def _parsed(given: Any, info: ValidationInfo) -> Any:
@@ -381,28 +374,30 @@ class Tables(Part):
                 return table
         raise ReportingError(f"{self.path}: unknown table {name!r}: {nearest(name, [t.id for t in self.tables])}")
 
-    def stages_of(self, row: Row, metric: Metric, scale: str, given: Collection[str] = ()) -> tuple[str, ...]:
-        """Return the names of the stages whose mean fills a cell. For a given model, this may be `tested_by`."""
-        released = self.released.get(row.model or "") if row.model in given else None
-        tested_by = (released and released.tested_by) or ROW
-        return tuple(tested_by if name == ROW else name for name in row.stages_of(metric, scale))
+    def instance(self, stage: str, model: str | None) -> str | None:
+        """Return the id of a stage of a row with this model; `$row` is the model. None if an untrained row has none."""
+        if stage == ROW:
+            return model
+        return f"{stage}@{model or UNTRAINED}" if self.uses_row(stage) else stage
+
+    def uses_row(self, stage: str) -> bool:
+        """Check whether a stage starts from a row's model, directly or not."""
+        return any(parent == ROW or self.uses_row(parent) for parent in self.stages[stage].parents.values())
 
     def instances(self, table: Table, row: Row, metric: Metric, scale: str, given: Collection[str] = ()) -> list[str]:
         """Return the ids of the stages whose mean fills a cell at a scale, or none if nothing is run for it.
 
-        `given` lists the stages that files replace.
+        `given` lists the stages that files replace. They aren't tested, so `tested_by` measures them.
         """
-        if scale not in table.scales or scale not in row.scales or not row.fills(metric.id):
+        if scale not in table.scales or scale not in row.scales or not row.measured:
+            return []
+        if row.metrics is not None and metric.id not in row.metrics:
             return []
         if row.model is not None and self.stages[row.model].given and row.model not in given:
             return []
-        stages: list[str] = []
-        for name in self.stages_of(row, metric, scale, given):
-            if name == ROW:
-                stages += [row.model] if row.model is not None else []  # An untrained row has no stage.
-            else:
-                stages.append(f"{name}@{row.model or UNTRAINED}" if _uses_row(name, self.stages) else name)
-        return stages
+        tester = self.released[row.model].tested_by if row.model in given and row.model in self.released else None
+        names = row.stages.get(metric.id, metric.stages.get(scale, ()))
+        return [i for name in names if (i := self.instance((tester or ROW) if name == ROW else name, row.model))]
 
 
 @dataclass(frozen=True)
@@ -465,10 +460,6 @@ def _once(values: Iterable[str], what: str) -> None:
         seen.add(value)
 
 
-def _uses_row(name: str, stages: Mapping[str, Stage]) -> bool:
-    return any(parent == ROW or _uses_row(parent, stages) for parent in stages[name].parents.values())
-
-
 def expand(
     paper: str | Tables,
     scale: str,
@@ -498,9 +489,8 @@ def expand(
             if left_out or (not everything and table.made_by_request(row, scale)):
                 continue
             for metric in table.metrics:
-                if source.instances(table, row, metric, scale, given):
-                    for name in source.stages_of(row, metric, scale, given):
-                        _need(name, row, scale, source, needed)
+                for instance in source.instances(table, row, metric, scale, given):
+                    _need(instance, scale, source, needed)
     if not stages:
         return list(needed.values())
     for name in stages:
@@ -513,7 +503,7 @@ def expand(
             raise ReportingError(f"{source.path}: no recipe trains {name!r}; name a file that replaces it with --given")
         if tables or rows:
             raise ReportingError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
-        _need(name, None, scale, source, needed)
+        _need(name, scale, source, needed)
     chosen: dict[str, StageInstance] = {}
 
     def keep(instance: StageInstance) -> None:
@@ -521,36 +511,30 @@ def expand(
             keep(needed[parent])
         chosen.setdefault(instance.id, instance)
 
-    for instance in needed.values():
-        if instance.id in stages or instance.stage in stages:
-            keep(instance)
+    for candidate in needed.values():
+        if candidate.id in stages or candidate.stage in stages:
+            keep(candidate)
     return list(chosen.values())
 
 
-def _need(name: str, row: Row | None, scale: str, source: Tables, needed: dict[str, StageInstance]) -> str | None:
-    """Add a row's stage and its parents. Return its id, or None if there is nothing to run."""
-    if name == ROW:
-        assert row is not None
-        return _need(row.model, None, scale, source, needed) if row.model is not None else None
+def _need(instance: str, scale: str, source: Tables, needed: dict[str, StageInstance]) -> None:
+    """Add a stage after those that it starts from."""
+    name, _, model = instance.partition("@")
     stage = source.stages[name]
     if scale not in stage.scales:
-        of = f", which row {row.label!r} needs," if row else ""
-        raise ReportingError(f"{source.path}: stage {name!r}{of} does not exist at scale {scale!r}")
-    model = None
-    if _uses_row(name, source.stages):
-        if row is None:
-            raise ReportingError(f"{source.path}: stage {name!r} starts from {ROW}; no row at scale {scale!r} uses it")
-        model = row.model or UNTRAINED
-    instance = f"{name}@{model}" if model else name
-    if instance not in needed:
-        parents: dict[str, str] = {}
-        for key, parent in stage.parents.items():
-            # Otherwise the recipe's value, such as a released file, applies.
-            if parent == ROW or scale in source.stages[parent].scales:
-                parent_stage = _need(parent, row if model else None, scale, source, needed)
-                parents |= {key: parent_stage} if parent_stage is not None else {}
-        needed[instance] = StageInstance(instance, stage.recipe, stage.job, model, parents, dict(stage.overrides))
-    return instance
+        raise ReportingError(f"{source.path}: stage {instance!r} does not exist at scale {scale!r}")
+    if source.uses_row(name) and not model:
+        raise ReportingError(f"{source.path}: stage {name!r} starts from {ROW}; no row at scale {scale!r} uses it")
+    if instance in needed:
+        return
+    parents: dict[str, str] = {}
+    for key, parent in stage.parents.items():
+        # At other scales, the recipe's value applies, such as a released file.
+        exists = parent == ROW or scale in source.stages[parent].scales
+        if exists and (start := source.instance(parent, None if model == UNTRAINED else model)):
+            _need(start, scale, source, needed)
+            parents[key] = start
+    needed[instance] = StageInstance(instance, stage.recipe, stage.job, model or None, parents, dict(stage.overrides))
 
 
 def entries(source: Tables, instance: str, scale: str, given: Collection[str] = ()) -> list[tuple[Table, Row, Metric]]:

@@ -124,5 +124,5 @@ def test_what_is_made_by_request_runs_when_it_is_named(project: Path) -> None:
 
 def test_stage_missing_at_a_scale(project: Path) -> None:
     rewritten(project, "mini: [ucf_1]", "mini: [ucf_1, ucf_2]")
-    with pytest.raises(ReportingError, match="stage 'ucf_2', which row 'New' needs, does not exist at scale 'mini'"):
+    with pytest.raises(ReportingError, match="stage 'ucf_2@base' does not exist at scale 'mini'"):
         expand("mct", "mini")
