@@ -231,8 +231,10 @@ def plan(
     utilization: Annotated[float, "with --estimate: assumed fraction of the GPU's peak throughput"] = 0.3,
 ) -> int:
     """Print a paper's stages, or print the unfinished ones as shell or SLURM commands."""
+    from assemble.reporting.tables import load
+    from assemble.stages.given import given_lines
     from assemble.stages.needs import needs_of
-    from assemble.stages.plan import given_text, plan_stages, render_plan
+    from assemble.stages.plan import plan_stages, render_plan
 
     if not 0 < utilization <= 1:
         raise StageError(f"--utilization must be above 0 and at most 1, got {utilization}")
@@ -257,7 +259,7 @@ def plan(
             print(line, flush=True)
     else:
         print(render_plan(planned, format_))
-        if (files := given_text(paper_named(paper).name, selection)) and format_ == "text":
+        if (files := given_lines(load(paper), selection.given, selection.absent)) and format_ == "text":
             print("\n".join(["", *files]))
         if (table := needs.lines()) and (format_ == "text" or needs.blocked):
             # With --format, standard output is a script, so print messages to standard error.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import lineage_hash
-from assemble.reporting.tables import Released, StageInstance, Tables
+from assemble.reporting.tables import StageInstance, Tables
 from common.errors import StageError, nearest
 from common.files import digest, wrong_checksum
 
@@ -101,14 +101,15 @@ def started(instances: Sequence[StageInstance], given: Collection[str], absent: 
     return [instance for instance in instances if instance.id in needed]
 
 
-def given_lines(released: Mapping[str, Released], given: Mapping[str, Given], absent: Mapping[str, int]) -> list[str]:
-    """Write a table of given stages. For each missing file, `absent` counts the stages that start from it."""
+def given_lines(source: Tables, given: Mapping[str, Given], absent: Sequence[str]) -> list[str]:
+    """Write a table of given stages, and of those in `absent`, whose file is missing. Return nothing without any."""
+    if not given:
+        return []
     rows = [("given", "file", "from")]
-    rows += [
-        (stage, file.path.name, released[stage].origin if file.source else "your file") for stage, file in given.items()
-    ]
-    for stage, count in absent.items():
-        without = f"; the {count} stages that need it are left out" if count > 0 else ""
-        rows.append((stage, f"missing: {released[stage].file}", f"{released[stage].origin}{without}"))
+    for stage, file in given.items():
+        rows.append((stage, file.path.name, source.released[stage].origin if file.source else "your file"))
+    for stage in absent:
+        released = source.released[stage]
+        rows.append((stage, f"missing: {released.file}", f"{released.origin}; the stages that need it are left out"))
     widths = [max(map(len, column)) for column in zip(*rows)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -16,7 +16,7 @@ from assemble.reporting.records import config_hash
 from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import StageInstance, expand, load
 from assemble.stages.configuration import RunConfiguration
-from assemble.stages.given import Given, given_lines, started
+from assemble.stages.given import Given, started
 from assemble.stages.request import (
     Selection,
     StageRequest,
@@ -89,20 +89,6 @@ def chosen(paper: str, selection: Selection) -> tuple[list[StageInstance], int]:
         return instances, 0
     kept = started(instances, selection.given, selection.absent)
     return kept, len({stage.id for stage in instances} - {stage.id for stage in kept} - {*selection.given})
-
-
-def given_text(paper: str, selection: Selection) -> list[str]:
-    """Describe the given stages, line by line. Return nothing if there are none."""
-    if not selection.given:
-        return []
-    source = load(paper)
-    instances = expand(source, selection.scale, selection.tables, selection.rows, selection.stages, True)
-    kept = len(started(instances, selection.given, selection.absent))
-    absent = {}
-    for stage in selection.absent:
-        others = [name for name in selection.absent if name != stage]
-        absent[stage] = len(started(instances, [stage, *selection.given], others)) - kept - 1
-    return given_lines(source.released, selection.given, absent)
 
 
 def other_code(planned: Sequence[Planned]) -> str:

@@ -21,7 +21,9 @@ from assemble.reporting.draws import NATIVE
 from assemble.reporting.papers import Paper, paper_named
 from assemble.reporting.progress import Watch, duration
 from assemble.reporting.runs import headline
+from assemble.reporting.tables import load
 from assemble.stages import stopping
+from assemble.stages.given import given_lines
 from assemble.stages.needs import needs_of
 from assemble.stages.paper_modules import optional_part
 from assemble.stages.plan import (
@@ -32,7 +34,6 @@ from assemble.stages.plan import (
     expected_text,
     fit_arguments,
     given_arguments,
-    given_text,
     other_code,
     plan_stages,
     seconds_by_records,
@@ -127,7 +128,7 @@ def _fit_in_new_process(request: StageRequest) -> records.Record:
 def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: bool) -> list[Planned]:
     """Return the planned stages, or raise an error if other code trained some or data is missing."""
     planned = plan_stages(paper, selection)
-    if lines := given_text(paper, selection):
+    if lines := given_lines(load(paper), selection.given, selection.absent):
         say("\n".join([*lines, ""]))
     if (changed := other_code(planned)) and not keep:
         raise OtherCodeError(
