@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from assemble.commands.data import data_root
+from assemble.commands.find import print_rows
 from assemble.reporting.papers import checkout, existing_papers, working_folder
 from common import files
 
@@ -27,40 +28,37 @@ def doctor(
 
     Exits with 1 if a required package is missing.
     """
-    from rich.markup import escape
-    from rich.table import Table
-
     from assemble.reporting import records
     from assemble.reporting.wandb_server import server, why_no_key
 
-    table = Table(show_header=False, box=None, pad_edge=False)
     needed, *extras = _requirements().items()
     versions = {name: _version(name) for name in needed[1]}
     missing = [name for name, version in versions.items() if isinstance(version, Exception)]
     machine = records.hardware()
-    table.add_row("machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory")
     gpus = [] if "torch" in missing else _gpus()
-    for name in gpus or [_NO_GPU]:
-        table.add_row("gpu", name)
     free = shutil.disk_usage(working_folder()).free / 2**30
-    table.add_row("disk", f"{free:.0f} GiB free at {working_folder()}")
-    table.add_row("cache", f"{files.cache_folder()} (set ASSEMBLE_CACHE to move it)")
     reason = why_no_key()
-    table.add_row("W&B key", escape(f"{reason}: runs are logged offline" if reason else f"present for {server()}"))
     git = records.git_state(checkout())
-    state = "unknown" if git["revision"] is None else git["revision"][:12] + (" with changes" if git["dirty"] else "")
-    table.add_row("revision", state)
-    table.add_row("python", platform.python_version())
-    for name, version in versions.items():
-        table.add_row(name, f"[red]does not import: {escape(str(version))}[/red]" if name in missing else str(version))
+    rows = [
+        ("machine", f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB memory"),
+        *(("gpu", name) for name in gpus or [_NO_GPU]),
+        ("disk", f"{free:.0f} GiB free at {working_folder()}"),
+        ("cache", f"{files.cache_folder()} (set ASSEMBLE_CACHE to move it)"),
+        ("W&B key", f"{reason}: runs are logged offline" if reason else f"present for {server()}"),
+        ("revision", (git["revision"] or "unknown")[:12] + " with changes" * bool(git["dirty"])),
+        ("python", platform.python_version()),
+        *(
+            (name, f"does not import: {version}" if name in missing else str(version))
+            for name, version in versions.items()
+        ),
+    ]
     for extra, names in extras:
         absent = [name for name in names if isinstance(_version(name), Exception)]
         state = f"missing {', '.join(absent)}: run `make extra-{extra}`" if absent else "installed"
-        table.add_row(f"extra {extra}", state)
-    console = files.console()
-    console.print(table)
+        rows.append((f"extra {extra}", state))
+    print_rows(("part", "state"), rows)
     if missing:
-        console.print(f"\n[red]missing packages: {', '.join(missing)}[/red]; run `make setup`")
+        print(f"\nmissing packages: {', '.join(missing)}; run `make setup`")
         return 1
     from assemble.stages.recipe_data import datasets_of
 
