@@ -6,7 +6,7 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Where:
-    """Add the flags for the scale, machine and folders of a run."""
+    """Add the flags for the scale, machine, folders and given files of a run."""
 
     scale: Scale = "mini"
     hardware: Annotated[str, "cpu, gpu1, gpu8, slurm: a file in configs/hardware"] = "cpu"
@@ -34,20 +34,16 @@ class Where:
     isa: Annotated[
         str, Option("emulate the floating-point rounding of another CPU; default: native", choices=INSTRUCTION_SETS)
     ] = NATIVE
-
-
-ReleasedFolder = Annotated[Path | None, "folder of the authors' weights, used instead of pre-training"]
-GivenFiles = Annotated[
-    Sequence[str], "stage=FILE, such as avid=avid.pth.tar: use this checkpoint instead of training the stage"
-]
+    released: Annotated[Path | None, "folder of the authors' weights, used instead of pre-training"] = None
+    given: Annotated[
+        Sequence[str], "stage=FILE, such as avid=avid.pth.tar: use this checkpoint instead of training the stage"
+    ] = ()
 
 
 @dataclass(frozen=True)
 class OneStage(Where):
     """Add the flags of the commands for one stage."""
 
-    released: ReleasedFolder = None
-    given: GivenFiles = ()
     seed: Annotated[
         int, Option("seed of the initial weights, the order of samples and the miniature data", parse=parse_seed)
     ] = 0
@@ -79,8 +75,6 @@ class ManyStages(Where):
         bool, "leave out stages whose data or weights are missing, and the stages that start from them"
     ] = False
     rerun: Rerun = False
-    released: ReleasedFolder = None
-    given: GivenFiles = ()
 
 
 def fit(
@@ -127,31 +121,37 @@ def _one_stage(name: str, overrides: Sequence[str], options: OneStage, rerun: bo
     use(options.isa)
     from assemble.stages.request import find_request
 
-    chosen = ManyStages(rerun=rerun, released=options.released, given=options.given)
-    return find_request(name, _selection(name.partition("/")[0], options, [options.seed], chosen), overrides)
+    selection = _selection(name.partition("/")[0], options)
+    return find_request(name, replace(selection, seeds=(options.seed,), rerun=rerun), overrides)
 
 
-def _selection(paper: str, where: Where, seeds: Sequence[int], chosen: ManyStages) -> Selection:
+def _many_stages(paper: str, options: ManyStages) -> Selection:
+    if len(set(options.seeds)) < len(options.seeds):
+        raise StageError(f"--seeds {' '.join(map(str, options.seeds))}: give each seed once")
+    return replace(
+        _selection(paper, options),
+        seeds=tuple(options.seeds),
+        tables=tuple(options.tables),
+        rows=tuple(options.rows),
+        stages=tuple(options.stages),
+        everything=options.everything,
+        rerun=options.rerun,
+    )
+
+
+def _selection(paper: str, options: Where) -> Selection:
     from assemble.reporting.tables import load
     from assemble.stages.given import find_given
     from assemble.stages.request import Selection
 
-    if len(set(seeds)) < len(seeds):
-        raise StageError(f"--seeds {' '.join(map(str, seeds))}: give each seed once")
     check_environment()
-    given, absent = find_given(load(paper), where.scale, chosen.released, chosen.given)
+    given, absent = find_given(load(paper), options.scale, options.released, options.given)
     return Selection(
-        scale=where.scale,
-        seeds=tuple(seeds),
-        hardware=where.hardware,
-        runs=(where.runs or runs_root()).resolve(),
-        data=(where.data or data_root()).resolve(),
-        tables=tuple(chosen.tables),
-        rows=tuple(chosen.rows),
-        stages=tuple(chosen.stages),
-        isa=where.isa,
-        everything=chosen.everything,
-        rerun=chosen.rerun,
+        scale=options.scale,
+        hardware=options.hardware,
+        runs=(options.runs or runs_root()).resolve(),
+        data=(options.data or data_root()).resolve(),
+        isa=options.isa,
         given=given,
         absent=absent,
     )
@@ -182,7 +182,7 @@ def reproduce(
     began = time.monotonic()
     if options.rerun and keep:
         raise StageError("--rerun and --keep exclude each other: leave out one")
-    selection = _selection(paper, options, options.seeds, options)
+    selection = _many_stages(paper, options)
     name = paper_named(paper).name
     printed: set[str] = set()
     side_by_side = jobs or default_jobs(selection.hardware)
@@ -240,7 +240,7 @@ def plan(
         raise StageError(f"--utilization must be above 0 and at most 1, got {utilization}")
     if estimate and format_ != "text":
         raise StageError(f"--estimate prints text: leave out --format {format_}")
-    selection = _selection(paper, options, options.seeds, options)
+    selection = _many_stages(paper, options)
     planned = plan_stages(paper, selection)
     needs = needs_of(planned)
     planned = needs.runnable if options.skip_missing else planned
