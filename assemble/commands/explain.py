@@ -30,6 +30,7 @@ def explain(
     Without --scale, use the largest measured scale. `assemble list PAPER` shows the names; case does not matter.
     """
     from assemble.reporting import code
+    from assemble.reporting.aggregate import from_whose_weights
     from assemble.reporting.render import measured_text, published_text
     from assemble.stages import explain as explaining
 
@@ -41,9 +42,10 @@ def explain(
     if not origin.stages:
         print(f"  not measured at {origin.scale}")
         return 0
-    print(f"  recorded   {measured_text(recorded, decimals)}")
+    origin_text = f" ({from_whose_weights(origin.records)})" if origin.given else ""
+    print(f"  recorded   {measured_text(recorded, decimals)}{origin_text if recorded.values else ''}")
     if run is not None:
-        print(f"  this run   {measured_text(origin.cell, decimals)}")
+        print(f"  this run   {measured_text(origin.cell, decimals)}{origin_text}")
     draws = ", ".join(f"seed {draw.label}: {value:.{decimals}f}" for draw, value in sorted(origin.cell.values.items()))
     if draws:
         print(textwrap.indent(textwrap.fill(draws, 90), " " * 13))

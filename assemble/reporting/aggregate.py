@@ -12,6 +12,11 @@ from assemble.reporting.records import Record
 from assemble.reporting.tables import Expected, Published, Row, Table, Tables
 
 
+def from_whose_weights(records: Iterable[Record]) -> str:
+    """Say whose weights records with given stages start from."""
+    return "from the authors' weights" if all(r.of_authors for r in records) else "from given weights"
+
+
 @dataclass(frozen=True)
 class Cell:
     """A cell of a table at one scale; `values` are means over the cell's stages, whose ids are `instances`.
@@ -76,9 +81,7 @@ class TableResult:
     @property
     def origin(self) -> str:
         """Return `from the authors' weights` or similar if we did not pre-train the weights; else empty."""
-        if not self.given:
-            return ""
-        return "from the authors' weights" if all(r.of_authors for r in self.records) else "from given weights"
+        return from_whose_weights(self.records) if self.given else ""
 
     @property
     def measured(self) -> bool:

@@ -24,7 +24,7 @@ from assemble.reporting.claims import seed_means
 from assemble.reporting.draws import Draw, by_seed
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import Record
-from assemble.reporting.render import heading, measured_text
+from assemble.reporting.render import GIVEN_MARK, heading, measured_text
 from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import Metric, Row, Table, Tables
 
@@ -112,12 +112,16 @@ class Compared:
         return "one seed recorded" if self.spread is None else ""
 
     @property
+    def label(self) -> str:
+        return f"{self.row.label}{GIVEN_MARK * any(record.given for record in self.mine.records)}"
+
+    @property
     def text(self) -> str:
         """Describe the cell: `AVID, UCF101 top-1 78.1 against 83.0 ± 2.1`."""
         mine, reference = (
             measured_text(cell, self.metric.decimals, len(cell.values)) for cell in (self.mine, self.reference)
         )
-        return f"{self.row.label}, {self.metric.label} {mine} against {reference}"
+        return f"{self.label}, {self.metric.label} {mine} against {reference}"
 
 
 def _compared(
@@ -222,18 +226,21 @@ def others_recorded(paper: str, scale: str, mine: Iterable[Record]) -> list[Reco
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
     """Compare every trained cell of a paper at one scale with its reference, worst first. Settled cells are omitted."""
-    cells: dict[tuple[tuple[str, ...], str], Compared] = {}
+    cells: dict[tuple[tuple[str, ...], str, bool], Compared] = {}
+    mine, reference = [*mine], [*reference]
     results = collect(source, scale, reference)
     share = _share(cell for result in results for cell in result.cells.values())
     if share is None and (usual := paper_named(source.paper).rounding) is not None:
         share = usual**2
-    for ours, theirs in zip(collect(source, scale, mine), results):
+    # Runs that start from given weights are compared with such runs alone.
+    given = [collect(source, scale, records, given=True) for records in (mine, reference)]
+    for ours, theirs in [*zip(collect(source, scale, mine), results), *zip(*given)]:
         for row in (row for row in ours.rows if not row.untrained):
             for metric in ours.table.metrics:
                 cell, other = ours.cells[row.label, metric.id], theirs.cells[row.label, metric.id]
                 if cell.values and metric.compared:
                     compared = _compared(ours.table, row, metric, scale, cell, other, share)
-                    cells.setdefault((cell.instances, metric.key), compared)
+                    cells.setdefault((cell.instances, metric.key, ours.given), compared)
     unsettled = [compared for compared in cells.values() if not compared.settled]
     return sorted(unsettled, key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
 
@@ -291,7 +298,7 @@ def rich_comparison(compared: Sequence[Compared]) -> RichTable:
         digits = c.metric.decimals
         verdict = f"[{colors[c.verdict]}]{c.verdict}[/]" + (f" ({c.remark})" if c.remark else "")
         table.add_row(
-            escape(f"{c.table.id}: {c.row.label}, {heading(c.metric)}"),
+            escape(f"{c.table.id}: {c.label}, {heading(c.metric)}"),
             measured_text(c.mine, digits),
             measured_text(c.reference, digits),
             "" if c.difference is None else f"{c.difference:+.{digits}f}",

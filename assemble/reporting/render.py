@@ -544,6 +544,8 @@ def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
     wide = width >= WIDE
     table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
     heads = list(judged_cells(judged[0]))
+    if len({claim.origin for claim in judged}) > 1:  # the heading of each table says whose weights were measured
+        heads = [head.replace("ours", "measured") for head in heads]
     for name in heads if wide else heads[:1]:
         table.add_column(name)
     for (name, scale, origin), group in groupby(judged, key=lambda j: (j.table, j.scale, j.origin)):

@@ -28,6 +28,7 @@ from assemble.reporting.results import find_promoted
 from assemble.reporting.runs import flat, text_of
 from assemble.reporting.tables import Metric, PartT, Row, Table, Tables, expand, load, part_named
 from assemble.stages.configuration import resolve
+from assemble.stages.given import Given, started
 from assemble.stages.request import Selection, StageRequest, requests_for
 from common.errors import ReportingError, nearest
 
@@ -48,18 +49,26 @@ class Explanation:
     records: list[Record]
 
     @cached_property
+    def given(self) -> dict[str, Given]:
+        """Return the files that the records start from, by the stage that each replaces."""
+        files = {stage: file for record in self.records for stage, file in record.given.items()}
+        return {stage: Given(Path(file["file"]), file.get("source", "")) for stage, file in files.items()}
+
+    @cached_property
     def stages(self) -> list[StageRequest]:
         """Return the stages behind the cell, parents first."""
         return self._chain(self.row)
 
     def _instances(self, row: Row) -> list[str]:
-        return self.source.instances(self.table, row, self.metric, self.scale)
+        return self.source.instances(self.table, row, self.metric, self.scale, self.given)
 
     def _chain(self, row: Row) -> list[StageRequest]:
         if not self._instances(row):
             return []
-        instances = expand(self.source, self.scale, [self.table.id], [row.label], self._instances(row))
-        return requests_for(self.source.paper, instances, Selection(self.scale), 0)
+        named = [self.table.id], [row.label], self._instances(row)
+        instances = expand(self.source, self.scale, *named, given=self.given)
+        instances = started(instances, self.given, ()) or instances
+        return requests_for(self.source.paper, instances, Selection(self.scale, given=self.given), 0)
 
     def _records_of(self, stage: StageRequest) -> list[Record]:
         """Return a stage's records, newest first."""
@@ -74,6 +83,9 @@ class Explanation:
         """Return each stage's name, recipe, parents, configuration hash, median minutes and revision."""
         rows: list[tuple[str, ...]] = []
         for stage in self.stages:
+            if stage.given is not None:
+                rows.append((stage.stage, "given", stage.given.path.name, "-", "-", "-"))
+                continue
             records, start = self._records_of(stage), stage.configuration.start_from
             starts = [parent.stage + ("" if start == "last" else f" ({start})") for parent in stage.parents.values()]
             current = config_hash(stage.configuration.config, _NOT_COMPARED)
@@ -98,7 +110,7 @@ class Explanation:
 
         def fields(row: Row) -> dict[str, str]:
             chain = self._chain(row)
-            shared = self.row.model == neighbor.model
+            shared = self.given or self.row.model == neighbor.model
             stage = next((stage for stage in chain if stage.stage == row.model and not shared), chain[-1])
             parents = {short_name(name): parent.stage for name, parent in stage.parents.items()}
             return _fields(self._config(stage)) | parents
@@ -133,6 +145,11 @@ class Explanation:
         """Return the commands that reproduce the draws, one per instruction set."""
         words = ["assemble", "reproduce", paper_named(self.source.paper).short, "--scale", self.scale]
         words += ["--stages", *self.cell.instances]
+        files = {stage.stage: stage.given for stage in self.stages if stage.given is not None}
+        if files and all(file.source for file in files.values()):
+            words += ["--released", "FOLDER"]
+        else:
+            words += [word for stage, file in files.items() for word in ("--given", f"{stage}={file.path}")]
         seeds: dict[str, list[str]] = {}
         for draw in sorted(self.cell.values):
             seeds.setdefault(draw.isa, []).append(str(draw.seed))
@@ -158,19 +175,18 @@ def explain(paper: str, table: str, row: str, metric: str, scale: str | None, ru
     recorded = find_promoted(source.paper)
     records = recorded if run is None else _of_run(run, source.paper)
 
-    given = run is not None and all(record.given for record in records)
-
-    def filled(scale: str, records: list[Record]) -> Cell:
+    def filled(scale: str, given: bool, records: list[Record]) -> Cell:
         return collect(source, scale, records, [place.id], given)[0].cells[line.label, column.id]
 
-    cells = {each: filled(each, records) for each in scales}
-    at = next((each for each in scales if cells[each].values), "mini" if "mini" in scales else scales[0])
-    if run is not None and not cells[at].values:
+    cells = {(each, given): filled(each, given, records) for each in scales for given in (False, True)}
+    unmeasured = "mini" if "mini" in scales else scales[0], False
+    at, given = next((place for place, cell in cells.items() if cell.values), unmeasured)
+    if run is not None and not cells[at, given].values:
         has = sorted({f"{record.stage} at {record.scale}" for record in records})
         raise ReportingError(f"--run {run} did not measure this cell; it has {', '.join(has[:9]) or 'no record'}")
-    kept = [r for r in select(records, source.paper, at, given).kept.values() if r.draw in cells[at].values]
-    promoted = cells[at] if run is None else filled(at, recorded)
-    return Explanation(source, place, line, column, at, promoted, cells[at], kept)
+    kept = [r for r in select(records, source.paper, at, given).kept.values() if r.draw in cells[at, given].values]
+    promoted = cells[at, given] if run is None else filled(at, given, recorded)
+    return Explanation(source, place, line, column, at, promoted, cells[at, given], kept)
 
 
 def _named(what: str, parts: Sequence[PartT], name: str, *fields: str) -> PartT:

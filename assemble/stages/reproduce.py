@@ -190,7 +190,8 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
         say(f"  values that the paper's sources don't give: {values}; `assemble show {name}` lists them")
     if selection.scale == "paper" and waiting and not selection.rehearsal:
         command = ["plan", paper.short, "--scale", "paper", "--hardware", selection.hardware, "--estimate"]
-        say(f"  memory and hours: assemble {shlex.join([*command, *given_arguments(selection.given)])}")
+        given_files = [*given_arguments(selection.given), "--data", str(selection.data)] if given else []
+        say(f"  memory and hours: assemble {shlex.join([*command, *given_files])}")
     if waiting:
         seconds, measured_here = seconds_by_records(planned)
         expected = expected_text(seconds_left(seconds, waiting, jobs), measured_here)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from common.files import write_whole
+from common.files import message_of, write_whole
 
 #: Prefixes of the classifier in torchvision's and timm's networks; an encoder has none.
 CLASSIFIERS = ("fc.", "classifier.", "head.")
@@ -56,7 +56,7 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
             f"trust it, save only its {needed} to a new file."
         ) from error
     except Exception as error:  # Reading a damaged file can raise anything.
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({error or type(error).__name__})") from error
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint ({message_of(error)})") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a checkpoint with named entries, found a {type(content).__name__}")
     return content
@@ -70,7 +70,7 @@ def require_intact(path: str | Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except Exception as error:  # A damaged archive can raise anything, too.
-        raise CheckpointError(f"{path}: damaged ({error or type(error).__name__})") from error
+        raise CheckpointError(f"{path}: damaged ({message_of(error)})") from error
     if damaged is not None:
         raise CheckpointError(f"{path}: damaged, the checksum of its part {damaged} does not match")
 

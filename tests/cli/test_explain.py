@@ -88,3 +88,21 @@ def test_a_run_is_explained_in_place_of_the_records(capsys: pytest.CaptureFixtur
     assert "did not measure this cell; it has baseline at mini" in said(
         capsys, "xmcgan", "mini", "W", "fd", "--run", str(tmp_path), status=2
     )
+
+
+def test_a_cell_from_the_authors_weights_names_their_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for record in find_promoted("avid_cma", "mini"):
+        if record.stage in ("esc@avid", "esc@avid_cma") and record.draw.folder == "seed0":
+            given = {
+                str(record.row): {"file": f"{record.row}.pth", "sha256": "ab" * 32, "source": "https://example.org"}
+            }
+            released = replace(record, scale="paper", given=given, metrics={"test/best_top1": 60.0})
+            write(released.folder(tmp_path) / RECORD_FILE, released)
+    output = said(capsys, "avid", "kinetics_transfer", "AVID-CMA", "esc", "--run", str(tmp_path))
+    assert "this run   60.0 (n=1) (from the authors' weights)" in output
+    assert re.search(r"^avid_cma +given +avid_cma.pth ", output, re.MULTILINE)
+    assert not re.search(r"^avid ", output, re.MULTILINE), "the file does not start from it"
+    differing = output.partition("Differs from the row AVID in")[2].partition("Metric")[0]
+    assert re.search(r"^model.pretrained +avid_cma +avid *$", differing, re.MULTILINE)
+    assert "model.loss" not in differing, "recipes that did not make the files"
+    assert "--stages esc@avid_cma --released FOLDER --seeds 0" in output

@@ -26,7 +26,7 @@ from assemble.reporting.promote import promote
 from assemble.reporting.records import Record
 from assemble.reporting.results import promoted_curves, write_results
 from assemble.reporting.tables import load
-from tests.reporting.conftest import Capsys, MakeRecord, Saved
+from tests.reporting.conftest import AUTHORS, Capsys, MakeRecord, Saved
 from tests.reporting.test_commands import run
 
 ROUNDED = {"isa": {"requested": "sse41", "machine": "avx2"}}
@@ -121,6 +121,18 @@ def test_the_same_seed_is_compared_first(project: Path, make_record: MakeRecord)
     path = project / "papers/mct/tables.yaml"
     path.write_text(path.read_text().replace("recipe: base}", "recipe: base, rounding: 0.1}", 1))
     assert summary([cell(70.0, pairs=0)]).endswith("; same seed: 1 differs")
+
+
+def test_given_weights_are_compared_with_given_weights(project: Path, make_record: MakeRecord) -> None:
+    ours = [make_record("esc@base", k, value) for k, value in enumerate((48.0, 52.0, 50.0))]
+    theirs = [make_record("esc@base", k, value, given=AUTHORS) for k, value in enumerate((70.0, 71.0, 72.0))]
+    (alone,) = compare(load("mct"), "mini", [theirs[1]], ours)
+    assert (alone.text, alone.verdict) == ("New †, ESC 71.0 against –", NO_REFERENCE)
+    both = compare(load("mct"), "mini", [theirs[1], ours[2]], [*ours, *theirs])
+    assert {c.text: c.verdict for c in both} == {
+        "New †, ESC 71.0 against 71.0 ± 1.0": IN_RANGE,
+        "New, ESC 50.0 against 50.0 ± 2.0": IN_RANGE,
+    }
 
 
 def test_likelihood(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:

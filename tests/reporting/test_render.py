@@ -131,6 +131,8 @@ def test_cells_from_given_weights_are_marked_and_never_mixed_with_ours(
     assert "81.5 / 80.0 † / -1.5" in " ".join(tables[60].split())
     assert "Cells are published / measured / difference." in " ".join(tables[60].split())
     assert "…" not in tables[60]
+    assert main(["claims", "mct", "--scale", "paper", *runs]) == 0
+    assert "ours (95" not in capsys.readouterr().out
     page = report.page(["mct"], None, project / "runs")
     assert "Transfer, from the authors&#39; weights" in page
     assert page.count(">84.0 †</button>") == 1
