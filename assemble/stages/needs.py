@@ -63,15 +63,7 @@ class Needs:
         rows = [(title, problem or state, _names(stages)) for (title, state, problem), stages in self.rows.items()]
         rows = [("needed", "found", "read by"), *rows, ("disk", space, "")]
         widths = [max(map(len, column)) for column in zip(*rows)]
-        table = [printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
-        if any(item.request.given for item in self.planned):
-            able = sum(not item.done for item in self.runnable)
-            of_all = f"{able} of {able + len(self.blocked)} stages have what they read"
-            if able and not self.disk_is_short:
-                table.append(f"go: {of_all}; a run checks the names and shapes in the given files next")
-            else:
-                table.append(f"no-go: {of_all}" + ", the disk is too small" * self.disk_is_short)
-        return table
+        return [printable("  ".join(map(str.ljust, row, widths)).rstrip()) for row in rows]
 
     def require(self, skip_missing: bool) -> list[Planned]:
         """Return the stages that can run, or raise an error that says what to get."""

@@ -241,9 +241,8 @@ def test_with_given_weights_the_cheapest_stage_comes_first(
     assert [first.split()[k] for k in (0, 5)] == ["esc@avid", "yes"]
     assert [second.split()[k] for k in (0, 5)] == ["ucf_1@avid", "no"]
     assert f"  no: ESC-50 missing: {tmp_path / 'esc50'}" in first
-    # Below the table: what was found, such as the file of statistics, and the verdict.
+    # Below the table: what was found, such as the file of statistics.
     assert "no; computed from the evaluated data" in printed
-    assert printed.splitlines()[-1].endswith("no-go: 0 of 2 stages have what they read")
     # Two passes over the ten windows of 2,000 files, at 2.88 GFLOP per window.
     found = estimate(resolve("avid_cma", "esc50_svm", scale="paper"))
     assert found.steps == 40_000
