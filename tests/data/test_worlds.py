@@ -11,12 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from pycocotools import mask
 
 from common.data.datasets.avsd import AVSD
 from common.data.datasets.coco import COCO
-from common.data.datasets.coco_2014 import COCO2014
 from common.data.datasets.imagenet import ImageNet
 from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
@@ -123,26 +121,6 @@ def test_boxes_and_polygons_enclose_the_drawn_pixels(seed: int) -> None:
 # Attributes that at least one picture shows.
 SHOWN = {TwoObjectsWorld: (0, 1, 2, 3, 0), EmojiScenesWorld: (0, 6, 2)}
 every_kind = pytest.mark.parametrize("kind", SHOWN, ids=lambda kind: kind.kind)
-
-
-@every_kind
-def test_the_reader_finds_captions_and_the_true_attributes(
-    kind: type[TwoSidesWorld], rendered: Callable[[type[World]], Any]
-) -> None:
-    world = rendered(kind)
-    dataset = COCO2014(world.root_of("coco_2014"))
-    for split, count in (("train", 40), ("val", 24)):
-        listing = dataset.listing(split)
-        assert (len(listing), listing.missing, listing.notes) == (count, 0, ())
-        known = dataset.annotations(split, listing)
-        drawn = world.draw(split, range(count))
-        found = world.attributes_of(known)
-        assert found.dtype == np.int64
-        assert (found == drawn.attributes).all()
-        for row, captions in enumerate(known.captions):
-            assert {read_caption(text, kind) for text in captions} == {tuple(found[row].tolist())}
-        for row, clip in enumerate(listing):
-            assert (np.asarray(Image.open(clip.path)) == drawn.images[row]).all()
 
 
 @every_kind

@@ -95,50 +95,6 @@ def _plan(paper: str, *options: str, capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
-SBATCH = """#!/bin/sh
-# Runs a job at once, as its dependencies are done by then, and prints a number for it.
-id=$(($(wc -l < "$LOG") + 101))
-printf '%s\\n' "$*" >> "$LOG"
-for word in "$@"; do case "$word" in --wrap=*) job=${word#--wrap=};; esac; done
-SLURM_JOB_ID=$id SLURM_JOB_NAME=stage sh -c "$job" >> "$LOG.out" 2>&1 || exit 1
-echo "$id"
-"""
-SRUN = """#!/bin/sh
-while [ "${1#--}" != "$1" ]; do shift; done
-export SLURM_NTASKS=1 SLURM_NTASKS_PER_NODE=1 SLURM_NNODES=1 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0
-export SLURM_NODELIST=localhost
-exec "$@"
-"""
-
-
-def test_a_submitted_plan_runs_through(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs, log = tmp_path / "runs", tmp_path / "log"
-    selected = ["--scale", "smoke", "--runs", str(runs), "--stages", "esc@avid"]
-    script = _plan("avid", *selected, capsys=capsys)
-    for name, text in (("sbatch", SBATCH), ("srun", SRUN)):
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o755)
-    log.touch()
-    done = subprocess.run(
-        ["sh", "-c", script], env=_environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", LOG=str(log)),
-        capture_output=True, text=True, timeout=LONG, check=False,
-    )  # fmt: skip
-    output = (tmp_path / "log.out").read_text(encoding="utf-8")
-    assert done.returncode == 0, done.stderr + output
-    submitted = log.read_text(encoding="utf-8").splitlines()
-    names = [re.search(r"--job-name=(\S+)", line)[1] for line in submitted]  # type: ignore[index]
-    assert names == ["avid_cma-avid-smoke-s0", "avid_cma-esc@avid-smoke-s0"]
-    for line in submitted:  # the options to stop a job, to requeue it, and not to wait for one that failed
-        assert {"--requeue", "--signal=USR1@120", "--kill-on-invalid-dep=yes"} <= set(line.split())
-    found = [re.search(r"--dependency=(\S+)", line)[1] for line in submitted]  # type: ignore[index]
-    assert found == ["singleton", "afterok:101,singleton"]
-    assert (runs / "avid_cma" / "smoke" / "slurm").is_dir()
-    assert len(list(runs.rglob("record.json"))) == 2
-    assert "sbatch" not in _plan("avid", *selected, capsys=capsys)  # no stage is left to run
-
-
 # -- a real SLURM ------------------------------------------------------------------------------------------------------
 
 CONFIGURATION = """ClusterName=tests

@@ -154,12 +154,3 @@ def test_video_stage_shapes(encoder: R2Plus1D, frames: int, side: int, expected:
     assert [(stages[name].shape[2], stages[name].shape[3]) for name in names] == expected
     assert [stages[name].shape[1] for name in names] == [4, 4, 8, 16, 32]
     assert stages["pool"].shape == (1, encoder.feature_dim, 1, 1, 1)
-
-
-def test_audio_stage_shapes() -> None:
-    encoder = AudioConvNet(width=2, small=True).eval()
-    with torch.no_grad():
-        stages = encoder.forward_stages(torch.zeros(1, 1, 100, 129))
-    names = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x")
-    assert [tuple(stages[name].shape[2:]) for name in names] == [(50, 65), (50, 65), (25, 33), (13, 17), (13, 17)]
-    assert stages["pool"].shape == (1, 16, 1, 1)

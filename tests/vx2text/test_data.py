@@ -359,13 +359,6 @@ def test_samples_depend_on_seed_epoch_and_item_alone(world: NarratedWorld, token
     assert torch.equal(still[(0, 5)]["video"], still[(3, 5)]["video"])
 
 
-def test_the_cache_and_workers_change_nothing(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
-    alone = attached(dialogs(world, tokenizer))
-    helped = attached(dialogs(world, tokenizer, num_workers=2, cache_bytes=10**8))
-    for first, second in zip(alone.train_dataloader(), helped.train_dataloader(), strict=True):
-        assert same(first, second)
-
-
 # -- what may be wrong with clips --------------------------------------------------------------------------------------
 
 

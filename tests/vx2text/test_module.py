@@ -43,31 +43,6 @@ def test_where_all_clips_are_silent_training_goes_on(tmp_path: Path) -> None:
     assert all(p.grad is not None for p in cli.model.model.tokens["audio"].parameters() if p.requires_grad)
 
 
-def test_optimizer_groups(tmp_path: Path) -> None:
-    rates = {"video_learning_rate": 0.25, "audio_learning_rate": 0.125, "learning_rate": 1e-4}
-    settings = {**rates, "table_learning_rate": 1e-4, "warmup_fraction": 0.05}
-    cli = started("avsd", tmp_path, **{f"model__{name}": value for name, value in settings.items()})
-    cli.model.trainer.estimated_stepping_batches = 40
-    made = cli.model.configure_optimizers()
-    optimizer = made["optimizer"]
-    assert {group["initial_lr"] for group in optimizer.param_groups} == {0.25, 0.125, 1e-4}
-    for group in optimizer.param_groups:
-        assert (group["weight_decay"] > 0) == all(p.ndim > 1 for p in group["params"])
-    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(held) == sorted(id(p) for p in cli.model.parameters() if p.requires_grad)
-    # Two of forty steps warm up.
-    assert made["lr_scheduler"]["interval"] == "step"
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * optimizer.param_groups[0]["initial_lr"])
-
-
-def test_tables_start_at_the_mean_of_words(tmp_path: Path) -> None:
-    cli = started("avsd", tmp_path)
-    words = cli.model.model.language_model.t5.shared.weight
-    red = cli.datamodule.tokenizer.encode("red")
-    tokens = cli.model.model.tokens["video"]
-    assert torch.equal(tokens.table.weight[tokens.classifier.names.index("red")], words[red].mean(0))
-
-
 @pytest.mark.parametrize(
     ("recipe", "overrides", "field"),
     [

@@ -123,25 +123,6 @@ def test_weights_move_as_by_plain_adam_in_either_layout(channels_last: bool) -> 
         assert (parameter - copy).norm() < 1e-3 * (copy - start).norm(), name
 
 
-def test_the_minibatches_go_to_different_steps() -> None:
-    module = tiny()
-    batch, _ = tiny_batch(8)
-    seen: list[tuple[str, list[int], Tensor]] = []
-    for name in ("discriminator_step", "joint_step"):
-
-        def step(part: dict[str, Tensor], z: Tensor, name: str = name) -> Tensor:
-            seen.append((name, part["index"].tolist(), z))
-            return torch.zeros(())
-
-        setattr(module, name, step)
-    module.training_step(batch, 0)
-    assert [(name, index) for name, index, _ in seen] == [
-        ("discriminator_step", [0, 1, 2, 3]),
-        ("joint_step", [4, 5, 6, 7]),
-    ]
-    assert not torch.equal(seen[0][2], seen[1][2])
-
-
 WEIGHTS = {
     "sentence": ("weight_sentence", "real_sentence", "fake_sentence"),
     "word": ("weight_word", "real_word", "fake_word"),
