@@ -237,7 +237,6 @@ class _Section:
                     ],
                     "recorded": len(draws) if band else 0,
                     "galleries": {shown.label: shown.gallery for shown in group},
-                    "holds": _holds(len(lines), [shown.gallery for shown in group]),
                 }
             )  # fmt: skip
         # Expand a run that has pictures.
@@ -250,15 +249,3 @@ class _Section:
 def _from_here(path: Path) -> str:
     root = project_root()
     return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-
-
-def _holds(curves: int, galleries: Sequence[Gallery]) -> str:
-    """Write the numbers of curves, pictures, clips and tables in words; empty if there are none."""
-    kinds = [m.kind for g in galleries for m in g.media]
-    counts = {
-        "curve": curves,
-        "picture": kinds.count("image"),
-        "clip": kinds.count("video"),
-        "table": sum(len(g.sheets) for g in galleries),
-    }
-    return ", ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in counts.items() if count)
