@@ -29,9 +29,8 @@ from assemble.stages.run import run_stage
 from common.errors import STOP, Preempted
 from common.training import data_module
 from papers.avid_cma.module import AVIDModule
-from tests.distributed.harness import free_port, run_distributed
+from tests.distributed.harness import free_port
 from tests.distributed.stages import over
-from tests.distributed.test_training import LAYER
 from tests.m3p.stages import region_network
 from tests.machine import LONG, descendants, group_runs, runs, until
 from tests.resume.killing import compare
@@ -290,38 +289,6 @@ def test_a_signal_during_the_test_ends_it_at_once(tmp_path: Path, monkeypatch: p
     assert not (stage.directory / "record.json").exists()
 
 
-def _stopped_rank(rank: int, stage: StageRequest) -> tuple[int, str]:
-    """Run a rank as torchrun starts it. Only rank 1 gets the signal, in step 2 of 8.
-
-    Returns:
-        Its steps, and how it ends. If it ended with an error, the launcher would end rank 0 before it has saved.
-    """
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
-        TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
-    )  # fmt: skip
-    original, steps = AVIDModule.training_step, []
-
-    def training_step(self: AVIDModule, inputs: Any, batch_idx: int) -> Any:
-        steps.append(batch_idx)
-        if rank == 1 and len(steps) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, inputs, batch_idx)
-
-    AVIDModule.training_step = training_step  # type: ignore[method-assign]
-    try:
-        run_stage(stage)
-    except (Preempted, SystemExit) as end:
-        return len(steps), f"{type(end).__name__} {getattr(end, 'code', '')}"
-    return -1, "went on"
-
-
-def test_all_ranks_leave_after_the_same_step(tmp_path: Path) -> None:
-    stage = request("avid/avid_joint", tmp_path, layer=over(LAYER, 2))
-    assert run_distributed(_stopped_rank, 2, stage) == [[2, "Preempted "], [2, "SystemExit 0"]]
-    assert torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
-
-
 #: The call that rank 0 has begun, and the call that rank 1 has ended, when the signal comes.
 MOMENTS: dict[str, tuple[tuple[Any, str], tuple[Any, str]]] = {
     "joining": ((torch.distributed, "init_process_group"), (run, "prepare_folder")),
@@ -332,7 +299,7 @@ MOMENTS: dict[str, tuple[tuple[Any, str], tuple[Any, str]]] = {
 
 
 def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
-    """Run a rank, as Lightning starts it. At this moment, rank 1 sends SIGHUP to both."""
+    """Run a rank, as Lightning starts it. At this moment SIGTERM comes to both, or during training to rank 1 only."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
         TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo",
@@ -347,7 +314,7 @@ def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
     def ended(*args: Any, **named: Any) -> Any:
         result = original(*args, **named)
         until(reached.exists)
-        os.killpg(0, signal.SIGHUP)
+        os.kill(os.getpid() if moment == "training" else 0, signal.SIGTERM)
         return result
 
     setattr(owner, name, ended if rank else begun)
@@ -364,7 +331,7 @@ def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
         ("vx2text/avsd", "joining", None),
     ],
 )
-def test_two_ranks_end_soon_when_their_group_gets_a_signal(
+def test_two_ranks_end_soon_after_the_same_step(
     name: str, moment: str, step: int | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Both ranks end even if one waits for the other, which has ended."""
@@ -380,6 +347,7 @@ def test_two_ranks_end_soon_when_their_group_gets_a_signal(
         except (Preempted, SystemExit) as stop:
             status = stop.status if isinstance(stop, Preempted) else stop.code
         finally:
+            (tmp_path / f"status{rank}").write_text(str(status), encoding="utf-8")
             os._exit(status)
     try:
         until((tmp_path / "reached").exists)
@@ -388,7 +356,9 @@ def test_two_ranks_end_soon_when_their_group_gets_a_signal(
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(group, 0)[1])
-    assert status == 128 + signal.SIGHUP
+    assert status == 128 + signal.SIGTERM
+    # If rank 1 ended with an error, the launcher would end rank 0 before it has saved.
+    assert (tmp_path / "status1").read_text(encoding="utf-8") == "0"
     assert "Traceback" not in capfd.readouterr().out
     last = stage.directory / "checkpoints" / "last.ckpt"
     assert (torch.load(last, weights_only=True)["global_step"] if last.exists() else None) == step
