@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -277,15 +276,6 @@ def test_the_share_of_a_training(steps: int, epochs: int | None, batch: int, sha
     trainer: Any = SimpleNamespace(max_steps=steps, max_epochs=epochs, num_training_batches=10)
     trainer.global_step = 2 * (batch + 1)  # two optimizers step in every batch
     assert callbacks.Progress._share(trainer, batch + 1) == share
-
-
-def test_a_checkpoint_that_cannot_be_written_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints = callbacks.WholeCheckpoints("Net")
-    full = RuntimeError("inside torch")
-    full.__context__ = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(torch, "save", Mock(side_effect=full))
-    with pytest.raises(OSError, match=r"No space left on device: .*last\.ckpt"):
-        checkpoints.save_checkpoint({}, tmp_path / "last.ckpt")
 
 
 def test_the_best_weights_are_kept_and_the_first_win_a_tie() -> None:
