@@ -77,15 +77,15 @@ class Estimate:
 
     parameters: int
     peak_bytes: int
-    checkpoint_bytes: int
     convolution_flops: int
     other_flops: int
     steps: int | None
-    size: int
-    accumulated: float
-    devices: int
     precision: str
-    loader_bytes: int
+    checkpoint_bytes: int = 0
+    size: int = 1
+    accumulated: float = 1
+    devices: int = 1
+    loader_bytes: int = 0
 
     @property
     def flops(self) -> int:
@@ -135,15 +135,10 @@ def estimate_test(run: RunConfiguration) -> Estimate:
     return Estimate(
         parameters=sum(p.numel() for p in cli.model.parameters()),
         peak_bytes=meter.peak,
-        checkpoint_bytes=0,
         convolution_flops=convolution,
         other_flops=products,
         steps=example.batches,
-        size=1,
-        accumulated=1,
-        devices=1,
         precision=str(run.config["trainer"]["precision"]),
-        loader_bytes=0,
     )
 
 
@@ -191,8 +186,6 @@ def fake_training(
     callbacks: Sequence[pl.Callback] = (StopAfter(1),),
 ) -> tuple[SyntheticTraining, fake_step.MemoryMeter, FlopCounterMode]:
     """Train on tensors without storage, as on CUDA. `watch` is active during the training."""
-    if not run.trains:
-        raise StageError(f"{run.recipe} does not train")
     mode = FakeTensorMode(allow_non_fake_inputs=device == CPU)
     meter, counter = fake_step.MemoryMeter(), fake_step.operation_counter()
     arguments = {
