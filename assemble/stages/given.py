@@ -110,6 +110,7 @@ def given_lines(source: Tables, given: Mapping[str, Given], absent: Sequence[str
         rows.append((stage, file.path.name, source.released[stage].origin if file.source else "your file"))
     for stage in absent:
         released = source.released[stage]
-        rows.append((stage, f"missing: {released.file}", f"{released.origin}; the stages that need it are left out"))
+        rows.append((stage, f"missing: {released.file}", released.origin))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return [*lines, *["stages that need a missing file are left out"] * bool(absent)]

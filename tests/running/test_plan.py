@@ -324,7 +324,7 @@ def test_files_stand_for_stages_and_what_starts_from_them_runs(
     runs = [*(f"{name}_{split}@avid" for name in ("ucf", "hmdb") for split in (1, 2, 3)), "esc@avid", "dcase@avid"]
     assert states == {"avid": "given", **dict.fromkeys(runs, "run")}
     assert "missing: AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar  https://github.com" in out
-    assert "AVID-CMA (CC BY-NC 4.0); the stages that need it are left out" in out
+    assert "AVID-CMA (CC BY-NC 4.0)\nstages that need a missing file are left out\n" in out
     # A job on a cluster gets the file, too, and the flag says whether it is the authors'.
     assert main(["plan", "avid", "--scale", "paper", *flags, "--stages", "esc@avid", "--format", "shell"]) == 0
     (command,) = [line for line in capsys.readouterr().out.splitlines() if " fit " in line]
