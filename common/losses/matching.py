@@ -46,8 +46,8 @@ def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor
 def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Apply `candidate_matching` to a batch of true pairs: each image picks a text, and each text an image.
 
-    Row i of `logits` is image i, column j is text j. Two pairs that share any of their K numbers in `group` show the
-    same thing, so neither is a negative of the other.
+    Row i of `logits` is image i, column j is text j. If two pairs agree in any of the K columns
+    of `group`, they show the same thing and are not negatives of each other.
 
     Shapes:
         logits [B, B]; group [B] or [B, K] -> two scalars

@@ -107,9 +107,8 @@ class Replicated(nn.Module):
         differing = (checksums != checksums[:1]).any(dim=1).nonzero().flatten().tolist()
         if differing:
             raise RuntimeError(
-                f"{name} differs between ranks: rank(s) {differing} disagree with rank 0. Every rank must start from "
-                "the same state (synchronize(), or the same checkpoint restored) and see the same updates in the same "
-                "order."
+                f"{name} differs between ranks: rank(s) {differing} disagree with rank 0. Start every rank from "
+                "the same state (synchronize() or the same checkpoint) and make the same updates in the same order."
             )
 
 

@@ -22,8 +22,8 @@ def update_average(averages: Iterable[Tensor], sources: Iterable[Tensor], moment
 class MomentumPair(nn.Module):
     """A network and the moving average of its weights.
 
-    The average starts as an exact copy and receives no gradient. It follows the pair into training mode, but its
-    buffers are copied from the network, not computed from batches.
+    The average starts as an exact copy and receives no gradient. It is in training mode if the
+    pair is, but it never sees a batch, so its buffers are copies.
 
     Examples:
         >>> pair = MomentumPair(nn.Linear(4, 2))

@@ -156,7 +156,7 @@ def folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
 def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
     """Compute the recalls, median and mean of ranks [Q] in a gallery of a given size."""
     ranks = ranks.double()
-    # A query without a valid score has the size of the gallery as rank, which is never a hit.
+    # If a query has no valid score, its rank is the size of the gallery, which is never a hit.
     summary = {f"{direction}_r{k}": 100 * (ranks < min(k, gallery)).double().mean() for k in (1, 5, 10)}
     return summary | {f"{direction}_medr": ranks.quantile(0.5).floor() + 1, f"{direction}_meanr": ranks.mean() + 1}
 

@@ -348,7 +348,7 @@ def read_export(folder: Path, paper: str) -> Trained:
             raise StageError(f"{path}: files lists {name}, which is outside the export")
         with parsing(folder / name, StageError):
             if digest(folder / name, "sha256") != expected.get("sha256"):
-                raise ValueError(f"does not have the SHA-256 of {CONFIGURATION}: copy it or export the model again")
+                raise ValueError(f"SHA-256 differs from {CONFIGURATION}: copy the file or export the model again")
     with parsing(folder / WEIGHTS, StageError), safe_open(folder / WEIGHTS, framework="pt") as opened:
         weights = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
         shared = json.loads((opened.metadata() or {}).get("shared", "{}"))

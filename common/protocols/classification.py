@@ -242,7 +242,7 @@ class ActionRecognition(Classification):
 
     @property
     def encoder_learns(self) -> bool:
-        # DDP needs a gradient of every parameter. During warm-up, it is dropped before the step.
+        # DDP needs gradients of all parameters; during warm-up, the encoder's are dropped before the step.
         return not self.warming_up or self.trainer.world_size > 1
 
     def on_after_backward(self) -> None:

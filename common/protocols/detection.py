@@ -348,7 +348,7 @@ class BoxTransform:
         if not self.sizes:
             raise ValueError("sizes: expected at least one")
         if self.max_size < max(*self.sizes, self.test_size):
-            raise ValueError(f"max_size ({self.max_size}) must not be smaller than one of sizes or test_size")
+            raise ValueError(f"max_size ({self.max_size}) must be at least test_size and each of sizes")
 
     def with_training(self, training: bool) -> BoxTransform:
         """Return the same transform for training or for a test."""

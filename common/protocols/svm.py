@@ -190,7 +190,7 @@ class MultiLabelSVM(FeatureSVM):
         feature_map = self.encoder.forward_map(images)  # type: ignore[operator]
         channels = getattr(self.encoder, "num_features", feature_map.shape[1])  # timm's networks have it
         if feature_map.ndim != 4 or feature_map.shape[1] != channels:
-            raise ValueError("model.image_encoder: the SVM pools a map [B, C, h, w]: take a convolutional network")
+            raise ValueError("model.image_encoder: the SVM pools a map [B, C, h, w]: use a convolutional network")
         return F.normalize(F.adaptive_avg_pool2d(feature_map.float(), self.pool).flatten(1))
 
     def on_test_epoch_start(self) -> None:

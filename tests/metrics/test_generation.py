@@ -108,7 +108,7 @@ def test_inception_score_of_sure_and_of_blind_classifiers(probabilities: Any, sp
     meter = InceptionScore(splits, total=len(probabilities))
     meter.update(torch.arange(len(probabilities)), probabilities)
     assert meter.compute()[0] == pytest.approx(expected)
-    with pytest.raises(ValueError, match="without an image"):
+    with pytest.raises(ValueError, match="an image in each"):
         InceptionScore().compute()
     with pytest.raises(ValueError, match="10 parts"):
         InceptionScore(10, total=9)

@@ -148,7 +148,7 @@ def test_damage_is_named(damaged: Path) -> None:
     whole = weights.read_bytes()
     for content in (whole[:-1000], whole + b"1", whole[:-1] + bytes([whole[-1] ^ 1])):
         weights.write_bytes(content)
-        refused(damaged, "model.safetensors: does not have the SHA-256")
+        refused(damaged, "model.safetensors: SHA-256 differs")
     weights.unlink()
     refused(damaged, "model.safetensors: No such file")
     os.mkfifo(weights)
@@ -159,7 +159,7 @@ def test_damage_is_named(damaged: Path) -> None:
     text = config.read_text(encoding="utf-8")
     for name in ("model.safetensors", "record.json"):  # else they could be links to any file
         changed(damaged, lambda document, name=name: document["files"].pop(name))
-        refused(damaged, f"{name}: does not have the SHA-256")
+        refused(damaged, f"{name}: SHA-256 differs")
         config.write_text(text, encoding="utf-8")
     config.write_text(text[:-40], encoding="utf-8")
     refused(damaged, r"config\.json: Unterminated")

@@ -66,6 +66,6 @@ class InceptionScore:
         known = gather_objects([] if self._sums is None else [self._sums.cpu()])
         sums = torch.stack(known).sum(0) if known else torch.zeros(self.splits, 2)
         if not bool((sums[:, 0] > 0).all()):
-            raise ValueError("the inception score has a part without an image")
+            raise ValueError("the inception score needs an image in each of its parts")
         scores = torch.stack([_score(part[0], part[1], part[2:]) for part in sums])
         return float(scores.mean()), float(scores.std(correction=0))
