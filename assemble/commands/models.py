@@ -267,10 +267,8 @@ def _arrays(path: Path) -> dict[str, Any]:
 # -- the other commands -----------------------------------------------------------------------------------------------
 
 
-def _special(command: str, paper: str, options: ModelOptions, clip: Path | None = None) -> Any:
+def _special(command: str, paper: str, options: ModelOptions) -> Any:
     """Load the trained model of a paper, for a command that calls one of its methods."""
-    if clip is not None and not clip.exists():
-        raise StageError(f"{clip} does not exist")
     kind = _kind(paper, options, command, lambda kind: hasattr(kind, command))
     return kind.from_export(options.checkpoint, options.device)
 
@@ -294,7 +292,7 @@ def answer(
     speech: Speech = (),
 ) -> int:
     """Answer a question about a clip with a trained model."""
-    trained = _special("answer", paper, model, clip)
+    trained = _special("answer", paper, model)
     _print_notes(trained.notes(question, speech, known, turn, option))
     print(trained.answer(clip, question, speech=speech, options=option, history=turn, known=known))
     return 0
@@ -302,7 +300,7 @@ def answer(
 
 def caption(paper: SpecialPaper, clip: Clip, *, model: ModelOptions, speech: Speech = ()) -> int:
     """Describe a clip with a trained model."""
-    trained = _special("caption", paper, model, clip)
+    trained = _special("caption", paper, model)
     _print_notes(trained.notes(speech=speech))
     print(trained.caption(clip, speech=speech))
     return 0

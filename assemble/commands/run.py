@@ -112,8 +112,6 @@ def test(name: StageName, *overrides: str, options: TrainedStage) -> int:
     request = _one_stage(name, overrides, options)
     from assemble.stages import modes
 
-    if checkpoint is not None and not checkpoint.is_file():
-        raise StageError(f"--checkpoint {checkpoint} is not a file: give a stage's checkpoints/last.ckpt")
     return modes.measure(request, checkpoint, options.validation)
 
 

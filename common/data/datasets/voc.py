@@ -88,8 +88,6 @@ class PascalVOC(MediaDataset):
             prefix = prefix_of(lists.parent.parent, self.root)
             for name in listing.classes:
                 path = lists / f"{name}_{split}.txt"
-                if not path.is_file():
-                    raise self._lacks(path, f"the list of class {name!r} is missing")
                 with parsing(path, DatasetError):
                     for image, state in map(str.split, read_lines(path)):
                         states.setdefault(f"{prefix}JPEGImages/{image}", []).append(_STATES[state])
@@ -104,13 +102,8 @@ class PascalVOC(MediaDataset):
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         label_of = {name: label for label, name in enumerate(listing.classes)}
-        boxes = []
-        for clip in listing:
-            path = clip.path.parent.parent / "Annotations" / f"{clip.path.stem}.xml"
-            if not path.is_file():
-                raise self._lacks(path, "the boxes of an image are missing")
-            boxes.append(_read_boxes(path, label_of))
-        return boxes
+        paths = [clip.path.parent.parent / "Annotations" / f"{clip.path.stem}.xml" for clip in listing]
+        return [_read_boxes(path, label_of) for path in paths]
 
     def _options(self) -> dict[str, object]:
         return {"years": self.years}
