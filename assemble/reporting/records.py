@@ -329,7 +329,7 @@ def find(
     scale: str | None = None,
     strict: bool = False,
 ) -> list[Record]:
-    """Yield every record under a folder of runs, in order. Skip malformed ones with a warning, unless `strict`."""
+    """List the records under a folder of runs, in order. Skip malformed ones with a warning, unless `strict`."""
     records = []
     for folder in run_folders(root, paper_named(paper).name if paper else "*", scale or "*"):
         try:
