@@ -100,7 +100,7 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def card_usage(cls, trained: Trained) -> str:
-        """Return the field of the paper's `model_card.yaml` with the code that uses `model`."""
+        """Return which field of the paper's `model_card.yaml` shows the code that uses `model`."""
         return "usage"
 
     @classmethod

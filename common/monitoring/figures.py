@@ -93,7 +93,7 @@ def chart(rows: int = 1, columns: int = 1, size: tuple[float, float] = (4, 3)) -
 
 def image_grid(rows: Sequence[GridRow], title: str = "") -> Figure:
     """Draw rows of images, with a title above each row and texts below the images."""
-    # All images share a pair of axes: a pair per image would take seconds to lay out.
+    # All images share one `Axes`, because one for each image would take seconds to lay out.
     columns = max(len(row.cells) for row in rows)
     below = max((cell.text.count("\n") + 1 for row in rows for cell in row.cells if cell.text), default=0)
     images = [cell.image for row in rows for cell in row.cells if cell.image is not None]

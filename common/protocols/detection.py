@@ -225,7 +225,7 @@ class Detection(pl.LightningModule):
         synchronization = getattr(self.trainer.strategy, "_layer_sync", None)
         if synchronization is not None:
             synchronization.apply(self)
-        # The head draws its crops at random.
+        # The head draws random crops. Restore the random state afterwards.
         with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(0)
             moved = (self.trainer.strategy.batch_to_device(batch, self.device) for batch in islice(loader(), batches))

@@ -49,7 +49,7 @@ class ImageEvaluation(ABC):
 
     @abstractmethod
     def why_not(self, metric: str) -> str:
-        """Say why a metric cannot be measured (missing network or unknown name); empty if it can."""
+        """Say why a metric cannot be measured (missing network or unknown name); empty if it can be measured."""
 
     @abstractmethod
     def begin(self, module: pl.LightningModule) -> None:
