@@ -1,6 +1,5 @@
 """The data modules of VX2TEXT: batches, seeds, clips without sound, broken clips, every item once."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from common.data.datasets.tvc import TVC
 from common.data.datasets.tvqa import TVQA
 from common.data.listing import Clip
 from common.data.media import MediaError
-from common.data.worlds.narrated import COLOURS, DIRECTIONS, PITCHES, QUESTIONS, SHAPES, TIMBRES, NarratedWorld
+from common.data.worlds.narrated import COLOURS, DIRECTIONS, PITCHES, SHAPES, TIMBRES, NarratedWorld
 from common.training.examples import RandomTensors
 from papers.vx2text.clips import AudioInput, ClipReader, LogMel, VideoInput
 from papers.vx2text.data import (
@@ -90,52 +89,6 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 
 
 # -- batches -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_batch_of_dialogues(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
-    data = attached(dialogs(world, tokenizer))
-    assert data.modalities == ("video", "audio")
-    batch = next(iter(data.train_dataloader()))
-    assert batch["video"].shape == (4, 1, 3, 6, 24, 24)
-    assert batch["video"].dtype == torch.float32
-    assert batch["audio"].shape == (4, 1, 1, 33, 32)
-    for name in ("video", "audio"):
-        assert batch[f"{name}_present"].tolist() == [True] * 4
-    ids, labels = batch["input_ids"], batch["labels"]
-    assert ids.dtype == labels.dtype == torch.int64
-    for row in ids:
-        assert row[row < 0].tolist() == [-1, -2, -3, -101, -102]
-        # Padding only at the end, after the end of the text.
-        text = row[: int((row != 0).sum())]
-        assert text[-1] == 1
-        assert (row[len(text) :] == 0).all()
-    for row, answer in zip(labels, batch["answer_text"]):
-        assert tokenizer.decode(row[row != -100].tolist()) == answer
-        assert row[row != -100][-1] == 1
-    assert batch["correct"].tolist() == [-1] * 4
-    assert len(set(batch["clip"]) & data.dataset.words().keys()) == len(set(batch["clip"]))
-    for asked, kind in zip(batch["question_text"], batch["kind"]):
-        assert QUESTIONS[kind] == asked
-    assert "options" not in batch
-    assert "answer_options" not in batch
-
-
-def test_each_turn_is_trained_on_and_the_last_is_tested(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
-    data = dialogs(world, tokenizer)
-    training, validation, test = (data.items(split, split == "train") for split in ("train", "validation", "test"))
-    assert (len(training), len(validation), len(test)) == (9 * 4, 2 * 4, 7)
-    for place in range(4):
-        example = training.examples[place]
-        assert len(example.history) == place
-        assert training.listing[place].path.stem == "N0000"
-    assert [test[place]["kind"] for place in range(7)] == list(QUESTIONS)
-    for place in range(7):
-        sample = test[place]
-        assert sample["references"][0] == sample["answer_text"]
-        assert len(sample["references"]) == 6
-    said = training.examples[3].history
-    assert [turn[0] for turn in said] == [training.examples[place].question for place in range(3)]
-    assert [turn[1] for turn in said] == [training.examples[place].answer for place in range(3)]
 
 
 def test_parts_of_the_prompt_can_be_left_out(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
@@ -253,25 +206,6 @@ def test_the_original_answer_comes_first_where_it_is_a_reference(tokenizer: Text
 # -- text in the places of tokens --------------------------------------------------------------------------------------
 
 
-def test_true_words_in_the_places_of_tokens(world: NarratedWorld, tokenizer: TextTokenizer) -> None:
-    data = attached(dialogs(world, tokenizer, slots="words", replaced=0.0, prompt=replace(LIMITS, audio_tokens=1)))
-    batch = next(iter(data.train_dataloader()))
-    assert "video" not in batch
-    assert (batch["input_ids"] >= 0).all()
-    items = data.items("train", True)
-    for place in range(0, 36, 4):
-        ids = items[(3, place)]["input_ids"]
-        video = ids.index(tokenizer.encode("video")[0])
-        audio = ids.index(tokenizer.encode("audio")[0])
-        true = world.scene("avsd/train", place // 4)
-        assert set(ids[video + 2 : video + 5]) == set(tokenizer.encode(" ".join(true.video_words)))
-        assert ids[audio + 2 : audio + 4] == tokenizer.encode(true.audio_category)
-        assert ids[audio + 4] == tokenizer.encode("speech")[0]
-    orders = {tuple(items[(epoch, 0)]["input_ids"]) for epoch in range(20)}
-    assert len(orders) > 3
-    assert items[(5, 0)]["input_ids"] == items[(5, 0)]["input_ids"]
-
-
 def test_words_are_replaced_as_often_as_asked() -> None:
     rng = np.random.default_rng(0)
     rows = [noisy_words(("red", "circle", "left"), 3, VIDEO_WORDS, 0.15, rng) for _ in range(2000)]
@@ -292,22 +226,6 @@ def categories(world: NarratedWorld, modality: str) -> CategoryData:
     if modality == "audio":
         options |= {"fold": 1, "test_split": "test"}
     return CategoryData(dataset, NAMES[modality], modality, video=VIDEO, audio=AUDIO, **options)
-
-
-@pytest.mark.parametrize("modality", ["video", "audio"])
-def test_source_clips_with_their_words(world: NarratedWorld, modality: str) -> None:
-    data, names = attached(categories(world, modality)), NAMES[modality]
-    batch = next(iter(data.train_dataloader()))
-    assert batch[modality].shape == ((4, 1, 3, 6, 24, 24) if modality == "video" else (4, 1, 1, 33, 32))
-    assert batch["words"].dtype == torch.bool
-    assert batch["words"].sum(1).tolist() == [3 if modality == "video" else 1] * 4
-    items = data.items(data.train_split, False)
-    for place in range(0, len(items), 7):
-        own = {names[number] for number in items[place]["words"].nonzero().flatten().tolist()}
-        name = items.listing.classes[int(items[place]["label"])].replace("_", " ")
-        assert own == (set(name.split()) if modality == "video" else {name})
-    tested = [index for batch in data.test_dataloader() for index in batch["index"].tolist()]
-    assert tested == list(range(5 if modality == "video" else 6))
 
 
 def test_classes_and_categories() -> None:

@@ -68,28 +68,6 @@ def small(root: Path, **changes: Any) -> TextToImageData:
 
 
 # ------------------------------------------------------------------------------------------------------------ training
-def test_batches_hold_several_minibatches(world: TwoObjectsWorld) -> None:
-    data = attached(mini(world, minibatches=2))
-    assert data.batch_size == 4
-    loader = data.train_dataloader()
-    batches = list(loader)
-    assert len(loader) == len(batches) == 3  # 24 images, 8 at a time
-    for batch in batches:
-        assert {name: tuple(value.shape) for name, value in batch.items()} == {
-            "image": (8, 3, 32, 32),
-            "index": (8,),
-            "caption": (8,),
-            "skipped": (8,),
-            "tokens": (8, T),
-            "length": (8,),
-        }
-        assert batch["image"].dtype == torch.float32
-        assert 0 <= batch["image"].min() <= batch["image"].max() <= 1
-        assert (batch["tokens"] != 0).sum(1).tolist() == batch["length"].tolist()
-        assert 13 <= batch["length"].min() <= batch["length"].max() <= 16
-    assert sorted(torch.cat([batch["index"] for batch in batches]).tolist()) == list(range(24))
-
-
 def test_halves_of_a_batch_are_the_same_minibatches_for_any_number_of_processes(world: TwoObjectsWorld) -> None:
     whole = next(iter(attached(mini(world)).train_dataloader()))["index"].split(4)
     ranks = [
@@ -173,20 +151,6 @@ def test_what_is_measured_on_does_not_depend_on_the_seed(world: TwoObjectsWorld)
     for mine, theirs in zip(first.test_dataloader(), second.test_dataloader(), strict=True):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-
-
-def test_truth_of_the_draws(world: TwoObjectsWorld) -> None:
-    data = attached(mini(world))
-    truth, reference = data.attributes("test"), data.attributes("reference")
-    assert (truth.shape, reference.shape) == ((7, 5), (12, 5))
-    for batch in data.test_dataloader():
-        for text, index in zip(data.texts("test", batch["caption"]), batch["index"].tolist()):
-            assert read_caption(text) == tuple(truth[index].tolist())
-    expected = world.draw("val", range(12)).images
-    for batch in data.reference_loader():
-        for index, image in zip(batch["index"].tolist(), batch["image"]):
-            row = data.items_of("reference")[1]["image"][index]
-            assert (image * 255).round().byte().permute(1, 2, 0).numpy().tolist() == expected[row].tolist()
 
 
 # ----------------------------------------------------------------------------------------------------------- narratives
