@@ -504,17 +504,10 @@ def expand(
         if tables or rows:
             raise ReportingError(f"{source.path}: stage {name!r} is in none of the chosen tables and rows")
         _need(name, scale, source, needed)
-    chosen: dict[str, StageInstance] = {}
-
-    def keep(instance: StageInstance) -> None:
-        for parent in instance.parents.values():
-            keep(needed[parent])
-        chosen.setdefault(instance.id, instance)
-
-    for candidate in needed.values():
-        if candidate.id in stages or candidate.stage in stages:
-            keep(candidate)
-    return list(chosen.values())
+    chosen = {candidate.id for candidate in needed.values() if candidate.id in stages or candidate.stage in stages}
+    for candidate in reversed(needed.values()):  # Parents come before their children.
+        chosen |= {*candidate.parents.values()} if candidate.id in chosen else set()
+    return [candidate for candidate in needed.values() if candidate.id in chosen]
 
 
 def _need(instance: str, scale: str, source: Tables, needed: dict[str, StageInstance]) -> None:
