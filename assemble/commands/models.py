@@ -374,7 +374,6 @@ def export(
     if push and not re.fullmatch(r"[\w.-]+/[\w.-]+", push):
         raise StageError(f"--push {push}: write a repository of the Hub as USER/NAME")
     _check_exists(checkpoint)
-    files.require_writable(output.parent, "--output")
     if layout == EXPORT_LAYOUT:
         written = write_export(trained_model(name), checkpoint, output, push)
     else:
