@@ -1,4 +1,4 @@
-"""Worlds that several test files read, rendered once, and a cache folder for one test."""
+"""Fixtures for the data tests: rendered worlds that several files share, and a separate cache folder for a test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.data.worlds import as_it_was, tiny
 
 @pytest.fixture(scope="session")
 def rendered() -> Callable[[type[World]], Any]:
-    """Return a function that renders a kind's small world once and checks its files. Tests must not change them."""
+    """Return a function that renders a kind's small world once and checks its files. Tests must not change it."""
 
     @cached
     def of(kind: type[World]) -> Any:
@@ -27,7 +27,7 @@ def rendered() -> Callable[[type[World]], Any]:
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a cache folder in which new files count as settled at once."""
+    """Make an empty cache folder, and let the cache trust new files at once instead of after a few seconds."""
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
     return tmp_path / "cache"

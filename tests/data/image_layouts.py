@@ -1,4 +1,4 @@
-"""Tiny sets of pictures and captions with real JPEG files, in the layouts of the real ones."""
+"""Write tiny image data sets with real JPEG files, in the file layouts of the published data sets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.data.datasets.coco import Annotated, Instance, Vocabulary, coco_name
 from common.data.datasets.localized_narratives import write_narratives
 from common.data.regions import Regions, write_regions
 
-#: Sizes of pictures and of regions' features.
+#: The size of the pictures, the length of a region's features, and the number of region classes.
 HEIGHT, WIDTH, FEATURES, CLASSES = 30, 40, 6, 5
 
 CATEGORIES = ("person", "dog", "car")
@@ -32,7 +32,7 @@ NARRATIVES = (
 
 
 def regions(number: int, count: int = 3, distribution: bool = False) -> Regions:
-    """Regions whose content depends on the number."""
+    """Make random region features, seeded with `number`."""
     rng = np.random.default_rng(number)
     corners = np.sort(rng.uniform(0, 1, (count, 2, 2)), axis=1) * (WIDTH, HEIGHT)
     shares = rng.dirichlet(np.ones(CLASSES), count).astype(np.float32)
@@ -72,9 +72,9 @@ def write_coco(
     year: str = "2017",
     captions: Mapping[str, Sequence[str]] | None = None,
 ) -> Path:
-    """Write COCO: image k of a split has k objects, of the categories in turn. The files name the last image first.
+    """Write COCO. Image k has k objects, whose categories alternate. The annotation files list the images in reverse.
 
-    `captions` gives the captions of each image of a split; the others' captions name the image.
+    `captions` maps a split to the captions of each image. Other splits get captions with the image number.
     """
     for split, count, first in (("train", train, 9), ("val", val, 5000)):
         images = []
@@ -93,7 +93,7 @@ def write_coco(
 
 
 def write_karpathy(root: Path, train: int = 3, restval: int = 2, val: int = 2, test: int = 2) -> Path:
-    """Write COCO 2014 with Karpathy's list, in which the image numbers decrease."""
+    """Write COCO 2014 and Karpathy's list of its splits, in order of decreasing image number."""
     number, parts = 911, {}
     for split, count in (("test", test), ("train", train), ("val", val), ("restval", restval)):
         parts[split] = []
@@ -113,7 +113,7 @@ def write_voc(
     classes: Sequence[str] = VOC_CLASSES,
     nested: bool = True,
 ) -> Path:
-    """Pascal VOC of one year: image k shows class k and, as a difficult example, the next one."""
+    """Write Pascal VOC of one year. Image k shows class k and, marked as difficult, class k + 1."""
     folder = root / "VOCdevkit" / f"VOC{year}" if nested else root / f"VOC{year}"
     splits = {"train": 2, "val": 3, "test": 3} if splits is None else splits
     images, parts = [], {}
@@ -135,7 +135,7 @@ def write_voc(
 def write_imagenet(
     root: Path, classes: Sequence[str] = ("n01440764", "n01443537", "n02110958"), train: int = 3, val: int = 1
 ) -> Path:
-    """ImageNet: class folders in both splits."""
+    """Write ImageNet with class folders in both splits."""
     for label, name in enumerate(classes):
         for number in range(train):
             write_image(root / "train" / name / f"{name}_{number}.JPEG", 100 * label + number)
@@ -155,13 +155,13 @@ def write_ln_coco(root: Path, parts: int = 2, folder: str = "") -> Path:
 
 # ---------------------------------------------------------------------------------------------------- languages
 def write_features(path: Path, keys: Sequence[str]) -> Path:
-    """Region features of some pictures."""
+    """Write random region features of the pictures `keys`."""
     write_regions(path, ((key, regions(number)) for number, key in enumerate(keys)))
     return path
 
 
 def write_conceptual_captions(root: Path, headed: bool = False) -> Path:
-    """Four rows, the third blank."""
+    """Write four training captions, of which the third is blank."""
     texts = ["a \"quoted' dog", "two  cats", " ", "a tree , alone"]
     if headed:
         cells = [text.replace('"', '""') for text in texts]
@@ -175,7 +175,7 @@ def write_conceptual_captions(root: Path, headed: bool = False) -> Path:
 
 
 def write_multi30k(root: Path, packed: bool = True, images: bool = True) -> Path:
-    """Write two images for training and one in each other split. Without `packed`, write plain files in the root."""
+    """Write two training images and one image per other split. Without `packed`, put plain files into the root."""
     for split, keys in (("train", FLICKR[:2]), ("val", FLICKR[2:]), ("test", ("5",))):
         captions = {language: [[f"{language} of {key}"] for key in keys] for language in ("fr", "cs")}
         for language in ("en", "de"):
@@ -200,7 +200,7 @@ def _of_coco(text: str) -> list[Annotated]:
 
 
 def write_coco_karpathy(root: Path) -> Path:
-    """Write one image for training, one of `restval`, and one for testing."""
+    """Write one image for `train`, one for `restval`, and one for `test`."""
     images = _of_coco("caption {}  of {}")
     root.mkdir(parents=True, exist_ok=True)
     coco_karpathy.write_karpathy(root, {"train": images[:1], "restval": images[1:2], "test": images[2:]})
@@ -210,14 +210,14 @@ def write_coco_karpathy(root: Path) -> Path:
 
 
 def write_stair(root: Path, folder: str = "") -> Path:
-    """Japanese captions of the images of `write_coco_karpathy`."""
+    """Write Japanese captions for the images of `write_coco_karpathy`."""
     images = _of_coco("キャプション {} {}")
     stair_captions.write_stair_captions(root / folder, {"train2014": images[:1], "val2014": images[1:]}, "")
     return root
 
 
 def write_coco_cn(root: Path, folder: str = "coco-cn-version1805v1.1") -> Path:
-    """Chinese captions of the same images; the first has two."""
+    """Write Chinese captions for the images of `write_coco_karpathy`. The first image has two captions."""
     texts = (["一只 狗", "狗"], ["两只猫"], ["三只鸟"])
     coco_cn.write_coco_cn(root, {split: [(key, own)] for split, key, own in zip(("train", "val", "test"), COCO, texts)})
     home = root / "coco-cn-version1805v1.1"
@@ -228,7 +228,7 @@ def write_coco_cn(root: Path, folder: str = "coco-cn-version1805v1.1") -> Path:
 
 
 def write_wikipedia(root: Path, languages: Sequence[str] = ("en", "zh_yue")) -> Path:
-    """Three sentences for training and one for validation."""
+    """Write three training sentences and one validation sentence per language."""
     for language in languages:
         write_lines(root / f"{language}.train.txt", [f"\ufeffOne {language}.\r", "", "Twö.", "  ", "Three"])
         write_lines(root / f"{language}.valid.txt", ["Held out."])

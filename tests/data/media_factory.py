@@ -1,4 +1,4 @@
-"""Small media files for tests, written with PyAV."""
+"""Write small media files for tests with PyAV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from common.data.listing import NUMBERS, Clip, Listing, file_names
 from common.data.sequences import Texts
 
-# By suffix, the codecs of a container: (video codec, pixel format, audio codec).
+# Map the suffix of a container to its codecs: (video codec, pixel format, audio codec).
 CODECS = {
     ".mp4": ("libx264", "yuv420p", "aac"),
     ".mkv": ("libx264", "yuv420p", "flac"),
@@ -38,18 +38,18 @@ def listing_of(root: Path, clips: Sequence[Clip], classes: Sequence[str] = "abc"
 
 
 def numbered_frames(count: int, size: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Make gray frames whose level shows their number (steps of 3 levels, repeating every 80): [count, H, W, 3]."""
+    """Make gray frames [count, H, W, 3]. Frame k has gray level 3 * (k mod 80), so tests can recognize the frame."""
     levels = (8 + 3 * (np.arange(count) % 80)).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (count, *size, 3)).copy()
 
 
 def frame_numbers(frames: npt.NDArray[np.uint8]) -> list[int]:
-    """Read the numbers back (modulo 80) from decoded frames [T, H, W, 3]."""
+    """Return the numbers (modulo 80) of frames [T, H, W, 3] that `numbered_frames` made, after decoding."""
     return [round((float(level) - 8) / 3) for level in frames.reshape(len(frames), -1).mean(axis=1)]
 
 
 def tone(seconds: float, rate: int, frequency: float = 440.0, channels: int = 1) -> npt.NDArray[np.float32]:
-    """Make a sine whose level rises slowly, so that its level shows the time: [channels, N]."""
+    """Make a sine [channels, N] that slowly gets louder, so that tests can tell the time from the loudness."""
     time = np.arange(round(seconds * rate)) / rate
     wave_form = (0.1 + 0.7 * time / max(seconds, 1e-9)) * np.sin(2 * np.pi * frequency * time)
     return np.repeat(wave_form[None].astype(np.float32), channels, axis=0)
@@ -68,7 +68,7 @@ def write_video(
     b_frames: int = 0,
     codec: str | None = None,
 ) -> Path:
-    """Write frames [N, H, W, 3] (None: `numbered_frames`) and samples [channels, N] (None: `tone`); see `CODECS`."""
+    """Write frames [N, H, W, 3] (default: `numbered_frames`) and sound [channels, N] (default: `tone`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     default_codec, pixel_format, default_audio_codec = CODECS[path.suffix]
     if frames is None:

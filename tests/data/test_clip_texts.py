@@ -1,4 +1,4 @@
-"""Questions, moments and dialogues of clips: TVQA, TVC and AVSD in their real layouts."""
+"""Test the readers of TVQA, TVC and AVSD: questions, moments and dialogues about clips."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_videos_elsewhere_and_missing_ones(tmp_path: Path) -> None:
     assert dataset.listing("train")[0].path == films / "Charades_v1_480/AAAA1.mp4"
     (films / "Charades_v1_480/AAAA1.mp4").unlink()
     assert len(dataset.dialogs("train")) == 1
-    # The folder with the files is accepted as well.
+    # The data set also accepts the folder that directly holds the files.
     assert len(AVSD(root, videos=films / "Charades_v1_480").listing("train")) == 1
 
 

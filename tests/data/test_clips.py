@@ -1,4 +1,4 @@
-"""Data sets of clips: what a sample holds, that it repeats, and what happens with files that cannot be used."""
+"""Test the data sets of clips: what a sample holds, whether it is reproducible, and how broken files are skipped."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _sample(dataset: ItemDataset, rng: np.random.Generator) -> Sample:
 
 
 def _numbers(video: torch.Tensor) -> torch.Tensor:
-    """The numbers of the frames of clips [..., 3, T, H, W]."""
+    """Return the frame numbers of clips [..., 3, T, H, W]."""
     return ((video.mean((-4, -2, -1)) * 255 - 8) / 3).round().int()
 
 
@@ -101,7 +101,7 @@ def test_a_sample_is_a_function_of_seed_epoch_and_item(folder: Path) -> None:
     assert _equal(clips[3], clips[(0, 3)])
     assert not torch.equal(clips[(0, 3)]["video"], clips[(1, 3)]["video"])
     assert not torch.equal(clips[(0, 3)]["audio"], clips[(1, 3)]["audio"])
-    # The second visit of the same file in an epoch gives another clip.
+    # Item 9 of 6 is file 3 again, on its second visit in the epoch. The second visit must give another clip.
     assert int(clips[(0, 9)]["index"]) == 3
     assert not torch.equal(clips[(0, 3)]["video"], clips[(0, 9)]["video"])
 
@@ -133,7 +133,7 @@ def test_a_batch_equals_its_samples_bit_for_bit(
 
 def test_sound_moves_with_the_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AudioTransform, "together", lambda self, sounds, draws: sounds)
-    # Each picture is as bright as the sound at that time is loud, so the two can be compared.
+    # The brightness of each frame equals the loudness of the sound at the same time, so the test can compare them.
     levels = (40 + 10 * np.arange(16)).astype(np.uint8)
     frames = np.broadcast_to(levels[:, None, None, None], (16, 20, 24, 3)).copy()
     ramp = np.repeat(levels / 255, 1000)[None].astype(np.float32)
@@ -148,7 +148,7 @@ def test_sound_moves_with_the_frames(folder: Path, monkeypatch: pytest.MonkeyPat
         brightness = sample["video"].mean((0, 2, 3))
         assert 255 * float(brightness[0]) == pytest.approx(levels[int(first * 8)], abs=2)
         assert rng.random() == following
-        # Without jitter, both windows are the same second, so each frame is as bright as its sound is loud.
+        # Without jitter, both windows cover the same second, so each frame is as bright as its sound is loud.
         assert brightness.numpy() == pytest.approx(sample["audio"].view(8, 1000).mean(1).numpy(), abs=0.02)
 
 
@@ -172,7 +172,7 @@ def test_broken_files_are_replaced_counted_and_named(
     assert clips.skipped.names() == BROKEN
     assert len(caplog.records) == clips.skipped.count() == count
     assert all(name in caplog.text for name in BROKEN)
-    # The replacement equals the next item.
+    # An item that replaces a broken one equals the next readable item.
     assert _equal({**samples[0], "skipped": samples[count]["skipped"]}, samples[count])
 
 
@@ -236,7 +236,7 @@ def test_dense_clips_cover_the_video(folder: Path, monkeypatch: pytest.MonkeyPat
     assert torch.equal(_numbers(sample["video"]), expected.int())
     clips.fill_cache()
     assert len(clips.cache._entries if clips.cache else ()) == 6
-    # The transform makes each clip from its frames alone.
+    # Each clip must equal what the transform makes from the frames of this clip only.
     with MediaFile(clips.listing[4].path) as media:
         frames, _ = media.read_video(0.0, 2.0, 8.0)
     for start, clip in zip(expected[:, 0].tolist(), sample["video"]):
@@ -257,7 +257,7 @@ def test_listed_segments_are_respected(folder: Path) -> None:
     assert seen <= set(range(4, 9))
 
 
-# Sound windows
+# Tests of sound windows
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +303,7 @@ def test_training_windows_change_speed_and_begin_where_drawn(sounds: Listing, wr
     with MediaFile(clip.path) as media:
         for window, (speed, place) in zip(audio, draws, strict=True):
             rate = round(8_000 * (3 / 4 + (4 / 3 - 3 / 4) * speed))
-            # Without wrapping, 4 s that end a tenth of a second before the file's 5 s.
+            # Without wrapping, the 4 s window must end at 4.9 s, a tenth of a second before the end of the file.
             samples = media.read_audio(0.25 if wrap else 0.25 + 0.65 * place, 4.0, rate)
             first = int(place * 4.0 * rate) if wrap else 0
             torch.testing.assert_close(window, still(torch.cat([samples, samples])[first:]))
@@ -341,5 +341,5 @@ def test_paired_windows_equal_the_reference(case: dict) -> None:
 @pytest.mark.parametrize("case", TIMING["dense_chunk_starts"])
 def test_dense_clips_equal_the_reference(case: dict) -> None:
     starts = dense_clip_starts(case["num_frames"], case["chunk"], case["clips"])
-    # The reference gives None for a video that is not longer than a clip: then every clip is the whole video.
+    # The reference gives None for a video that is not longer than a clip. We then return the whole video every time.
     assert starts.tolist() == (case["starts"] or [0] * case["clips"])

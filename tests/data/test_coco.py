@@ -1,4 +1,4 @@
-"""COCO's files of captions and instances, and Karpathy's list."""
+"""Test COCO's caption and instance files, and Karpathy's splits."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_boxes(tmp_path: Path) -> None:
     changed(root, INSTANCES, change)
     found = COCO(root).annotations("train")
     first, _, _, last = found.boxes()
-    # The object without area has a tag but no box.
+    # The object whose box has no area gives a tag but no box.
     assert first["boxes"].tolist() == [[3.0, 4.0, 5.0, 9.0]]
     assert first["labels"].tolist() == [1]
     assert found.tags[0].tolist() == [False, True, False]
@@ -172,7 +172,7 @@ def test_columns_of_a_large_file_are_kept_on_disk(tmp_path: Path, cache: Path, m
     assert again.fingerprint() == first.fingerprint()
     assert [b["boxes"].tolist() for b in again.boxes()] == [b["boxes"].tolist() for b in first.boxes()]
     monkeypatch.undo()
-    # A damaged cache, or one of an older file, is made again.
+    # A cache file that is damaged or belongs to an older file is written again.
     path = root / INSTANCES
     for damage in (lambda: kept.write_bytes(b"junk"), lambda: os.utime(path, ns=(1, 1))):
         damage()
@@ -242,5 +242,5 @@ def test_open_images(tmp_path: Path) -> None:
     assert dataset.annotations("train").captions[0] == ("An image to train with.",)
     assert dataset.listing("val").names == ["validation/0000000000000001.jpg"]
     status = dataset.status()
-    assert status.present  # the test split may be missing
+    assert status.present  # even without the test split
     assert status.counts == {"train": 1, "validation": 1}

@@ -1,4 +1,4 @@
-"""Damaged files of data sets: every reader names the file and, if it can, the line or the field."""
+"""Test that every reader names a damaged file and, where possible, the line or the field."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BOXES, STATES = "VOCdevkit/VOC2007/Annotations/000011.xml", "VOCdevkit/VOC2007/I
 NARRATIVES, ENGLISH = "open_images_validation_localized_narratives.jsonl", "data/task2/raw/train.3.en.gz"
 DIALOGS, UCF = "train_set4DSTC7-AVSD.json", "ucfTrainTestlist/trainlist01.txt"
 
-#: The readers of the files below.
+#: The reader that each damaged file is tested with.
 READ: dict[str, tuple[type[MediaDataset], Callable[[Any], object]]] = {
     "coco": (COCO, lambda data: data.annotations("train").boxes()),
     "karpathy": (COCOKarpathy, lambda data: data.listing("test")),
@@ -77,8 +77,8 @@ def dialogs(*found: object) -> str:
     return json.dumps({"dialogs": found})
 
 
-#: A set, its damaged file, the damage, and what the message says besides the name of the file. Damage is the whole
-#: content, a text and its replacement, or a change of the parsed JSON.
+#: Each case has a data set, a file to damage, the damage, and what the error says besides the file name. The damage is
+#: new content, a pair (text, replacement), or a function that changes the parsed JSON.
 CASES: list[tuple[str, str, Damage, str]] = [
     *(("coco", CAPTIONS, content, "") for content in ("", '{"images": [', b"\xff\xfe\0", "[" * 100_000, "[]", "null")),
     ("coco", CAPTIONS, lambda d: d.pop("images"), "images"),
@@ -86,13 +86,13 @@ CASES: list[tuple[str, str, Damage, str]] = [
     ("coco", CAPTIONS, lambda d: d["images"][0].update(file_name=f"{9:012d}.jpg"), "009.jpg' occurs twice"),
     ("coco", CAPTIONS, lambda d: d["annotations"][0].update(id=901), "caption id 901 occurs twice"),
     ("coco", CAPTIONS, lambda d: d["annotations"][0].update(image_id=8), "caption 3001 is of image 8"),
-    ("coco", CAPTIONS, lambda d: d["annotations"][0].pop("caption"), "caption"),  # as a file of instances
+    ("coco", CAPTIONS, lambda d: d["annotations"][0].pop("caption"), "caption"),  # as in an instances file
     ("coco", INSTANCES, lambda d: d["annotations"][0].update(image_id=8), "image 8"),
     ("coco", INSTANCES, lambda d: d["annotations"][0].update(category_id=9), "9"),
     ("coco", INSTANCES, lambda d: d["annotations"][0].pop("bbox"), "bbox"),
     ("karpathy", "dataset_coco.json", lambda d: d["images"][0].pop("split"), "split"),
     ("karpathy", "dataset_coco.json", lambda d: d["images"][0]["sentences"][0].pop("raw"), "raw"),
-    # Image 0 is for testing, image 2 for training: the same picture must not be in both.
+    # Image 0 is for testing and image 2 for training. The same picture must not be in both splits.
     ("karpathy", "dataset_coco.json", lambda d: d["images"][0].update(cocoid=878), "image id 878 occurs twice"),
     ("voc", BOXES, ("train", "unicorn"), "unicorn"),
     ("voc", BOXES, ("<ymax>20</ymax>", ""), ""),

@@ -1,4 +1,4 @@
-"""Behavior of all data sets, and data sets of clips and sounds, on tiny copies of their layouts."""
+"""Test what all data sets share, then the data sets of clips and sounds, on tiny copies of their file layouts."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ READ: dict[str, Callable[[Path], Any]] = {
     **{kind.name: lambda root, kind=kind: kind(WRITERS[kind](root)) for kind in WRITERS},
     "coco_cn": lambda root: COCOCN(write_coco_cn(root), write_coco_karpathy(root.parent / "coco")),
     "stair_captions": lambda root: STAIRCaptions(write_stair(root), write_coco_karpathy(root.parent / "coco")),
-    # Other layouts.
+    # The same data sets in their other layouts.
     "kinetics400 flat": lambda root: Kinetics400(write_kinetics(root, ["tai chi", "abseiling"], 3, flat=True)),
     "audioset partial": lambda root: AudioSet(write_audioset(root, listed=25), trimmed=False),
     "hmdb51 nested": lambda root: HMDB51(write_hmdb51(root, nested=True)),
@@ -85,7 +85,7 @@ def test_a_missing_and_an_empty_folder_explain_themselves(kind: type[MediaDatase
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON."""
+    """Convert a value to JSON types."""
     if dataclasses.is_dataclass(value):
         return [plain(getattr(value, field.name)) for field in dataclasses.fields(value)]
     if isinstance(value, np.ndarray):
@@ -96,7 +96,7 @@ def plain(value: Any) -> Any:
 
 
 def contents(dataset: Any) -> dict[str, Any]:
-    """Return everything that a data set says about its folder."""
+    """Return all that a data set reads from its folder."""
     status = dataset.status()
     told: dict[str, Any] = {"title": dataset.full_title, "layout": status.layout, "notes": [*status.notes]}
     told |= {"published classes": dataset.published_classes(), "unit": dataset.unit, "problems": [*status.problems]}
@@ -125,7 +125,7 @@ def contents(dataset: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", READ)
 def test_everything_that_is_read_is_as_it_was(name: str, tmp_path: Path):
-    """Compare with `tests/golden/datasets.json`. Write an entry that is missing there."""
+    """Compare with `tests/golden/datasets.json`. If that file lacks the entry, write the entry and fail."""
     golden = json.loads(GOLDEN.read_text())
     text = json.dumps(contents(READ[name](tmp_path / "root"))).replace(str(tmp_path), ".")
     found = {f"{name}: {part}": own for part, own in json.loads(text).items()}
@@ -180,7 +180,7 @@ def test_kinetics_replacements_take_the_place_of_corrupted_files(tmp_path: Path,
     assert by_name[replaced.name].path == replaced
     assert by_name[replaced.name].label == corrupted.label
     if flat:
-        # A file is not missing if only its replacement exists.
+        # If the replacement exists, the original file doesn't count as missing.
         corrupted.path.unlink()
         assert Kinetics400(root).listing("train").missing == 0
 

@@ -1,4 +1,4 @@
-"""Listings, their fingerprint and the index that keeps them."""
+"""Test the listings, their fingerprints, and the index that stores them."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def test_the_table_gives_back_the_clips(rows: list[Clip]):
 
 
 def test_the_fingerprint_is_the_same_in_every_release():
-    # Checkpoints hold the fingerprint. If it changes, every stored memory bank seems to be of another data set.
+    # Checkpoints store the fingerprint. If it changed, no stored memory bank would match its data set.
     rows = [Clip(ROOT / "a/ä.mp4", 0), Clip(ROOT / "b.mp4", 1, 2, 3, 0.5, 1.5)]
     assert make(rows).fingerprint() == "4c8c6f761af3af6d6b766925bd929e5be19f0e49c9ff570f2012b825d8f3da5b"
 
 
 def test_only_a_name_that_leads_up_is_resolved_by_its_spelling(tmp_path: Path):
-    """A root that is a link or contains `..` must not change the file that a plain name means."""
+    """Apply a leading `..` to the root's path as spelled. With other names, keep links and `..` in the root."""
     root = tmp_path / "a" / ".." / "set"
     assert joined(root, "b.mp4") == root / "b.mp4"
     assert joined(root, "..b/c.mp4") == root / "..b/c.mp4"
@@ -83,13 +83,13 @@ def test_subset_takes_rows_in_the_given_order():
 # ------------------------------------------------------------------------------------------------------------- indices
 @pytest.fixture
 def index(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of indices, where small listings are kept, too."""
+    """Return the folder of stored indices, and store small listings as well."""
     monkeypatch.setattr(base, "INDEX_FROM", 4)
     return cache / "indices"
 
 
 def listed(dataset: MediaDataset, split: str = "train") -> Listing:
-    """Make a listing after the file system's clock, which is coarse, has moved."""
+    """List a split, with pauses before and after, because the file system's time stamps are coarse."""
     time.sleep(0.02)
     found = dataset.listing(split)
     time.sleep(0.02)
@@ -107,7 +107,7 @@ def test_the_index_is_used_and_equals_the_listing(tmp_path: Path, index: Path, m
         assert getattr(stored, name) == getattr(fresh, name), name
     assert stored == fresh
     assert stored.fingerprint() == fresh.fingerprint()
-    # Other arguments are another listing.
+    # Different arguments give a different listing, and so a different index.
     assert AudioSet(root).index_name("train") != dataset.index_name("train")
 
 
@@ -139,7 +139,7 @@ def test_a_change_makes_the_index_stale(tmp_path: Path, index: Path, flat: bool,
         path.write_text(path.read_text().replace("tai chi", "zumba"))
     after = dataset.listing("train")
     unchanged = after.fingerprint() == before.fingerprint() and after.classes == before.classes
-    # A file that no list names is not a clip.
+    # A new file changes nothing if the data set takes its clips from a list.
     assert unchanged == (flat and change == "added")
 
 

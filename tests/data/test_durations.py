@@ -1,4 +1,4 @@
-"""Listings of clips with picture and sound: checked once, stored, and continued after a stop."""
+"""Test the check that clips have picture and sound: it runs once, its result is stored, and it resumes after a stop."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_data_sets_list_what_sounds(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         )  # fmt: skip
     data = Kinetics400(tmp_path / "kinetics400", common_seconds=1.0)
     overview = data.status()
-    assert overview.counts["train"] == 3  # no file is opened for an overview
+    assert overview.counts["train"] == 3  # the overview opens no files
     assert any("clips without sound are still counted" in note for note in overview.notes)
     assert len(data.listing("train")) == 2
     assert data.status().counts["train"] == 2

@@ -1,4 +1,4 @@
-"""Fetching open data from a server on this machine: it is verified and unpacked, and only on request."""
+"""Test downloads of open data from a local server: verifying, unpacking, resuming, and accepting licenses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BODY = bytes(range(256)) * 4096  # 1 MiB
 
 
 class Server(BaseHTTPRequestHandler):
-    """A server of one file that can break off the transfer."""
+    """Serve one file over HTTP, and break off the transfer if a test asks for it."""
 
     body: ClassVar[bytes] = BODY
     stops_after: ClassVar[int | None] = None
@@ -76,7 +76,7 @@ def one(address: str, **options: Any) -> OpenData:
 
 
 def packed(name: str, files: dict[str, bytes]) -> bytes:
-    """A zip, or a tar if the name says so."""
+    """Make a zip archive, or a tar archive if `name` ends like one."""
     stream = io.BytesIO()
     if name.endswith(".zip"):
         with zipfile.ZipFile(stream, "w") as archive:
@@ -105,7 +105,7 @@ class TestDownload:
         fetch(one(address), tmp_path)
         assert (tmp_path / "set/file.bin").read_bytes() == BODY
         assert (len(Server.asked), Server.sent) == (2, len(BODY))
-        # Another command resumes as well. A partial file that cannot belong to the file is fetched again.
+        # A later command resumes a partial file. If the partial file is too long, the download starts again.
         for there, sent in ((BODY[:700_000], len(BODY) - 700_000), (BODY, 0), (BODY + b"more", len(BODY))):
             Server.sent = 0
             (tmp_path / "set/file.bin").unlink()
@@ -198,7 +198,7 @@ def test_terms_come_first(
 
 
 def test_the_table() -> None:
-    """Every entry can be read."""
+    """Check that every entry can be read, has files and a license, and uses a known address."""
     for name in read_yaml(fetching.TABLE, StageError):
         data = open_data(name)
         assert data.files
@@ -225,12 +225,12 @@ def test_released_weights_come_from_a_mirror_or_a_folder(
         for mined in (0, 1)
     ]
     assert Server.asked == [f"/{name}" for name in names]
-    # Offline, from a folder.
+    # Without a network, the files come from a folder.
     second = ["data", "avid", "--data", str(tmp_path / "other"), "--fetch", "released"]
     assert main([*second, "--mirror", str(tmp_path / "data" / "weights"), "--accept-license"]) == 0
     assert sorted(path.name for path in (tmp_path / "other" / "weights").iterdir()) == sorted(names)
     assert len(Server.asked) == 4
-    # A folder that lacks files gives the others, and one error names all that are missing.
+    # If the folder lacks files, the others are copied, and one error names all missing files.
     for name in names[:2]:
         (tmp_path / "data" / "weights" / name).unlink()
     third = ["data", "avid", "--data", str(tmp_path / "third"), "--fetch", "released"]
@@ -241,7 +241,7 @@ def test_released_weights_come_from_a_mirror_or_a_folder(
     assert {path.name for path in (tmp_path / "third" / "weights").glob("*.tar")} == {*names[2:]}
     assert main(["data", "xmcgan", "--fetch", "released"]) == 2
     assert "XMC-GAN has no released weights" in capsys.readouterr().err
-    # Files without a known address are named with their source.
+    # For a file without a known address, the message gives its source.
     assert main(["data", "m3p", "--fetch", "released"]) == 2
     assert "checkpoint.pth: get it from https://github.com/microsoft/M3P" in capsys.readouterr().out
     with pytest.raises(StageError, match=r"does not exist|No such file"):

@@ -1,4 +1,4 @@
-"""Users' folders: layouts, lists, splits and folds, and the messages to the user."""
+"""Test users' folders: layouts, lists, splits and folds, and error messages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def names_of(dataset: FolderOfClips | FolderOfAudio | FolderOfImages, split: str
 
 class TestClassFolders:
     def test_each_class_is_dealt_out_to_five_folds(self, tmp_path: Path) -> None:
-        # The first fold of seven sounds is the same on every machine, since it depends on hashes of their names.
+        # The folds depend on hashes of the file names, so the first fold is the same on every machine.
         names = [f"cat/{number}.wav" for number in range(7)]
         assert names_of(FolderOfAudio(touch(tmp_path / "sounds", *names)), "test") == ["cat/1.wav", "cat/3.wav"]
         tmp_path = tmp_path / "clips"
@@ -48,7 +48,7 @@ class TestClassFolders:
         assert set(train) | set(test) == set(everything.names)
         assert names_of(dataset, "validation") == test == names_of(dataset, "test", 1)
         assert not set(names_of(dataset, "test", 2)) & set(test)
-        # The recipes' names of the splits.
+        # Recipes use these names for the same splits.
         assert names_of(dataset, "unbalanced_train") == names_of(dataset, "trainval") == train
         assert names_of(dataset, "evaluation") == test
 
@@ -111,10 +111,10 @@ class TestSounds:
         video = VideoInput(fps=8.0, duration=0.5, crop=16, resize=16)
         options = {"video_duration": 0.5, "video_fps": 8.0, "training": False}
         clips = AudioVisualClips(listing, video.transform(False), audio.transform(False), **options)
-        # Bin 32 of 64 up to 4 kHz.
+        # The tone of 2 kHz is in bin 32, because 64 bins cover 4 kHz.
         assert int(clips[0]["audio"][0, 1:].mean(0).argmax()) == 32
         assert clips[0]["video"].shape == (3, 4, 16, 16)
-        # An item without a track or a file is skipped.
+        # An item without a sound track or a sound file is skipped.
         lenient = AudioVisualClips(listing, None, audio.transform(False), max_skipped_fraction=0.5, **options)
         assert int(lenient[1]["index"]) == 0
         windows = SoundWindows(listing.subset([0]), audio.transform(False), training=False, windows=2)
@@ -159,7 +159,7 @@ class TestLists:
         train, test = (set(dataset.listing(split).names) for split in ("train", "test"))
         assert not train & test
         assert len(train) + len(test) == 20
-        assert {name for name in test if int(Path(name).stem) % 2 == 0}  # files of both kinds are tested
+        assert {name for name in test if int(Path(name).stem) % 2 == 0}  # the test split needs both kinds
 
     def test_names_are_found_however_they_are_spelt(self, tmp_path: Path) -> None:
         touch(tmp_path, unicodedata.normalize("NFD", "café.png"))

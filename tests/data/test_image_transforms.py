@@ -1,4 +1,4 @@
-"""The image transform against torchvision's, and the draws behind it."""
+"""Compare the image transform with torchvision's, and check its random parameters."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from common.data.transforms import CROP_TRIES
 PLAIN = ImageTransform(
     crop=16, resize=20, jitter=(0.0, 0.0, 0.0, 0.0), grayscale=0.0, blur=0.0, flip=0.0, mean=(0, 0, 0), std=(1, 1, 1)
 )
-# Places of the draws in the block that a view takes.
+# Positions of each random number among those that one view uses.
 TRIES = 2 * CROP_TRIES
 LEFT, TOP, JITTER, GRAY, BLUR, SIGMA, FLIP = range(TRIES, TRIES + 7)
 ORDER, STRENGTH = TRIES + 7, TRIES + 11
 
 
 def draws(places: dict[int, float] | None = None) -> Any:
-    """Replaces a generator: draws fixed numbers, by default the middle of each range."""
+    """Make a random generator that returns 0.5, except at the given positions."""
     values = np.full(TRIES + 15, 0.5)
     for place, value in (places or {}).items():
         values[place] = value
@@ -48,14 +48,14 @@ def as_tensor(image: Image.Image, transform: ImageTransform) -> torch.Tensor:
 def cropped(
     image: Image.Image, transform: ImageTransform = PLAIN, places: dict[int, float] | None = None
 ) -> Image.Image:
-    """Apply only the random crop, with torchvision."""
+    """Apply only the random crop, with torchvision's functions."""
     values = draws(places).random(TRIES + 15)[: TRIES + 2].tolist()
     left, top, width, height = random_area(*image.size, transform.min_area, transform.max_aspect, values)
     return reference.resized_crop(image, top, left, height, width, [transform.crop, transform.crop])
 
 
 def test_defaults_are_mocos() -> None:
-    """As in MoCo v2's `main_moco.py` with `--aug-plus`."""
+    """Compare with the augmentation of MoCo v2's `main_moco.py --aug-plus`."""
     view = dataclasses.astuple(ImageTransform())
     assert view[:7] == (224, 256, 0.2, 4 / 3, (0.4, 0.4, 0.4, 0.1), 0.8, 0.2)
     assert view[7:] == (0.5, (0.1, 2.0), 0.5, False, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), True)
@@ -79,7 +79,7 @@ def test_evaluation_equals_torchvision(size: tuple[int, int], squeeze: bool) -> 
 @pytest.mark.parametrize("size", [(30, 24), (24, 30), (16, 16), (5, 200), (1, 1)])
 def test_the_random_crop_equals_torchvision(size: tuple[int, int]) -> None:
     image = picture(*size)
-    # Draws of a half apply nothing.
+    # A random number of 0.5 is not below the probability of 0.5, so no other augmentation is applied.
     halves = dataclasses.replace(
         PLAIN, jitter=(0.4, 0.4, 0.4, 0.1), jitter_probability=0.5, grayscale=0.5, blur=0.5, flip=0.5
     )
@@ -109,7 +109,7 @@ def test_the_crop_lies_in_the_picture(width: int, height: int, area: float, aspe
 
 @pytest.mark.parametrize("size", [(10, 100), (100, 10), (40, 50), (50, 40), (7, 7)])
 def test_the_fallback_equals_torchvision(size: tuple[int, int]) -> None:
-    # An area above 1 never fits, so all ten tries fail.
+    # A crop can't cover more than the whole picture, so all ten tries fail.
     image = picture(*size)
     top, left, height, width = RandomResizedCrop.get_params(image, [4.0, 4.0], [3 / 4, 4 / 3])
     values = draws().random(TRIES + 15)[: TRIES + 2].tolist()
@@ -117,7 +117,7 @@ def test_the_fallback_equals_torchvision(size: tuple[int, int]) -> None:
 
 
 def test_the_first_crop_that_fits_is_taken() -> None:
-    # A square of almost the whole area is too high; then 2000 pixels, of which the width is 2 / sqrt(3) of the height.
+    # Try 1, nearly the whole area as a square, is too high. Try 2 has 2000 pixels and an aspect ratio of 2 / sqrt(3).
     values = [0.99, 0.5, 0.25, 0.75, *[0.0] * 16, 0.5, 0.5]
     assert random_area(100, 50, 0.2, 4 / 3, values) == (26, 4, 48, 42)
     values = [0.25, 0.25, *[0.0] * 18, 0.999, 0.999]
@@ -127,7 +127,7 @@ def test_the_first_crop_that_fits_is_taken() -> None:
 
 @pytest.mark.parametrize("first", range(4))
 def test_jitter_equals_torchvision_in_every_order(first: int) -> None:
-    # A strength above one does not go below black.
+    # The lowest brightness factor would be negative with a strength above one, so it is limited to zero.
     transform = dataclasses.replace(PLAIN, jitter=(3.0, 0.3, 0.2, 0.1))
     order = {ORDER + operation: ((operation - first) % 4) / 4 for operation in range(4)}
     strengths = {STRENGTH: 0.2, STRENGTH + 1: 0.1, STRENGTH + 2: 0.75, STRENGTH + 3: 0.01}
@@ -183,7 +183,7 @@ def test_switching_one_augmentation_off_leaves_the_draws_of_the_others(name: str
         _, also = reduced(image, other)
         assert also == (flipped and name != "flip")
     assert one.random() == other.random()
-    # A view that the disabled step would not have changed stays the same bit for bit.
+    # With these random numbers the full transform skips the step too, so both results are equal bit for bit.
     same = {JITTER: 0.9, GRAY: 0.9, BLUR: 0.9, FLIP: 0.9}
     assert torch.equal(full(image, draws(same))[0], reduced(image, draws(same))[0])
 
@@ -194,7 +194,7 @@ def test_squash_is_bilinear_without_antialiasing(width: int, height: int, size: 
     pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     found, flipped = SquashTransform(size, flip=0.0)(Image.fromarray(pixels))
     assert not flipped
-    # TensorFlow's resizing: half-pixel centers, the four nearest pixels, edges repeated.
+    # TensorFlow resizes with half-pixel centers, interpolates the four nearest pixels, and repeats the edges.
     scale = (size / height, size / width, 1)
     expected = scipy.ndimage.zoom(pixels / 255, scale, order=1, mode="nearest", grid_mode=True)
     np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), expected, atol=2e-6)

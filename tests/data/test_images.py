@@ -1,4 +1,4 @@
-"""Reading pictures, the cache of decoded ones, and data sets of them."""
+"""Test reading pictures, the cache of decoded pictures, and the data sets of pictures."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_orientation_is_not_applied_and_an_animation_gives_its_first_frame(tmp_p
 
 @pytest.mark.parametrize("name", ["none.jpg", "", "empty.jpg", "garbage.jpg", "truncated.jpg", "deep.tif", "huge.jpg"])
 def test_pictures_that_cannot_be_read_are_named(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(folder / "deep.tif")  # of no known range
+    Image.fromarray(np.zeros((4, 4), dtype=np.float32)).save(folder / "deep.tif")  # floats have no known range
     if name == "huge.jpg":
         write_image(folder / name)
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -172,6 +172,6 @@ def test_a_forked_process_finds_the_filled_cache(folder: Path) -> None:
 
 
 def _cached(items: ImageItems) -> int:
-    # An unpickled data set uses the cache of its process. After a fork, that is the cache filled before.
+    # An unpickled data set uses the cache of its process. A forked process inherits the cache that its parent filled.
     assert items.cache is not None
     return items.cache.nbytes

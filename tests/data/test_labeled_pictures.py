@@ -1,4 +1,4 @@
-"""Pascal VOC: lists, labels with their three states, and boxes. ImageNet: class folders and class lists."""
+"""Test Pascal VOC (lists, labels with three states, boxes) and ImageNet (class folders and class lists)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_labels_have_three_states(tmp_path: Path) -> None:
     root = write_voc(tmp_path)
     assert (root / LISTS / "bicycle_test.txt").read_text() == "000010  1\n000011 -1\n000012  0\n"
     voc = PascalVOC(root)
-    # Image k shows class k and, as a difficult example, the next one.
+    # Image k shows class k and, marked as difficult, class k + 1.
     assert voc.labels("test").tolist() == [[0, 1, -1], [-1, 0, 1], [1, -1, 0]]
     assert voc.labels("test", voc.listing("test").subset([2, 0])).tolist() == [[1, -1, 0], [0, 1, -1]]
     assert voc.labels("test", voc.listing("test").subset([])).shape == (0, 3)
@@ -37,7 +37,7 @@ def test_boxes_begin_at_nought(tmp_path: Path) -> None:
     text = path.read_text().replace("<xmax>11</xmax>", "<xmax>10.5</xmax>")
     path.write_text(text.replace("</object>", f"{part}</object>", 1))
     boxes = voc.boxes("test")[0]
-    # The first object fills the image of 24 x 20 pixels. Its part (in VOC, persons have parts) is not an object.
+    # The first object fills the image of 24 x 20 pixels. Its part (VOC annotates parts of persons) is not an object.
     assert boxes["boxes"].tolist() == [[0.0, 0.0, 24.0, 20.0], [2.0, 1.0, 10.5, 11.0]]
     assert boxes["boxes"].dtype == np.float32
     assert boxes["labels"].dtype == np.int64
@@ -60,7 +60,7 @@ def test_an_image_without_objects_and_one_without_a_difficult_flag(tmp_path: Pat
 def test_two_years_are_joined(tmp_path: Path) -> None:
     write_voc(tmp_path)
     write_voc(tmp_path, "2012", {"train": 2, "val": 2})
-    # As in the archive of 2012: test images without any label.
+    # The archive of 2012 lists test images but has no labels for them.
     (tmp_path / "VOCdevkit/VOC2012/ImageSets/Main/test.txt").write_text("2012_000001\n")
     voc = PascalVOC(tmp_path, years=("2007", "2012"))
     listing = voc.listing("trainval")

@@ -1,4 +1,4 @@
-"""Data sets of captions in several languages, in their real layouts, whole and damaged."""
+"""Test the data sets of captions in several languages, in their published layouts, intact and damaged."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_conceptual_captions(tmp_path: Path) -> None:
     dataset = ConceptualCaptions(write_conceptual_captions(tmp_path))
     assert rows(dataset.captions("valid", "en")) == {"0": ("a val",)}
     assert dataset.image_path("1", "train").is_file()
-    # The names that img2dataset gives.
+    # img2dataset names the files this way.
     named = tmp_path / "training" / "00000" / "000000003.jpg"
     named.parent.mkdir()
     (tmp_path / "training" / "0.jpg").rename(named)
@@ -86,7 +86,7 @@ def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_p
     dataset = ConceptualCaptions(write_conceptual_captions(tmp_path))
     with pytest.raises(DatasetMissing, match=r"no region features of split 'train'[\s\S]*--extract-regions"):
         dataset.regions("train")
-    # The authors' files are in the root.
+    # The authors put their feature files into the root.
     write_features(tmp_path / "train_10.h5", ["google_0000003"])
     write_features(tmp_path / "train_9.h5", ["google_0000000", "google_0000001"])
     assert [path.name for path in dataset.region_paths("train")] == ["train_9.h5", "train_10.h5"]
@@ -99,7 +99,7 @@ def test_region_features_are_found_by_row_and_in_the_order_of_their_shards(tmp_p
     assert "val: region features cannot be used: " in dataset.region_notes("val")[0]
     broken.rename(broken.with_name(".all.0a.1.tmp.npz"))
     assert "val: no region features" in dataset.region_notes("val")[0]
-    # The folder `regions` comes first. The user can name another folder.
+    # The folder `regions` takes precedence over the root, and users can name another folder.
     write_features(tmp_path / "regions" / "train.npz", ["7"])
     assert list(dataset.regions("train").keys) == ["7"]
     write_features(tmp_path / "other" / "everything.h5", ["8"])
@@ -120,7 +120,7 @@ def test_coco_has_captions_by_key(tmp_path: Path) -> None:
     assert rows(captions) == {key: tuple(f"caption {n} of {int(key[-12:])}" for n in range(2)) for key in COCO[:2]}
     assert captions.groups.tolist() == [9, 42]
     assert all(dataset.image_path(key, "train").is_file() for key in COCO)
-    # Features by folder of images, as the extractor writes them, serve every split.
+    # The extractor writes one file per image folder. Every split finds its images in these files.
     for folder, keys in (("train2014", COCO[:1]), ("val2014", COCO[1:])):
         write_features(tmp_path / "regions" / f"{folder}.h5", keys)
     assert not dataset.regions("train").missing(captions.keys)
@@ -138,7 +138,7 @@ def test_captions_of_coco_in_other_languages(tmp_path: Path) -> None:
     assert stair.image_path(COCO[2], "test").is_file()
     write_features(coco / "regions" / "train.npz", COCO[:1])
     assert list(stair.regions("train").keys) == [COCO[0]]
-    # COCO-CN has other splits, so its features may be in any of COCO's files.
+    # COCO-CN's splits differ from COCO's, so its features may be in any of COCO's files.
     write_features(coco / "regions" / "test.npz", COCO[1:])
     chinese = COCOCN(write_coco_cn(tmp_path / "coco_cn"), coco)
     assert [chinese.region_notes(split) for split in chinese.splits] == [[], [], []]

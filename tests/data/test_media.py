@@ -1,4 +1,4 @@
-"""Decoding by time stamp: several containers, with and without the cache, and damaged files."""
+"""Test decoding by time stamp: several containers, with and without the cache, and damaged files."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_what_decoding_takes_is_known_before() -> None:
     ],
 )
 def test_a_header_says_where_a_stream_begins_and_ends(stream: Any, file: Any, tag: str, expected: Any) -> None:
-    """The header gives start and duration of stream and file in milliseconds; else the last packet (7 s) is the end."""
+    """Use the limits of the stream, the file or the tag (in ms), or else the end of the last packet (7 s)."""
     own = SimpleNamespace(
         time_base=Fraction(1, 1000), start_time=stream[0], duration=stream[1], index=3, metadata={"DURATION": tag}
     )
@@ -90,7 +90,7 @@ def test_a_header_says_where_a_stream_begins_and_ends(stream: Any, file: Any, ta
 
 @pytest.mark.parametrize(
     ("suffix", "b_frames", "fps"),
-    # Matroska rounds stamps to milliseconds.
+    # Matroska rounds time stamps to milliseconds.
     [*((*kind, 25.0) for kind in CONTAINERS), (".mkv", 0, 30000 / 1001), (".mkv", 0, 23.976), (".mkv", 0, 15.0)],
 )
 def test_frames_are_those_of_the_wanted_times(folder: Path, suffix: str, b_frames: int, fps: float) -> None:
@@ -108,7 +108,7 @@ def test_frames_are_those_of_the_wanted_times(folder: Path, suffix: str, b_frame
 
 @pytest.mark.parametrize("every", [20, 60])
 def test_frames_of_the_last_group_of_pictures_of_a_stream(folder: Path, every: int) -> None:
-    """After a seek past the last key frame of an MPEG stream, nothing can be decoded, so it is read from the start."""
+    """Read an MPEG stream from its start if a seek past its last key frame finds nothing that can be decoded."""
     path = write_video(folder / f"groups{every}.ts", seconds=6.0, fps=10.0, key_frame_every=every)
     with MediaFile(path) as media:
         begin, _ = media.video_limits or (0.0, 0.0)
@@ -122,7 +122,7 @@ def test_a_recording_that_was_never_finished_has_its_sound(folder: Path) -> None
     live = folder / "live.mkv"
     with av.open(str(whole)) as source, av.open(str(live), "w", options={"live": "1"}) as target:
         streams = {stream.index: target.add_stream_from_template(stream) for stream in source.streams}
-        target.add_stream_from_template(source.streams[1])  # an empty second sound, which is ignored
+        target.add_stream_from_template(source.streams[1])  # ignored, because it is empty
         for packet in source.demux():
             if packet.dts is not None:
                 packet.stream = streams[packet.stream_index]
@@ -148,7 +148,7 @@ def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
             window = media.read_audio(start, 0.2, 16_000)
             assert window.dtype == torch.float32
             assert len(window) == len(expected)
-            # Allow one step of 16 bits, and full scale at 32767 or 32768.
+            # Allow an error of one 16-bit step, because full scale may be 32767 or 32768.
             assert np.abs(window.numpy() - expected).max() < 1e-4
 
 
@@ -156,7 +156,7 @@ def test_lossless_sound_is_cut_to_the_sample(folder: Path, suffix: str) -> None:
     ("suffix", "channels"), [(".mp4", 2), (".avi", 2), (".mkv", 2), (".flac", 2), (".wav", 6), (".wav", 8), (".mp4", 8)]
 )
 def test_sound_and_pixels_are_those_of_pyav(folder: Path, suffix: str, channels: int) -> None:
-    """Reading avoids PyAV's resampler and threads, which cost more, but gives the same bits."""
+    """Compare with PyAV's resampler and threads. We avoid both because of their cost, but get the same bits."""
     sound = np.random.default_rng(0).normal(0, 0.1, (channels, 44_100)).astype(np.float32)
     with_video = channels == 2 and suffix != ".flac"
     write = write_video if with_video else write_audio
@@ -189,7 +189,7 @@ def test_the_cache_gives_the_same_results(folder: Path, suffix: str, b_frames: i
                 expected, expected_start = direct.read_video(start, 0.5, fps)
                 frames, actual_start = cached.read_video(start, 0.5, fps)
                 assert torch.equal(frames, expected)
-                frames.zero_()  # the caller's own copy
+                frames.zero_()  # must not change the cache
                 assert actual_start == expected_start
             for rate in (8_000, 6_000, 11_025):
                 assert torch.equal(cached.read_audio(start, 0.5, rate), direct.read_audio(start, 0.5, rate))
@@ -202,13 +202,13 @@ def test_the_cache_gives_the_same_sound_far_into_a_file(folder: Path, suffix: st
         for start in (0.0, 1.3, 3.71, 5.9):
             sound = direct.read_audio(start, 0.4, 24_000)
             assert torch.equal(cached.read_audio(start, 0.4, 24_000), sound)
-            assert torch.equal(direct.read_audio(start, 0.8, 24_000)[: len(sound)], sound)  # whatever follows
+            assert torch.equal(direct.read_audio(start, 0.8, 24_000)[: len(sound)], sound)  # the start stays the same
 
 
 def test_the_cache_is_bounded_and_notices_new_files(folder: Path) -> None:
     path, cache = write_video(folder / "bounded.mkv", seconds=1.0, fps=8.0), FileCache(2**20)
     MediaFile(path, cache)
-    assert cache.nbytes == 8 * 32 * 48 * 3 + 16_000 * (2 + 2)  # pixels, and the sound as it is and in mono
+    assert cache.nbytes == 8 * 32 * 48 * 3 + 16_000 * (2 + 2)  # pixels, and the sound before and after mixing to mono
     with MediaFile(path, FileCache(cache.nbytes // 4)) as media:
         assert media._decoded.video is None
         assert frame_numbers(media.read_video(0.0, 1.0, 8.0)[0].numpy()) == list(range(8))
@@ -239,7 +239,7 @@ def test_a_cover_is_not_the_video_of_a_sound(folder: Path, damaged: bool) -> Non
     body = b"\0image/png\0\x03\0" + picture
     frame = b"APIC" + len(body).to_bytes(4, "big") + b"\0\0" + body
     covered = folder / f"covered{damaged}.mp3"
-    # The size of a tag has seven bits a byte.
+    # Each byte of the tag's size holds seven bits.
     covered.write_bytes(b"ID3\x03\0\0" + bytes([0, 0, len(frame) >> 7, len(frame) & 127]) + frame + plain.read_bytes())
     assert len(av.open(str(covered)).streams.video) == 1
     with MediaFile(plain) as expected, MediaFile(covered) as media:
@@ -274,7 +274,7 @@ def test_a_seek_that_goes_too_far_is_done_again_from_the_start(folder: Path, mon
 def test_sound_lies_on_its_stamps(
     folder: Path, stamps: tuple[float, ...], window: Any, begin: float, expected: list[tuple[int, int]]
 ) -> None:
-    """Gaps above 50 ms become silence, overlaps are cut, and a stamp a second after the stream's end is an error."""
+    """Fill gaps above 50 ms with silence, cut overlaps, and reject a time stamp a second after the stream's end."""
     frames = [AudioFrame.from_ndarray(np.full((1, 100), n, np.int16), "s16", "mono") for n in (1, 2, 3)]
     for frame in frames:
         frame.sample_rate = 1000
@@ -344,7 +344,7 @@ def levels(frames: torch.Tensor) -> list[int]:
 def test_numbered_frames_lie_on_their_time(
     tmp_path: Path, numbers: list[int], window: tuple[float, float, float], expected: list[int]
 ) -> None:
-    """There are three frames per second. A missing number repeats the frame before it."""
+    """Read frames at three per second. If a numbered file is missing, the frame before it is repeated."""
     clip = FrameFolder(write_frames(tmp_path / "clip", numbers))
     assert clip.video_limits == (0.0, max(numbers) / 3)
     frames, _ = clip.read_video(*window)
@@ -374,7 +374,7 @@ def test_frames_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert levels(clip.read_video(0.0, 1.0, 3.0)[0]) == [1, 2, 3]
     with pytest.raises(MediaError, match=r"00004\.jpg"):
         clip.read_video(0.0, 2.0, 3.0)
-    write_frames(folder, [4], size=(9, 10))  # another size
+    write_frames(folder, [4], size=(9, 10))  # differs from the other frames
     with pytest.raises(MediaError, match=str(folder)):
         clip.read_video(0.0, 2.0, 3.0)
 
@@ -386,4 +386,4 @@ def test_the_cache_changes_nothing_and_spares_reading(tmp_path: Path) -> None:
     for _ in range(2):
         frames, _ = cached.read_video(0.0, 2.0, 3.0)
         assert levels(frames) == [1, 2, 3, 4]
-        frames.zero_()  # the caller's own copy
+        frames.zero_()  # must not change the cache

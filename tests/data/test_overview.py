@@ -1,4 +1,4 @@
-"""The overview of the data sets and released files."""
+"""Test the overview of data sets and released files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("cache")
 
 
 class Stated(DCASE2014):
-    """A data set whose status is given."""
+    """A data set whose status the test provides."""
 
     title, size, license, source = "Known", "1 GB", "mine", "here"
     expected_layout, further_layout = "a/\nb/", "regions/"
@@ -37,7 +37,7 @@ def printed(*datasets: MediaDataset) -> tuple[str, list[DatasetStatus]]:
 
 
 def told(title: str, state: str, *lines: str) -> list[str]:
-    """Print one entry of the overview. `state` begins with the code of its color."""
+    """Format an entry of the overview as `report` prints it. `state` begins with its color code."""
     return [f"\x1b[1m{title}\x1b[0m: \x1b[{state}\x1b[0m", *(f"  {line}" for line in lines)]
 
 

@@ -1,4 +1,4 @@
-"""Extracting region features: which regions are chosen, resuming, broken images, and messages."""
+"""Test the extraction of region features: the choice of regions, resuming, broken images, and messages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_features_are_the_box_head_s_whatever_picture_is_beside(extractor: Regio
 
 
 def test_duplicates_come_last_and_boxes_are_scaled(extractor: RegionExtractor) -> None:
-    # Two of the four boxes overlap the first, with nearly its score; the last reaches out of the picture.
+    # The second and third box overlap the first and have nearly the same score. The last extends beyond the picture.
     boxes = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [0, 1, 10, 10], [20, 20, 40, 50]], dtype=torch.float32)
     scores = torch.tensor([[0.1, 0.8, 0.1], [0.3, 0.7, 0], [0.25, 0.75, 0], [0.65, 0.05, 0.3]])
     features, order = torch.arange(8.0).view(4, 2), [0, 3, 2, 1]
@@ -92,7 +92,7 @@ def test_a_stopped_run_goes_on(folder: Path, extractor: RegionExtractor) -> None
     extract_regions(folder, whole, extractor, batch_size=2)
     stops = [DEFAULT, DEFAULT, KeyboardInterrupt, KeyboardInterrupt, DEFAULT]
     counted = Mock(wraps=extractor, identity=extractor.identity, side_effect=stops)
-    for distribution in (False, True):  # a run with other options doesn't resume
+    for distribution in (False, True):  # a run with other options starts again
         with pytest.raises(KeyboardInterrupt):
             extract_regions(folder, output, counted, batch_size=2, distribution=distribution)
         assert len(list((folder.parent / "a.h5.parts").glob("*.npz"))) == 2
@@ -123,7 +123,7 @@ def test_pictures_are_called_as_their_captions_call_them(
     assert sorted(found.keys) == sorted([*"01234", "cat", "dog", "caf\udce9"])
     assert (found["3"].height, found["3"].width) == (30, 43)
     assert b"broken\xe9.png" in output.with_name(f"{output.name}.skipped.txt").read_bytes()
-    names = names[:2]  # a list is UTF-8
+    names = names[:2]  # the list must be UTF-8, so leave out the other name
     (folder / "metadata.csv").write_text("\n".join(["file_name,caption", *(f"{name},one" for name in names)]))
     dataset = FolderOfImages(folder)
     keys = dataset.captions("all", "en").keys
@@ -131,7 +131,7 @@ def test_pictures_are_called_as_their_captions_call_them(
     assert sorted(dataset.image_path(key, "all").name for key in keys) == sorted(names)
 
 
-#: The content of a folder that cannot be used, and what the message names.
+#: Each case has the files of an unusable folder and a text that the error must contain.
 @pytest.mark.parametrize(("names", "named"), [([], "no images"), (["a.jpg"], "a.jpg"), (["a.jpg", "b/a.jpg"], "'a'")])
 def test_folders_that_cannot_be_used(tmp_path: Path, extractor: RegionExtractor, names: list[str], named: str) -> None:
     for name in names:
@@ -186,7 +186,7 @@ def test_the_command(folder: Path, weights: Path, capsys: pytest.CaptureFixture[
     listed = output.with_name("a.h5.skipped.txt")
     assert "broken.png" in listed.read_text()
     assert len(RegionFeatures(output)["0"]) == 20
-    # The output is checked before a detector is loaded.
+    # The command checks the output file before it loads the detector.
     assert main([*command, "--detector", "none.pth"]) == 2
     assert "a.h5 exists" in capsys.readouterr().err
     assert main([*command, "--fetch", "esc50"]) == 2

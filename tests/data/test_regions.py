@@ -1,4 +1,4 @@
-"""Region features can be written and read back, and errors name the damage."""
+"""Test writing and reading region features, and the errors for damaged files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_box_vectors_are_those_of_the_official_code() -> None:
         np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-#: Sides in pixels, rounded, since a side below a thousandth could not be told from zero.
+#: Side lengths in pixels, rounded to thousandths, since the test counts a length below 1e-5 as zero.
 _SIDES = st.floats(0, 100).map(lambda side: round(side, 3))
 
 
@@ -54,13 +54,13 @@ def test_box_vectors_have_length_one(boxes: list[tuple[float, ...]], height: int
 
 
 def write(path: Path, *own: Regions, names: Sequence[str] = KEYS) -> Path:
-    """Write a file of the pictures 0, 1 and 2, or of the given ones."""
+    """Write a file of region features for pictures 0, 1 and 2, or for the given ones."""
     write_regions(path, zip(names, own or map(regions, range(3))))
     return path
 
 
 def rewrite(path: Path, **changes: Any) -> Path:
-    """Change columns of a file; None removes one."""
+    """Replace columns of a file; None removes the column."""
     if path.suffix == ".npz":
         held = dict(np.load(path)) | changes
         np.savez(path, **{name: values for name, values in held.items() if values is not None})
@@ -79,11 +79,11 @@ def rewrite(path: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
 def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
-    # More than one block, and the later ones have more regions.
+    # The file has more than one block, and the later blocks have more regions per picture.
     expected = {f"picture {number}.é": regions(number, 2 + number // 200, distribution=True) for number in range(530)}
     path = tmp_path / "new" / f"a{suffix}"
     write_regions(path, expected.items())
-    if suffix == ".h5":  # a picture is read without its neighbors
+    if suffix == ".h5":  # a picture can be read without its neighbors
         with h5py.File(path) as file:
             assert {file[name].chunks[0] for name in ("features", "bbox")} == {1}
     found = RegionFeatures(path)
@@ -104,7 +104,7 @@ def test_what_is_written_is_read_back(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".npz", ".h5"])
 def test_the_authors_columns_are_read(tmp_path: Path, suffix: str) -> None:
-    """The authors store `wh`, and a distribution instead of the best class. If a file has both, the class counts."""
+    """Read the authors' `wh`, and a class distribution. If a file has the best class too, use the class."""
     own = [regions(number, distribution=True) for number in range(3)]
     path = write(tmp_path / f"a{suffix}", *own, names=[f"{key}.jpg" for key in KEYS])
     rewrite(path, wh=np.full((3, 2), [HEIGHT, WIDTH]), height_width=None, objects=None)
@@ -151,7 +151,7 @@ def test_writing_is_whole_or_not_at_all(tmp_path: Path) -> None:
 
 # -- damage ------------------------------------------------------------------------------------------------------------
 
-#: How to damage a good file, and what the message names besides the file.
+#: Each case has a function that damages a good file, and a text that the error must contain besides the file name.
 DAMAGED: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: path.unlink(), ""),
     (lambda path: path.write_bytes(b""), ""),

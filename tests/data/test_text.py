@@ -1,4 +1,4 @@
-"""Captions: normal form, sides, views, back-translations and the three tokenizers."""
+"""Test captions: normalization, sides, views, back-translations and the three tokenizers."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_tokens_stand_between_boundaries(tokenizer: CaptionTokenizer) -> None:
 
 def test_decoding_gives_the_words_back(tokenizer: CaptionTokenizer) -> None:
     text = "a small red star left of a heart"
-    tokenizer = pickle.loads(pickle.dumps(tokenizer))  # as it travels to workers
+    tokenizer = pickle.loads(pickle.dumps(tokenizer))  # workers get a pickled copy
     assert tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode([*tokenizer.encode(text), 0, 0]) == text
     assert tokenizer.decode(tokenizer.encode("")) == ""
@@ -115,7 +115,7 @@ def test_special_tokens_cannot_be_written_in_a_caption(tokenizer: CaptionTokeniz
 
 
 def test_a_learnt_vocabulary_can_be_given(tokenizer: CaptionTokenizer, tmp_path: Path) -> None:
-    # In a folder it has its usual name.
+    # A folder holds the vocabulary under its usual file name.
     for name, given_path in (("vocabulary", tmp_path / "vocabulary"), (tokenizer.file_name, tmp_path)):
         (tmp_path / name).write_bytes(tokenizer.content)
         again = type(tokenizer)(str(given_path))  # type: ignore[call-arg]
@@ -166,12 +166,12 @@ def test_pieces_are_learnt_from_what_is_frequent() -> None:
     pieces = [sentences._vocabulary.id_to_piece(number) for number in range(sentences.vocabulary_size)]
     special = ["<unk>", "[SOS]", "[EOS]", "[MASK]"]
     assert pieces == [*special, "ab", "▁ab", "▁abc", "bc", "▁a", "abc", "a", "b", "▁", "c"]
-    # An unknown character becomes padding, which no loss counts.
+    # An unknown character becomes padding, which the losses ignore.
     assert sentences.encode("ab abc 🙂") == [1, 5, 6, 12, 0, 2]
 
 
 def test_texts_have_a_number_of_64_bits() -> None:
-    """A text's number is a polynomial of its tokens plus one, modulo 2^64. The padding doesn't change it."""
+    """Compute a text's hash: a polynomial of its token numbers plus one, modulo 2^64. Padding doesn't change it."""
     base, tokens = 6364136223846793005, torch.tensor([[5, 7, 9], [5, 3, 0]], dtype=torch.int32)
     found = [number % 2**64 for number in text_numbers(tokens, torch.tensor([2, 1])).tolist()]
     assert found == [(6 * base + 8 * base**2) % 2**64, 6 * base % 2**64]
@@ -222,7 +222,7 @@ def xlmr() -> XLMRTokenizer:
 
 
 def test_xlmr_numbers(xlmr: XLMRTokenizer) -> None:
-    """docs/papers/m3p.md [2]: SentencePiece's numbers plus one, the unknown piece 3, `<mask>` the last."""
+    """Compare the numbers with docs/papers/m3p.md [2]: SentencePiece's plus one, 3 for unknown, and `<mask>` last."""
     processor = xlmr._vocabulary
     assert xlmr.vocabulary_size == processor.get_piece_size() + 2
     assert xlmr.mask_id == processor.get_piece_size() + 1
@@ -262,7 +262,7 @@ def test_a_model_of_the_other_kind_is_refused(tmp_path: Path) -> None:
 @given(words=st.lists(st.text(alphabet="adogruns Hläufběží犬走る狗跑\u3000,!", max_size=6), max_size=6))
 @settings(max_examples=60)
 def test_xlmr_pieces_of_a_text_are_those_of_its_words(xlmr: XLMRTokenizer, words: list[str]) -> None:
-    """Code-switched captions are built from words, so a text's pieces must equal those of its words."""
+    """Code-switching builds captions from single words, so a text must have the same pieces as its words."""
     text = " ".join(words)
     whole = [piece for row in xlmr.pieces(text.split(" ")) for piece in row]
     assert whole == xlmr.pieces([text])[0]

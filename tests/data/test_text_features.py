@@ -1,4 +1,4 @@
-"""The store of text features: what it holds, and what is refused."""
+"""Test the store of text features: its content, and the errors for files that don't fit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_store_holds_what_bert_says(bert: Path, tmp_path: Path) -> None:
     counts: list[int] = []
     store = made(tmp_path / "coco-train-8.h5", bert, advance=counts.append, described={"a": "b"})
     assert (counts, store.about["a"], store.about["made_of"][:16]) == ([4, 2], "b", "02ae16c26782061d")
-    store = pickle.loads(pickle.dumps(store))  # as it travels to workers
+    store = pickle.loads(pickle.dumps(store))  # workers get a pickled copy
     assert (len(store), store.width, store.max_tokens) == (6, 12, T)
     captions = np.array([4, 0, 2, 0])
     flat = [text for own in CAPTIONS for text in own]
@@ -50,7 +50,7 @@ def test_the_store_holds_what_bert_says(bert: Path, tmp_path: Path) -> None:
         assert lengths.tolist() == length.tolist()
         for mine, theirs in zip((words, sentence), BertText(str(bert), pool)(tokens, length)):  # type: ignore[arg-type]
             torch.testing.assert_close(mine, theirs, atol=2e-3, rtol=1e-3)
-    # The store holds only tokens that count, in half precision.
+    # The store omits padding and has half precision.
     with h5py.File(store.path) as file:
         assert file["words"].dtype == np.float16
         assert len(file["words"]) == store.starts[-1] == encode_texts(flat, tokenizer)[1].sum()
@@ -72,7 +72,7 @@ def test_missing_and_stale_stores_are_refused(bert: Path, tmp_path: Path) -> Non
     folder = features.path("coco", "train", T)
     made(folder, bert)
     assert len(features.open("coco", "train", CAPTIONS, tokenizer)) == 6
-    other = Rows.texts([*CAPTIONS[:2], (*CAPTIONS[2][:2], "!")])  # unknown, like the question mark
+    other = Rows.texts([*CAPTIONS[:2], (*CAPTIONS[2][:2], "!")])  # "!" is unknown to the tokenizer, as is "?"
     with pytest.raises(FeaturesError, match=r"coco-train-8\.h5.*other captions"):
         features.open("coco", "train", other, tokenizer)
     swapped = tmp_path / "vocabulary"
@@ -86,7 +86,7 @@ def test_missing_and_stale_stores_are_refused(bert: Path, tmp_path: Path) -> Non
         (weights / name).write_bytes((bert / name).read_bytes() + b" ")
     with pytest.raises(FeaturesError, match=r"made by another BERT:"):
         StoredFeatures(str(tmp_path), str(weights)).open("coco", "train", CAPTIONS, tokenizer)
-    # A machine that only trains has no weights of BERT to compare with.
+    # A machine that only trains has no BERT weights, so the store can't be compared with them.
     assert len(StoredFeatures(str(tmp_path), str(tmp_path / "none")).open("coco", "train", CAPTIONS, tokenizer)) == 6
 
 
@@ -103,7 +103,7 @@ def test_damaged_stores_are_refused(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(100))
     rows, starts = (int(np.diff(FeatureStore(path).starts).sum()), FeatureStore(path).starts)
     columns: tuple[tuple[str, dict[str, Any]], ...] = (
-        ("words", {"shape": (rows, 12), "dtype": np.float16, "chunks": True}),  # chunks cannot be mapped
+        ("words", {"shape": (rows, 12), "dtype": np.float16, "chunks": True}),  # chunked data can't be memory-mapped
         ("words", {"shape": (rows - 1, 12), "dtype": np.float16}),
         ("words", {"shape": (rows,), "dtype": np.float16}),
         ("official", {"shape": (5, 12), "dtype": np.float16}),

@@ -1,4 +1,4 @@
-"""Video and audio transforms against reference arrays, and properties of their random branches."""
+"""Compare the video and audio transforms with reference arrays, and test properties of their random branches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _frames(count: int = 4, height: int = 30, width: int = 40, seed: int = 0) ->
 
 
 def test_defaults_are_avids() -> None:
-    """docs/papers/avid_cma.md [2.2] and [2.3]."""
+    """Compare the defaults with docs/papers/avid_cma.md [2.2] and [2.3]."""
     video, sound = VideoInput().transform(training=True), AudioInput().transform(training=False)
     jitter = (0.4, 0.4, 0.4, 0.2)
     assert dataclasses.astuple(VideoInput()) == (16.0, 0.5, 224, 256, "msc", 0.08, jitter, True)
@@ -49,7 +49,7 @@ def test_defaults_are_avids() -> None:
     assert AudioInput().transform(training=True) == AudioTransform()
 
 
-# Video
+# Tests of the video transform
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_training_depends_on_the_generator_alone(mode: str) -> None:
 
 @pytest.mark.parametrize("crop", [12, 100])
 def test_clips_together_equal_those_alone_bit_for_bit(crop: int) -> None:
-    """Clips have different sizes and lengths, and color operations come in all orders."""
+    """Transform clips of several sizes and lengths, with the color operations in all orders."""
     clips = [_frames(length, crop + 3 + length, crop + 9) for length in (1, 3, 9) * 20]
     for training, jitter in ((True, (0.4, 0.4, 0.4, 0.2)), (True, NO_JITTER), (False, NO_JITTER)):
         transform = VideoTransform(crop=crop, resize=crop, frames=3, jitter=jitter, training=training)
@@ -102,9 +102,9 @@ def test_one_draw_for_all_frames_of_a_clip_also_in_other_blocks() -> None:
 
 
 def test_what_is_ours_equals_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Crops, flips and brightness are equal bit for bit, hue up to rounding. Gray uses Pillow's published weights."""
+    """Compare crops, flips and brightness bit for bit, and hue up to rounding. Gray uses Pillow's published weights."""
     geometry = "torchvision.transforms.v2.functional._geometry"
-    monkeypatch.setattr(f"{geometry}._do_native_uint8_resize_on_cpu", lambda _: True)  # else only with AVX2
+    monkeypatch.setattr(f"{geometry}._do_native_uint8_resize_on_cpu", lambda _: True)  # by default, only with AVX2
     frames = _frames(4, 30, 26)
     area = VideoTransform(crop=16, min_area=0.3, jitter=NO_JITTER, flip=1.0, normalize=False)
     draws = np.random.default_rng(3).random(22)
@@ -162,7 +162,7 @@ def test_the_order_of_color_operations_varies() -> None:
         np.testing.assert_allclose(found, second(first(plain, draws), draws), rtol=0, atol=1e-5)
 
 
-# Audio
+# Tests of the audio transform
 
 
 def _waveform() -> torch.Tensor:
@@ -181,7 +181,7 @@ def test_decibels_equal_the_reference() -> None:
 def test_normalized_spectrogram_equals_the_reference() -> None:
     golden = np.load(GOLDEN / "logspec.npz")
     silence = np.load(GOLDEN / "audio_prep.npz")["silence_logspec_row0"].astype(np.float64)
-    # The statistics are not part of this project. Two known values of every bin (silence is -100 dB) give them.
+    # The project lacks the reference's statistics, but two known values per bin (silence: -100 dB) determine them.
     decibels = golden["db_paper_reflect_frame100"].astype(np.float64)
     scale = (golden["logspec_paper_reflect"][0, 100] - silence) / (decibels + 100.0)
     mean, std = -100.0 - silence / scale, 1.0 / scale - 1e-5
@@ -224,7 +224,7 @@ def test_volume_is_the_only_augmentation_of_sound() -> None:
         assert float(difference.std()) < 1e-3
         gain = 0.9 + 0.2 * np.random.default_rng(seed).random()
         assert 10 ** (float(difference.mean()) / 20) == pytest.approx(gain, rel=1e-4)
-    assert torch.equal(dataclasses.replace(transform, volume=0.0)(samples), plain)  # without a generator
+    assert torch.equal(dataclasses.replace(transform, volume=0.0)(samples), plain)  # needs no generator
 
 
 def test_statistics_are_computed_written_and_used(tmp_path: Path) -> None:

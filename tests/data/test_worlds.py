@@ -1,4 +1,4 @@
-"""What the worlds draw and describe: emoji, shapes, things on both sides, and narrated clips."""
+"""Test what the worlds draw and describe: emoji, shapes, two-sided pictures, and narrated clips."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_other_languages_can_be_rendered(tmp_path: Path, language: str) -> None:
 def test_imagenet(rendered: Callable[[type[World]], Any], probe: Any, classes: int) -> None:
     world = rendered(ShapesWorld)
     other = tiny(ShapesWorld, world.folder.parent, probe=probe)
-    assert other.folder == world.folder  # the class systems share the rest of the world
+    assert other.folder == world.folder  # worlds with other classes share this folder
     other.prepare(["imagenet"])
     root = other.root_of("imagenet")
     assert root.name == f"imagenet-{probe}"
@@ -99,7 +99,7 @@ def test_coverage_of_a_box_is_exact() -> None:
     row = np.array([0, 0, 0.75, 1, 1, 0.5, 0, 0])
     expected = np.outer([0, 0.5, 1, 1, 0, 0, 0, 0], row)
     np.testing.assert_allclose(coverage([[box]], 8)[0], expected, atol=1e-12)
-    # Only the part inside the picture counts, on each side.
+    # If a box extends beyond the picture, only the area inside counts.
     for shift, part in (((-3, 0), 2.5 * 2.5), ((5, 0), 0.75 * 2.5), ((0, -2), 3.25 * 2), ((0, 5), 3.25 * 1.5)):
         assert coverage([[box + shift]], 8).sum() == pytest.approx(part)
     assert coverage([[box + 20]], 8).sum() == 0
@@ -118,7 +118,7 @@ def test_boxes_and_polygons_enclose_the_drawn_pixels(seed: int) -> None:
         assert (inside & drawn).sum() / (inside | drawn).sum() > 0.75  # bars are six pixels wide
 
 
-# Attributes that at least one picture shows.
+# Attributes that at least one picture must show.
 SHOWN = {TwoObjectsWorld: (0, 1, 2, 3, 0), EmojiScenesWorld: (0, 6, 2)}
 every_kind = pytest.mark.parametrize("kind", SHOWN, ids=lambda kind: kind.kind)
 

@@ -1,4 +1,4 @@
-"""Properties of every world: which parameters decide which files, and that files are rendered once and completely."""
+"""Test properties of every world: which parameters change which files, and that each file is rendered once."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ Rendered = Callable[[type[World]], Any]
 
 @dataclass(frozen=True)
 class Contract:
-    """How a world differs from the others in the common tests.
+    """How the common tests treat a world.
 
     Args:
-        kind: its class.
+        kind: class of the world.
         again: data sets that are rendered a second time.
         more: larger numbers of clips or pictures; none if each picture's use depends on the total number.
-        held: prefix of the media files of `again` that all seeds share; None if names don't show it.
+        held: prefix of the media files in `again` that are the same for all seeds; None if names don't show it.
     """
 
     kind: type[World]
@@ -69,7 +69,7 @@ def worlds_where(holds: Callable[[Contract], Any]) -> pytest.MarkDecorator:
 
 @pytest.mark.parametrize("kind", TINY)
 def test_a_world_holds_what_it_held(kind: type[World], rendered: Rendered) -> None:
-    rendered(kind)  # compared with the golden values
+    rendered(kind)  # also compares the files with the golden values
 
 
 @worlds_where(lambda contract: contract.held is not None)
@@ -107,7 +107,7 @@ def test_a_second_call_leaves_the_files_alone(
     world = rendered(kind)
     monkeypatch.setattr(kind, "_render", never)
     world.prepare()
-    # The folders are readable by others who share the cache.
+    # Other users who share the cache can read the folders.
     assert all(world.root_of(name).stat().st_mode & 0o055 == 0o055 for name in world.names)
 
 
@@ -123,7 +123,7 @@ def test_larger_frames_show_the_same(number: int) -> None:
 
 # ---------------------------------------------------------------------------------------------------- one cache for all
 class Dots(World):
-    """Two data sets of three files; the second one cannot be written while `full` is set."""
+    """Write two data sets of three files each. While `full` is set, writing fails because the disk is full."""
 
     kind, title, names, version = "dots", "world of dots", ("first", "second"), 1
     full = False
@@ -132,7 +132,7 @@ class Dots(World):
         super().__init__({}, None if root is None else str(root))
 
     def _fill_first(self, root: Path, write: Write, name: str = "first") -> None:
-        assert root.match(f"{self.folder.name}/.rendering-*")  # a rename moves it, or it is found and removed
+        assert root.match(f"{self.folder.name}/.rendering-*")  # a rename publishes it, or a later process removes it
         for number in range(3):
             write(root / "dots" / f"{number}.txt", lambda path=root / "dots" / f"{number}.txt": path.write_text(name))
             if self.full and number == 1:
@@ -154,10 +154,10 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
     world.prepare(["first"])
     assert len(digest(world.root_of("first"))) == 3
     assert not world.root_of("second").exists()
-    half = world.folder / ".rendering-half"  # of a process that was killed
+    half = world.folder / ".rendering-half"  # left by a process that was killed
     half.mkdir()
     (half / "part.txt").write_bytes(b"")
-    (world.folder / ".rendering-stuck").touch()  # it can't be removed as a folder, but that must stop no process
+    (world.folder / ".rendering-stuck").touch()  # a file in place of a folder must not stop any process
     world.prepare(["second"])
     assert not half.exists()
 
@@ -170,7 +170,7 @@ def test_without_locks_no_process_removes_what_another_one_renders(
     class Slow(Dots):
         def _fill_first(self, root: Path, write: Write, name: str = "first") -> None:
             super()._fill_first(root, write)
-            Dots(tmp_path).prepare()  # another process starts when the files are written, but not renamed
+            Dots(tmp_path).prepare()  # another process starts before this one renames the folder
 
     world = Slow(tmp_path)
     world.prepare(["first"])

@@ -1,4 +1,4 @@
-"""The emoji world in six languages: its splits, texts and dictionaries, and that the real readers read it."""
+"""Test the emoji world in six languages: splits, texts and dictionaries, and that the data set readers can read it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_the_whole_world_has_the_sizes_it_says() -> None:
     assert len({concept.index for part in parts for concept in part}) == 818
     assert all(concept.core for part in parts for concept in part)
     assert whole.held_out_concepts == whole.text_concepts[:40]
-    # All seeds are tested on the same pictures.
+    # Every seed uses the same test pictures.
     assert other.test_concepts == whole.test_concepts
     coverage = {language: len(entries) for language, entries in whole.dictionaries.items()}
     assert sorted(coverage) == ["cs", "de", "fr", "ja", "zh"]
@@ -78,7 +78,7 @@ def test_drawings_alone_may_be_unseen(tmp_path: Path) -> None:
     chinese = COCOCN(made.root_of("coco_cn"), tmp_path)
     styles = {split: {int(key[-12:]) // 10_000 for key in chinese.captions(split).keys} for split in ("train", "test")}
     assert styles == {"train": {1, 2, 3}, "test": {4}}
-    # No training text has the query sentence, and text without pictures doesn't describe the thing.
+    # No training text contains the sentence of a query, and no text without a picture names the concept.
     captions = {split: rows_by_concept(chinese.captions(split)) for split in ("train", "test")}
     text = WikipediaText(made.root_of("wikipedia"))
     said = {line for language in LANGUAGES for line in text.sentences("train", language)}
@@ -110,7 +110,7 @@ def test_dictionaries_are_induced_as_specified() -> None:
         concept(3, ("tree",), ("Baum",)),
     ]
     found = induced_dictionary(concepts, "de")
-    # Dice of dog and haustier is 2 * 2 / (2 + 3); one shared concept is too few for cat.
+    # "dog" and "haustier" have a Dice score of 2 * 2 / (2 + 3). "cat" shares only one concept, which is too few.
     assert found == {"dog": ["hund", "haustier"], "pet": ["haustier", "hund"]}
 
 

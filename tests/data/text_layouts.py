@@ -1,4 +1,4 @@
-"""Tiny TVQA, TVC and AVSD on disk, in the layouts in which the real ones are distributed."""
+"""Write tiny copies of TVQA, TVC and AVSD, in the file layouts in which they are distributed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from PIL import Image
 from common.data.datasets.avsd import UNDISCLOSED
 from tests.data.media_factory import write_video
 
-#: Two clips of two shows. The first show's clips have no prefix.
+#: Two clips from different shows. The clips of the first show, The Big Bang Theory, have no prefix.
 CLIPS = ("s01e02_seg02_clip_00", "castle_s01e01_seg02_clip_01")
 ANSWERS = "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json"
 REFERENCES = "test_set4DSTC7-AVSD_multiref.json"
 
 
 def write_frames(folder: Path, numbers: Sequence[int], size: tuple[int, int] = (8, 10), suffix: str = "jpg") -> Path:
-    """Gray frames whose level is ten times their number."""
+    """Write gray frames with a level of ten times the frame number."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         Image.new("RGB", (size[1], size[0]), (number * 10,) * 3).save(folder / f"{number:05d}.{suffix}")
@@ -27,14 +27,14 @@ def write_frames(folder: Path, numbers: Sequence[int], size: tuple[int, int] = (
 
 
 def write_lines(path: Path, records: Sequence[Any]) -> Path:
-    """One JSON value a line."""
+    """Write each record as one line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     return path
 
 
 def question(number: int, clip: str, **changes: Any) -> dict[str, Any]:
-    """Make a record of TVQA. A value of `...` leaves its key out."""
+    """Make a record of TVQA. A change of `...` removes the key."""
     record = {
         "qid": number,
         "q": f"Who  talks in {clip}?",
@@ -48,7 +48,7 @@ def question(number: int, clip: str, **changes: Any) -> dict[str, Any]:
 
 
 def write_tvqa(root: Path, questions: Sequence[dict[str, Any]] | None = None, flat: bool = False) -> Path:
-    """TVQA: two clips of two shows; the Big Bang Theory's has no prefix."""
+    """Write TVQA with two clips of two shows. The clip of The Big Bang Theory has no prefix."""
     for clip, show in zip(CLIPS, ("bbt_frames", "castle_frames")):
         write_frames(root / "frames_hq" / ("" if flat else show) / clip, range(1, 10))
     if questions is None:
@@ -57,7 +57,7 @@ def write_tvqa(root: Path, questions: Sequence[dict[str, Any]] | None = None, fl
         write_lines(root / f"tvqa_{part}.jsonl", questions)
     withheld = [{key: value for key, value in record.items() if key != "answer_idx"} for record in questions]
     write_lines(root / "tvqa_test_public.jsonl", withheld)
-    # Not in the order of time.
+    # The subtitles are not in order of time.
     lines = [
         {"text": "(Kate:) Späť,\nnow.", "start": 2.0, "end": 3.0},
         {"text": "Hello.", "start": 0.5, "end": 1.2},
@@ -68,7 +68,7 @@ def write_tvqa(root: Path, questions: Sequence[dict[str, Any]] | None = None, fl
 
 
 def moment(number: int, clip: str, count: int = 2, **changes: Any) -> dict[str, Any]:
-    """Make a record of TVC. A value of `...` leaves its key out."""
+    """Make a record of TVC. A change of `...` removes the key."""
     texts = [(10 * number + place, f"Moment  {number}, {place}.") for place in range(count)]
     record = {
         "vid_name": clip,
@@ -81,7 +81,7 @@ def moment(number: int, clip: str, count: int = 2, **changes: Any) -> dict[str, 
 
 
 def write_tvc(root: Path) -> Path:
-    """TVC: four moments to train on and four to measure on; two without descriptions."""
+    """Write TVC with four moments to train on and four to evaluate; two have no descriptions."""
     for part, count in (("train", 2), ("val", 4)):
         records = [moment(number, clip, count) for number, clip in enumerate([*CLIPS, *CLIPS])]
         write_lines(root / f"tvc_{part}_release.jsonl", records)
@@ -90,7 +90,7 @@ def write_tvc(root: Path) -> Path:
 
 
 def dialog(video: str, turns: int, last: str = "he  eats .", **changes: Any) -> dict[str, Any]:
-    """Make a record of AVSD. A value of `...` leaves its key out."""
+    """Make a record of AVSD. A change of `...` removes the key."""
     asked = [{"question": f"what is {turn} ?", "answer": f"it is {turn} ."} for turn in range(turns)]
     asked[-1]["answer"] = last
     record = {"image_id": video, "caption": "a man\nsits .", "summary": "he eats .", "dialog": asked}
@@ -98,14 +98,14 @@ def dialog(video: str, turns: int, last: str = "he  eats .", **changes: Any) -> 
 
 
 def write_json(path: Path, content: Any) -> Path:
-    """One JSON value."""
+    """Write one JSON value."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
 def references(names: list[str], count: int = 6) -> dict[str, Any]:
-    """The file of references of AVSD, as the challenge distributes it."""
+    """Make AVSD's references in the format of the challenge."""
     return {
         "images": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
         "annotations": [
@@ -117,7 +117,7 @@ def references(names: list[str], count: int = 6) -> dict[str, Any]:
 
 
 def write_avsd(root: Path, suffix: str = "_480", answers: bool = True) -> Path:
-    """AVSD: two dialogues of ten turns to train on, one to select on, two without their last answers."""
+    """Write AVSD: two dialogues of ten turns for training, one for validation, and two without their last answers."""
     for part, videos in (("train", ["YSKX3", "AAAA1"]), ("valid", ["BBBB2"])):
         dialogs = [dialog(video, 10) for video in videos]
         write_json(root / f"{part}_set4DSTC7-AVSD.json", {"type": part, "version": "1.0", "dialogs": dialogs})

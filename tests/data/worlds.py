@@ -1,6 +1,6 @@
-"""Small worlds for tests, one of each kind, and the check that their files equal those that records were made from.
+"""Make a small world of each kind for tests, and check that its files equal those behind the recorded results.
 
-Texts are compared byte by byte, but pictures, films and sounds roughly, because encoders and processors round.
+Texts are compared byte by byte. Pictures, films and sounds are compared roughly, because encoders and CPUs round.
 After raising a world's `version`, run `python -m tests.data.worlds` to write the golden values again.
 """
 
@@ -30,9 +30,9 @@ from common.data.worlds.two_objects import COLOURS, SHAPES, TwoObjectsWorld
 from common.data.worlds.two_sides import GROUNDS, TwoSidesWorld
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "worlds.npz"
-#: How many files of a data set are compared.
+#: The number of files that are compared in a data set.
 LOOKED_INTO = 12
-#: Data sets of films, whose encoder rounds the most, and of lossless files.
+#: Data sets of films, whose encoder rounds the most, and data sets of lossless files.
 FILMS, LOSSLESS = {"kinetics400", "audioset", "ucf101", "hmdb51", "avsd"}, {"esc50", "dcase2014", "coco_2014"}
 MEDIA = {".jpg", ".JPEG", ".png", ".mp4", ".avi", ".wav"}
 TINY: dict[type[World], dict[str, Any]] = {
@@ -93,13 +93,13 @@ TINY: dict[type[World], dict[str, Any]] = {
 
 
 def tiny(kind: type[World], root: Path | None, **changes: Any) -> Any:
-    """A small world of a kind, not yet rendered."""
+    """Make a small world, not yet rendered."""
     arguments = {**TINY[kind], "root": None if root is None else str(root), **changes}
     return kind(**arguments)  # type: ignore[arg-type]
 
 
 def digest(folder: Path, suffixes: set[str] | None = None) -> dict[str, str]:
-    """Hash of each file below a folder, or of those with certain endings."""
+    """Hash each file in a folder, or only the files with the given suffixes."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -108,12 +108,12 @@ def digest(folder: Path, suffixes: set[str] | None = None) -> dict[str, str]:
 
 
 def media(folder: Path) -> dict[str, str]:
-    """Hash of each picture, film and sound below a folder."""
+    """Hash each picture, film and sound in a folder."""
     return digest(folder, MEDIA)
 
 
 def read_caption(text: str, kind: type[TwoSidesWorld] = TwoObjectsWorld) -> tuple[int, ...]:
-    """Parse the attributes in a world's caption, with a grammar that is independent of the world's."""
+    """Parse the attributes from a caption, with a grammar written independently of the world's code."""
     names = [name for name, _ in kind.things]
     thing, ground = f"({'|'.join(names)})", rf" on (?:a )?({'|'.join(GROUNDS)})"
     placed = rf"(?:a {thing}(?: at)? (left|right)|(left|right) a {thing})"
@@ -141,13 +141,13 @@ def read_caption(text: str, kind: type[TwoSidesWorld] = TwoObjectsWorld) -> tupl
 
 
 def golden_of(world: World) -> dict[str, Any]:
-    """Render a world, and return its folder, digests of names and texts, and a summary of some pictures and sounds."""
+    """Render a world. Return its folder, hashes of file names and texts, and summaries of some pictures and sounds."""
     world.prepare()
     held: dict[str, Any] = {world.kind: world.folder.name}
     for name in world.names:
         root = world.root_of(name)
         files = [path for path in sorted(root.rglob("*")) if path.is_file()]
-        # SentencePiece rounds as the processor does.
+        # SentencePiece's model depends on how the CPU rounds.
         texts = ["" if path.suffix in {*MEDIA, ".model"} else read_text(path) for path in files]
         content = json.dumps([(path.relative_to(root).as_posix(), text) for path, text in zip(files, texts)])
         media = [path for path in files if path.suffix in MEDIA]
@@ -158,7 +158,7 @@ def golden_of(world: World) -> dict[str, Any]:
 
 
 def alike(path: Path) -> list[float]:
-    """Summarize a picture (or a film's first and last) as 4 x 4 colors, a sound as decibels by frequency and time."""
+    """Summarize a picture (or a film's first and last) as 4 x 4 colors, and a sound as decibels per band and time."""
     if path.suffix in (".jpg", ".JPEG", ".png"):
         return small(np.asarray(Image.open(path).convert("RGB")))
     found: list[float] = []
@@ -179,7 +179,7 @@ def small(pixels: np.ndarray) -> list[float]:
 
 
 def as_it_was(world: World) -> World:
-    """Render a world of `TINY`, and check that it equals the world from which records were made."""
+    """Render a world of `TINY`, and check that it equals the golden values."""
     golden = np.load(GOLDEN)
     for key, value in golden_of(world).items():
         if key.endswith("/media"):

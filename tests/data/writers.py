@@ -1,4 +1,4 @@
-"""One writer for each data set: a tiny copy in its layout, whose folder it returns."""
+"""Map each data set to a function that writes a tiny copy in its layout and returns the folder."""
 
 from __future__ import annotations
 
