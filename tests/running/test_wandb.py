@@ -107,9 +107,10 @@ def test_the_metrics_file_forgets_what_came_after_the_checkpoint(
     logger.drop_after(4)
     assert path.read_text(encoding="utf-8") == whole
     # A test is logged at the last step, and runs again after a full disk.
-    with monkeypatch.context() as patch, pytest.raises(OSError, match=r"No space left on device: .*metrics\.csv"):
-        patch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match=r"No space left on device: .*metrics\.csv"):
         logger.log_metrics({"test/top1": 1.0}, 4)
+    monkeypatch.undo()
     logger.drop_after(4)
     assert path.read_text(encoding="utf-8") == whole
     logger.drop_after(2)
