@@ -210,7 +210,7 @@ def test_what_was_written_survives_a_loss_of_power(tmp_path: Path, monkeypatch: 
     "text",
     [
         "a: 1\nb: {c: 2, c: 3}", "a: [1", "? [1, 2]\n: 3", "a: " + "[" * 5000 + "]" * 5000, "!!int ''",
-        "a: \xff", "on: 1",
+        "a: \xff", "on: 1", "a: !!binary aGVsbG8=", "!!set {a, b}", "a: 2026-01-01", "a: 0x" + "f" * 10_000,
     ],
 )  # fmt: skip
 def test_yaml_is_strict(tmp_path: Path, text: str) -> None:

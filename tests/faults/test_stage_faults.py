@@ -135,6 +135,7 @@ AVID = ["fit", "avid/avid", "--scale", "smoke"]
         ([*AVID, "--model.betas", "[2, 3]"], "model.betas is [2, 3]"),
         ([*AVID, "--model.loss.temperature", "hot"], "temperature"),
         ([*AVID, "--model.temperature", "[1"], "--model.temperature [1"),
+        ([*AVID, "--model.temperature", "!!set {1}"], "--model.temperature !!set {1}: values must be text, numbers"),
         ([*AVID, "--trainer.devices", "many"], "trainer: `devices`"),
         ([*AVID, "--config", "configs"], "configs: "),
         ([*AVID, "--data.batch_size", "64"], "data.batch_size (64) is larger than the 60 samples"),
