@@ -424,8 +424,7 @@ def promote(
     else:
         done = [p for name in _names(papers) for p in promoting.promote(name, scales, runs, replace)]
     for p in done:
-        where = f"{p.record.paper}/{p.record.scale}/{p.record.draw.folder}/{p.record.stage}"
-        print(f"{p.action}: {where}" + (f": {p.reason}" if p.reason else ""))
+        print(f"{p.action}: {p.record.folder(Path())}" + (f": {p.reason}" if p.reason else ""))
     if not done:
         print(f"no record at {' or '.join(scales)} scale {'in' if from_ else 'under'} {from_ or runs or runs_root()}")
     return 1 if any(p.action == promoting.REFUSED for p in done) else 0

@@ -142,6 +142,7 @@ def test_given_weights_stay_marked_and_only_the_authors_count(
         archive = contribute(folder)
         assert "1 of them from the authors' weights" in capsys.readouterr().out
         assert promote(archive) == 1 - count
+        assert ("promoted: avid_cma/smoke/seed0-given/esc@avid" in capsys.readouterr().out) == bool(count)
         assert [set(record.given) for record in find_promoted("avid_cma")] == [{"avid"}] * count
 
 
