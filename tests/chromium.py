@@ -1,4 +1,4 @@
-"""Debian's Chromium and its driver, for tests of pages; without them these are skipped."""
+"""Run Debian's Chromium in tests of web pages. Skip these tests if Chromium or its driver is missing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needed = pytest.mark.skipif(
 
 @contextmanager
 def opened(address: str, profile: Path) -> Iterator[Any]:
-    """A browser that has opened a page and logs what it asks the network for."""
+    """Open a page in a browser that logs its network requests."""
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -46,6 +46,6 @@ def opened(address: str, profile: Path) -> Iterator[Any]:
 
 
 def resize(browser: Any, width: int) -> None:
-    """Give the window a width, as of a phone below 600 pixels."""
+    """Set the width of the window; below 600 pixels, pages use the layout for phones."""
     metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)

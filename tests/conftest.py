@@ -1,4 +1,4 @@
-"""Set-up shared by all tests."""
+"""Set up what all tests share."""
 
 # ruff: noqa: E402
 
@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import os
 
-# Set these before anything reads them: a test must not log to W&B unless it asks to, write into the user's cache, or
-# start several threads.
+# Set these before any import reads the environment. Tests must not log to W&B by default, write into the user's cache,
+# or start several threads.
 for name in [one for one in os.environ if one.startswith(("ASSEMBLE_", "WANDB_", "SLURM_", "FORCE_COLOR", "NO_COLOR"))]:
-    if name != "ASSEMBLE_TESTS_HAVE":  # the developer's settings
+    if name != "ASSEMBLE_TESTS_HAVE":  # set by the developer
         del os.environ[name]
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "disabled"
@@ -28,22 +28,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch._dynamo  # imported before workers are forked: importing it in a forked child can hang
+import torch._dynamo  # before workers are forked, because importing it in a forked child can hang
 from hypothesis import HealthCheck, Phase, settings
 from PIL import Image
 
 from common.data.media import FileCache
 
-#: Folders whose files take longest. They go first, so that at the end no process is still busy with one.
+#: Folders with the slowest files. These start first, so that no worker is still busy when the others are finished.
 SLOWEST = ("resume", "running", "distributed", "faults", "cli", "training")
 
-#: These start autograd's threads, after which a forked process cannot train.
+#: These files start autograd's threads, after which a forked process cannot train. They run last.
 LAST = ("test_estimate.py", "test_gpu_check.py")
 
-# One thread: results do not depend on the machine's core count, and forked workers inherit no thread pool.
+# With one thread, results don't depend on the number of cores, and forked workers inherit no thread pool.
 torch.set_num_threads(1)
 
-# Every run tries the same examples, however slow the machine is.
+# Every run tries the same examples, and a slow machine causes no failure.
 settings.register_profile(
     "suite", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Let the garbage collector skip modules: it took half a second whenever a stage or a file of tests ended."""
+    """Let the garbage collector skip all modules, because they cost half a second after each stage and test file."""
     gc.collect()
     gc.freeze()
 
@@ -66,7 +66,7 @@ def pytest_collection_finish() -> None:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Use a temporary cache folder for this run, never the user's cache.
 
-    The workers of a run share it, so each file is rendered or trained only once.
+    All pytest workers share this folder, so each file is rendered or trained only once.
     """
     base = tmp_path_factory.getbasetemp()
     base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
@@ -76,7 +76,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def heard_signals() -> None:
-    """Don't ignore the signals that nohup or a background shell ignores, since stages would ignore them, too."""
+    """Restore the signals that nohup or a background shell ignores, since stages would ignore these signals too."""
     for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, handler)
@@ -84,7 +84,7 @@ def heard_signals() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Seed each test, so that it draws the same numbers whichever tests ran before it."""
+    """Seed each test, so that its random numbers don't depend on the tests that ran before."""
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
@@ -92,13 +92,13 @@ def pytest_runtest_setup() -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Draw one pixel instead of each figure in the slowest folders: drawing takes a third of a stage's time."""
+    """Write one pixel instead of each figure in the slowest folders. Plotting takes a third of a stage's time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     draw = FigureCanvasAgg.print_png
 
     def pixel(canvas: FigureCanvasAgg, file: Path) -> None:
-        if str(file).startswith(os.environ["ASSEMBLE_TESTS"]):  # tests in other folders look at its figures, too
+        if str(file).startswith(os.environ["ASSEMBLE_TESTS"]):  # other folders' tests check these figures
             draw(canvas, file)
         else:
             Image.new("RGB", (1, 1)).save(file, "PNG")
@@ -111,7 +111,7 @@ def small_pictures(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Drop decoded media after each file, and the helpers' caches after each folder: no later test reads them."""
+    """Clear decoded media after each file and the helpers' caches after each folder. No later test uses either."""
     if nextitem is not None and nextitem.path == item.path:
         return
     FileCache._shared = None

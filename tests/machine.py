@@ -1,4 +1,4 @@
-"""Wait for other processes on a machine of any speed, and say what the machine must have."""
+"""Wait for other processes on machines of any speed, and check which programs the machine must have."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: Seconds that no step takes, even on a slow machine.
+#: Timeout in seconds that is long enough for any step, even on a slow machine.
 LONG = 600.0
 
 
 def until(condition: Callable[[], Any], what: str = "", seconds: float = LONG) -> Any:
-    """Wait for something true, and return it."""
+    """Wait until a condition returns a true value, and return this value."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, what
@@ -22,7 +22,7 @@ def until(condition: Callable[[], Any], what: str = "", seconds: float = LONG) -
 
 
 def _status(process: Path) -> list[str]:
-    """Return state, parent, group and more of a process. The state is Z or X once it ended."""
+    """Return the state, parent, group and more of a process. The state of a process that ended is Z or X."""
     try:
         return (process / "stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -30,7 +30,7 @@ def _status(process: Path) -> list[str]:
 
 
 def runs(pid: int) -> bool:
-    """Check whether a process runs. One that ended doesn't, even if its parent hasn't read its status."""
+    """Check whether a process runs. A process that ended doesn't, even if its parent hasn't read the exit status."""
     return _status(Path(f"/proc/{pid}"))[0] not in "ZX"
 
 
@@ -48,5 +48,5 @@ def group_runs(group: int) -> bool:
 
 
 def promised(what: str) -> bool:
-    """Check whether ASSEMBLE_TESTS_HAVE names `browser`, `docs`, `java` or `slurm`. Without it, its tests then fail."""
+    """Check whether ASSEMBLE_TESTS_HAVE names a program. If so, its tests fail where the program is missing."""
     return what in os.environ.get("ASSEMBLE_TESTS_HAVE", "").split()

@@ -1,7 +1,7 @@
-"""Make seeded changes outside the losses, one at a time, and run the tests of each (`make mutation SAMPLE=100`).
+"""Change the code outside the losses at random, one change at a time, and run its tests (`make mutation SAMPLE=100`).
 
-A change is another operator, condition, number, argument or result. The tests of a change are those that run its line,
-the fastest first, up to two minutes. Verdicts are kept in mutants/sample-<seed>.jsonl, where a stopped run resumes.
+A change replaces an operator, condition, number, argument or result. Its tests are those that run the changed line, the
+fastest first, up to two minutes. Verdicts are written to mutants/sample-<seed>.jsonl, where a stopped run resumes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Mutant:
 
 
 def mutants(path: Path) -> list[Mutant]:
-    """Return all changes to a file, except to error messages, annotations, decorators and default arguments."""
+    """Return all changes to a file, except changes to error messages, annotations, decorators and default arguments."""
     source = path.read_bytes()
     starts = [0]
     for line in source.splitlines(keepends=True):
@@ -110,12 +110,12 @@ def _is_text(node: ast.expr) -> bool:
 
 
 def _typed(node: ast.AST) -> bool:
-    """Check whether this is a generic type such as `dict[str, int]`."""
+    """Check whether an expression is a generic type such as `dict[str, int]`."""
     return isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name) and node.value.id[0].isupper()
 
 
 class Tests:
-    """Which tests run a line, from one run of all tests under coverage."""
+    """Find the tests that run a line, from one run of all tests under coverage."""
 
     def __init__(self, jobs: int) -> None:
         database, times = FOLDER / "coverage", FOLDER / "times.xml"
@@ -133,13 +133,13 @@ class Tests:
         }
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Return as many tests of a mutant as take two minutes, the fastest first."""
+        """Return the tests of a mutant, the fastest first, up to two minutes."""
         contexts = self._data.contexts_by_lineno(str(Path(mutant.path).resolve()))
         found = [context for context in contexts.get(mutant.line, []) if context]
         named = {context.split("|")[0] for context in found}
         shared = {context.split("::")[0] for context in found if context.endswith("|setup")}
-        named |= {test for test in self._tests if test.split("::")[0] in shared}  # a fixture is set up once for all
-        if not named:  # run when the module was imported
+        named |= {test for test in self._tests if test.split("::")[0] in shared}  # sharing one setup
+        if not named:  # the line ran when the module was imported
             named = {context.split("|")[0] for own in contexts.values() for context in own if context}
         chosen, total = [], 0.0
         for test in sorted(named, key=lambda test: (self._seconds.get(test, 0.0), test)):
@@ -151,7 +151,7 @@ class Tests:
 
 
 def verdict(mutant: Mutant, tests: list[str], tree: Path) -> str:
-    """Return `killed` if a test fails on the changed code, `survived` if none does, or `untested`."""
+    """Return `killed` if a test fails on the changed code, `survived` if all pass, or `untested` without tests."""
     if not tests:
         return "untested"
     target, listed = tree / mutant.path, (tree / "tests.txt").resolve()
@@ -160,7 +160,7 @@ def verdict(mutant: Mutant, tests: list[str], tree: Path) -> str:
     target.write_bytes(source[: mutant.begin] + mutant.new.encode() + source[mutant.end :])
     try:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider", f"@{listed}"]
-        environment = {**os.environ, "PYTHONPATH": str(tree.resolve())}  # for commands that tests start
+        environment = {**os.environ, "PYTHONPATH": str(tree.resolve())}  # for commands that the tests start
         done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, timeout=4 * SECONDS, check=False)
         if done.returncode == pytest.ExitCode.USAGE_ERROR:
             raise RuntimeError(f"{mutant}: the tests could not be started\n{done.stdout}{done.stderr}")

@@ -30,7 +30,7 @@ def request(
 
 @contextmanager
 def shared(name: str) -> Iterator[Path]:
-    """Lock a shared folder of runs, so that one process trains in it. Later tests only read it."""
+    """Lock a shared folder of runs, so that only one process trains in the folder. Later tests only read it."""
     folder = Path(os.environ["ASSEMBLE_TESTS"]) / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w", encoding="utf-8") as file:
@@ -39,7 +39,7 @@ def shared(name: str) -> Iterator[Path]:
 
 
 def callbacks(every_n_train_steps: int) -> list[dict[str, Any]]:
-    """The callbacks of configs/trainer.yaml with another checkpoint interval."""
+    """Return the callbacks of configs/trainer.yaml with another checkpoint interval."""
     path = Path(__file__).resolve().parents[1] / "configs" / "trainer.yaml"
     listed = yaml.safe_load(path.read_text(encoding="utf-8"))["trainer"]["callbacks"]
     assert listed[-1]["class_path"].endswith("ModelCheckpoint")
@@ -48,7 +48,7 @@ def callbacks(every_n_train_steps: int) -> list[dict[str, Any]]:
 
 
 def read_metrics(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Curves of a metrics file: name -> [(step, value), ...]."""
+    """Read the curves of a metrics file: name -> [(step, value), ...]."""
     curves: dict[str, list[tuple[int, float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):

@@ -1,4 +1,4 @@
-"""The examples in docstrings run, and every file of losses, memories, metrics and encoders has one."""
+"""Run the examples in docstrings, and check that every loss, memory, metric and encoder file has an example."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from tests.architecture.sources import modules
 
 LIBRARY = ("common.losses", "common.memory", "common.metrics", "common.encoders")
-#: Names that examples use without importing them.
+#: Names that the examples use without an import.
 NAMES = {"torch": torch, "np": np, "nn": nn, "F": F}
-#: Helpers of the suite, Java, and networks that need files.
+#: Files without examples: the suite's helpers, a metric that needs Java, and networks that need files.
 WITHOUT = {
     "common.encoders.checkpoint_files", "common.memory.collective", "common.memory.groups", "common.metrics.gathering",
     "common.metrics.captioning.meteor", "common.metrics.captioning.caption_set",

@@ -1,4 +1,4 @@
-"""Files appear complete or not at all, and leftovers of killed processes are removed."""
+"""Check that files appear complete or not at all, and that leftovers of killed processes are removed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_writer_sees_the_suffix_and_its_own_errors_stay_what_they_are(tmp_path
 
 @pytest.fixture(scope="module")
 def dead() -> int:
-    """Number of a process that ended."""
+    """Return the process id of a process that ended."""
     process = multiprocessing.get_context("spawn").Process(target=int)
     process.start()
     process.join()
@@ -109,7 +109,7 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
             if error is not None:
                 raise error
 
-    (tmp_path / ".model.v1.unfinished" / "deep").mkdir(parents=True)  # of a killed process
+    (tmp_path / ".model.v1.unfinished" / "deep").mkdir(parents=True)  # left by a killed process
     with pytest.raises(KeyError):
         write("new", KeyError())
     assert not list(tmp_path.iterdir())
@@ -157,7 +157,7 @@ def test_a_file_of_an_untrusted_folder_is_in_that_folder(tmp_path: Path) -> None
     (tmp_path / "run" / "up").symlink_to("..")
     (tmp_path / "linked").symlink_to("run")
     opened = len(os.listdir("/proc/self/fd"))
-    for folder in ("run", "linked"):  # only names in the folder are untrusted
+    for folder in ("run", "linked"):  # the folder itself may be a link
         with open_inside(tmp_path / folder, "media/file") as file:
             assert file.read() == b"mine"
     for name in ("media/link", "up/secret", "../secret", "media/../../secret", str(tmp_path / "secret"), "media", "."):
@@ -183,7 +183,7 @@ def test_a_disk_without_locks_is_no_error(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_was_written_survives_a_loss_of_power(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Content, name and new folders are synced to the disk in this order, so none exists without the one before."""
+    """Check the order: sync the content, rename the file, sync its folder. New parent folders are synced first."""
     done: list[str] = []
     fsync, replace = os.fsync, os.replace
 

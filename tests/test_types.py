@@ -1,4 +1,4 @@
-"""Ranges of fields: a value outside stops the command before training, with field, value and range in one line."""
+"""Test the ranges of fields: a wrong value stops the command with one line that gives field, value and range."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from common.types import (
     outside,
 )
 
-#: Fields that may have any number: a statistic of pictures, and joblib's number of jobs (-1 is all cores).
+#: Fields that may have any number: a mean of pixels, and joblib's number of jobs (-1 means all cores).
 ANY_NUMBER = {"mean", "jobs"}
 
 
@@ -101,7 +101,7 @@ def _classes(config: Any) -> set[str]:
 def test_every_number_that_a_recipe_can_set_has_a_range(paper: str) -> None:
     paths: set[str] = set()
     for scale in scales_of(paper):
-        # A `single` overlay is only for the recipes of its stages.
+        # The `single` scale only covers the recipes of its stages.
         of_stages = {stage.recipe for stage in expand(paper, scale, everything=True)}
         for recipe in of_stages if scale == "single" else recipes_of(paper):
             paths |= _classes(resolve(paper, recipe, scale=scale).config)

@@ -1,4 +1,4 @@
-"""Run the main stage of each paper at the smoke scale, and its parents, once for all tests."""
+"""Run the main stage of each paper and its parents at the smoke scale, once for all tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from assemble.stages.request import Selection, StageRequest
 from assemble.stages.run import run_stage
 from tests.stages import shared
 
-#: A stage of each paper that can be used.
+#: The stage of each paper whose trained model the commands use.
 MAIN = {"avid_cma": "avid", "mct": "mct", "m3p": "m3p", "vx2text": "avsd", "xmc_gan": "xmc_gan"}
 
 
@@ -22,7 +22,7 @@ def _stages(paper: str, runs: Path) -> list[StageRequest]:
 
 @functools.cache
 def finished(paper: str) -> list[StageRequest]:
-    """Return the finished stages, the main one last."""
+    """Train a paper's stages if necessary, and return them with the main stage last."""
     with shared(paper) as runs:
         stages = _stages(paper, runs)
         for stage in stages:
@@ -31,11 +31,11 @@ def finished(paper: str) -> list[StageRequest]:
 
 
 def checkpoint(paper: str) -> Path:
-    """`last.ckpt` of the main stage, trained for a few steps."""
+    """Return `last.ckpt` of the main stage, trained for a few steps."""
     return finished(paper)[-1].checkpoint()
 
 
 def copied_avid(runs: Path) -> StageRequest:
-    """AVID's finished stage in another folder of runs."""
+    """Copy AVID's finished stage into another folder of runs, and return the copied stage."""
     shutil.copytree(finished("avid_cma")[-1].runs, runs, dirs_exist_ok=True)
     return _stages("avid_cma", runs)[-1]

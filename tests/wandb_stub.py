@@ -1,4 +1,4 @@
-"""A W&B server on the loopback interface, with enough of its protocol for the real client. It keeps what it gets."""
+"""Serve the part of W&B's protocol that the real client needs, on the loopback interface, and store all it sends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIEWER = {
         "teams": {"edges": []},
     }
 }  # fmt: skip
-#: Operations whose data are always the same.
+#: Operations that always get the same answer.
 FIXED: dict[str, dict[str, Any]] = {
     "Viewer": VIEWER,
     "GetDefaultEntity": VIEWER,
@@ -43,10 +43,10 @@ class StoredRun:
 
     Attributes:
         fields: from the last upsert that had them: displayName, groupName, jobType, tags, notes, project.
-        config: configuration, without the wrapping of values.
-        files: lines of each streamed file by their number, such as `wandb-history.jsonl`.
-        uploads: content of files that were put.
-        exit_code: None until it ended.
+        config: the configuration, without W&B's {"value": ...} around each value.
+        files: file name, such as `wandb-history.jsonl` -> line number -> line of a streamed file.
+        uploads: content of the uploaded files.
+        exit_code: None until the run ended.
         used: names of the artifacts that the run used.
     """
 
@@ -58,24 +58,24 @@ class StoredRun:
     used: list[str] = field(default_factory=list)
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """Lines of a streamed file, in order."""
+        """Return the lines of a streamed file, in order."""
         return [json.loads(line) for _, line in sorted(self.files.get(name, {}).items())]
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """Rows of what was logged."""
+        """Return the logged rows."""
         return self.lines("wandb-history.jsonl")
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The last summary."""
+        """Return the last summary."""
         rows = self.lines("wandb-summary.json")
         return rows[-1] if rows else {}
 
 
 @dataclass
 class StoredArtifact:
-    """An artifact: its manifest, and the names of files that were uploaded."""
+    """An artifact: its manifest, and the names of its uploaded files."""
 
     name: str
     kind: str
@@ -89,8 +89,8 @@ class StoredArtifact:
 class WandbStub:
     """The state of the server. `address` is its base URL.
 
-    `refusing` is the status that answers everything that is sent from now on, as after a key was revoked (401) or a
-    fault (500); 200 is none.
+    `refusing` is the HTTP status that the server gives to all data from now on: 401 as after a key was revoked, 500 as
+    after a fault, or 200 to accept the data.
     """
 
     def __init__(self) -> None:
@@ -103,15 +103,15 @@ class WandbStub:
         self.lock = threading.RLock()
 
     def run(self, run_id: str) -> StoredRun:
-        """Return the run with an id, and make it if it is new."""
+        """Return the run with an id, and create it if it is new."""
         return self.runs.setdefault(run_id, StoredRun())
 
     def artifact(self, name: str) -> StoredArtifact:
-        """The last artifact of a name."""
+        """Return the last artifact with a name."""
         return next(a for a in reversed(self.artifacts) if a.name == name)
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The data of a GraphQL operation."""
+        """Return the data that answer a GraphQL operation."""
         found = re.search(r"\b(query|mutation)\s+(\w+)", query)
         name = found.group(2) if found else "anonymous"
         if name in FIXED:
@@ -138,7 +138,7 @@ class WandbStub:
             "eventsTail": "[]",
             "tags": run.fields.get("tags") or [],
             "notes": run.fields.get("notes") or "",
-            # Without it, the client thinks that the run never began.
+            # Without this field, the client thinks that the run never began.
             "wandbConfig": json.dumps({"t": 1} if "_wandb" in run.config else {}),
             "project": {"id": "p1", "name": project, "entity": owner},
             "logLineCount": len(run.files.get("output.log", {})),
@@ -175,7 +175,7 @@ class WandbStub:
     def on_CreateArtifact(self, variables: dict[str, Any]) -> dict[str, Any]:
         sent = variables["input"]
         name = sent["artifactCollectionName"]
-        # The same content under the same name is the same version, from any sender.
+        # If the name and the content are the same, the artifact is the same version, whichever run sent it.
         number = next((n for n, a in enumerate(self.artifacts) if (a.name, a.digest) == (name, sent["digest"])), None)
         if number is None:
             number = len(self.artifacts)
@@ -217,7 +217,7 @@ class WandbStub:
         return {"useArtifact": {"artifact": {"id": sent["artifactID"], "digest": "", "state": "COMMITTED"}}}
 
     def on_upsertView(self, variables: dict[str, Any]) -> dict[str, Any]:
-        """Keep reports and saved views. A deleted one cannot be written again."""
+        """Store reports and saved views. A deleted report or view cannot be written again."""
         known = variables.get("id")
         if known and known not in self.views:
             return {"upsertView": None}
@@ -231,7 +231,7 @@ class WandbStub:
     on_UpsertView2 = on_upsertView
 
     def stream(self, run_id: str, sent: dict[str, Any]) -> None:
-        """Take what a run streams: lines of files from an offset on, and its end."""
+        """Store what a run streams: lines of files from an offset on, and the exit code."""
         run = self.run(run_id)
         for name, part in (sent.get("files") or {}).items():
             kept = run.files.setdefault(name, {})
@@ -246,7 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
     def _reply(self, value: Any, status: int = 200) -> None:
         content = json.dumps(value).encode()
@@ -307,12 +307,12 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Ignore errors: a client may disconnect at any time, and asks again for what it did not get."""
+        """Ignore errors: a client may disconnect at any time, and retries what it missed."""
 
 
 @contextmanager
 def serving() -> Iterator[WandbStub]:
-    """A server on a free port of the loopback interface, until the block ends."""
+    """Run a server on a free port of the loopback interface until the block ends."""
     stub = WandbStub()
     server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"stub": stub}))
     stub.address = f"http://127.0.0.1:{server.server_address[1]}"
@@ -326,6 +326,6 @@ def serving() -> Iterator[WandbStub]:
 
 
 def forget() -> None:
-    """Drop what the client read from the environment and files, and whom it logged in."""
+    """Drop the client's cached settings and login."""
     wandb.teardown()
     wbauth.unauthenticate_session(update_settings=False)

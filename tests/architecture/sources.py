@@ -1,4 +1,4 @@
-"""Parse every module of the suite once, and find who imports whom, for the tests of the architecture."""
+"""Parse every module of the suite once, and find which modules import which, for the architecture tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def file_of(module: str) -> str:
-    """Path of a module, for messages."""
+    """Return the path of a module's file, for messages."""
     path = module.replace(".", "/")
     return f"{path}.py" if (ROOT / f"{path}.py").is_file() else f"{path}/__init__.py"
 
@@ -55,7 +55,7 @@ def imports(module: str) -> Iterator[tuple[str, bool]]:
                 yield alias.name, node in at_import
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                # `from package import module` and `from module import name` look alike.
+                # `from package import module` looks like `from module import name`, so check both meanings.
                 whole = f"{node.module}.{alias.name}"
                 yield (whole if whole in modules() else node.module), node in at_import
 
@@ -79,14 +79,14 @@ def reached(starts: set[str]) -> set[str]:
 
 @functools.cache
 def configured(paper: str) -> set[str]:
-    """Modules of the classes that a paper's configurations name."""
+    """Return the modules of the classes that a paper's configurations name."""
     text = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "configs" / paper).glob("*.yaml"))
     paths = re.findall(r"class_path: ([\w.]+)\.\w+", text)
     return {path for path in paths if path in modules()}
 
 
 def shared_classes() -> set[str]:
-    """Modules of the classes that the configurations of all papers name."""
+    """Return the modules of the classes that the configurations of all papers name."""
     found: set[str] = set()
     for path in (ROOT / "configs").glob("*.yaml"):
         found.update(re.findall(r"class_path: ([\w.]+)\.\w+", path.read_text(encoding="utf-8")))
@@ -95,7 +95,7 @@ def shared_classes() -> set[str]:
 
 @functools.cache
 def papers() -> dict[str, str]:
-    """Package of every paper to its short name."""
+    """Map the package of every paper to its short name."""
     found = {}
     for path in sorted((ROOT / "papers").glob("*/tables.yaml")):
         block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", path.read_text(encoding="utf-8"), re.MULTILINE)
@@ -105,7 +105,7 @@ def papers() -> dict[str, str]:
 
 
 def docstrings(tree: ast.Module) -> set[ast.expr]:
-    """Return the docstrings of a module, and other strings that are statements, such as one below a constant."""
+    """Return the docstrings of a module, and all other strings that are statements, such as one below a constant."""
     return {
         node.value
         for node in ast.walk(tree)

@@ -1,4 +1,4 @@
-"""Every recipe resolves and instantiates at every scale, and a scale changes only sizes unless it says so."""
+"""Check that every recipe instantiates at every scale, and that a scale changes only sizes unless it declares more."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in scales_of(p.
 
 
 def kind(value: object) -> str:
-    """Return a field's value, but only the type of a number, and `path` for any path."""
+    """Return a field's value, but only the type if the value is a number, and `path` if it is a path."""
     if isinstance(value, str) and {"/", "$"} & set(value):
         return "path"
     return type(value).__name__ if type(value) in (int, float) else repr(value)
@@ -32,13 +32,13 @@ def kind(value: object) -> str:
 
 @pytest.mark.parametrize("paper", [paper.name for paper in existing_papers()])
 def test_a_recipe_instantiates(paper: str, tmp_path: Path) -> None:
-    """Instantiate each recipe and scale that has a field, class or text which no earlier one has.
+    """Instantiate each combination of recipe and scale that has a field, class or text that no earlier one has.
 
-    The others only differ from these in numbers, whose ranges are checked.
+    The other combinations differ only in numbers, whose ranges another test checks.
     """
     from assemble.stages.cli import build
 
-    # The names of AudioSet's classes decide the size of a network, so the file is read when the network is built.
+    # The number of AudioSet's classes sets the size of a network, so building the network reads this file.
     names = tmp_path / "weights" / "class_labels_indices.csv"
     names.parent.mkdir()
     rows = "".join(f"{number},/m/{number},class {number}\n" for number in range(527))
@@ -54,9 +54,9 @@ def test_a_recipe_instantiates(paper: str, tmp_path: Path) -> None:
         if kinds <= seen:
             continue
         seen |= kinds
-        print(f"{recipe} at {scale}")  # shown if it fails
+        print(f"{recipe} at {scale}")  # pytest shows it on failure
         config = run.with_placeholders(DATA=str(tmp_path), RUN=str(tmp_path))
-        # Networks of published size are built without their weights, which would take gigabytes and most of the time.
+        # Networks of the published size would take gigabytes and minutes, so build them without weights.
         with torch.device("meta" if scale in ("paper", "single") else "cpu"):
             cli = build(run, config, {"default_root_dir": str(tmp_path), "logger": False})
         assert type(cli.model).__module__.startswith((f"papers.{paper}.", "common.protocols."))
@@ -106,14 +106,14 @@ def test_what_is_ours_names_fields(paper: str) -> None:
         run = resolve(paper, recipe, scale="paper")
         named.update(run.ours)
         paths = [path.replace(".init_args", "") for path, _ in leaves(run.config)]
-        # A field may be a class or a list, so every prefix of a path to a leaf is a field as well.
+        # `ours` may name a class or a list, so count every prefix of a leaf's path as a field too.
         fields.update(
             ".".join(parts[:end]) for parts in (path.split(".") for path in paths) for end in range(1, len(parts) + 1)
         )
     assert named <= fields, f"ours: no recipe of {paper} has {sorted(named - fields)}"
 
 
-#: Recipes that no table uses. Users run them by name, for other protocols or other machines.
+#: Recipes that no table uses. Users run these recipes by name, for other protocols or other machines.
 BY_NAME = {"avid_single_node", "imagenet_linear_moco", "imagenet_linear_virtex10"}
 
 
@@ -126,7 +126,7 @@ def test_every_recipe_is_one_of_a_stage(paper: str) -> None:
 
 
 def called_ours(text: str) -> set[str]:
-    """Return the fields of a layer whose comment says `(ours`, on the same line or on indented lines above."""
+    """Return the fields whose comment says `(ours`, on the same line or on indented lines above."""
     lines = text.splitlines()
     marked, above = set(), False
     for number, line in enumerate(lines):

@@ -1,4 +1,4 @@
-"""The suite has no function that nobody calls."""
+"""Check that the suite calls every function it defines."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from torch.utils.data.distributed import DistributedSampler
 
 from tests.architecture.sources import ROOT, docstrings, file_of, modules
 
-#: Libraries that call our methods by name.
+#: Classes of libraries that call our methods by name.
 CALLERS = (
     pl.LightningModule, pl.LightningDataModule, pl.Callback, LightningCLI, Logger, Strategy, TorchCheckpointIO,
     torch.nn.Module, torch.optim.Optimizer, DistributedSampler, pickle.Unpickler, pickle.Pickler,
     ThreadingHTTPServer, SimpleHTTPRequestHandler,
 )  # fmt: skip
-#: Methods that libraries look up without a base class, and data sets that `--data.dataset folder` looks up.
+#: Methods that libraries find without a base class, and data sets that `--data.dataset folder` finds by name.
 LOOKED_UP = {"readinto", "reducer_override", "FolderOfAudio", "FolderOfClips"}
-#: Packages whose public functions are for users: losses to choose from, and conversions of released weights.
+#: Packages whose public functions users call: losses to choose from, and conversions of released weights.
 FOR_OTHERS = re.compile(r"common\.losses\.\w+|papers\.\w+\.weights")
 
 
 def names_in(tree: ast.AST, documented: set[ast.expr]) -> Iterator[str]:
-    """Yield every name that code uses, also in strings: import paths name classes, and `getattr` names methods."""
+    """Yield every name that code uses, including names in strings: class paths, and method names for `getattr`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             yield node.id
@@ -63,7 +63,7 @@ def pages() -> Iterator[Path]:
 
 
 def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
-    """Yield a module's functions and classes, and their methods, except those that a decorator may call."""
+    """Yield a module's functions, classes and methods. Leave out those with a decorator, which may call them."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             yield node
@@ -79,7 +79,7 @@ def test_everything_is_called_from_somewhere() -> None:
     written = {word for path in pages() for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
     dead = []
     for module, tree in modules().items():
-        # The base of worlds fills a data set by its name.
+        # The base class of the worlds finds the method that writes a data set by name.
         prefixes = (*prefixes_in(tree), *(["_fill_"] if module.startswith("common.data.worlds.") else []))
         for node in definitions(tree):
             name = node.name

@@ -1,4 +1,4 @@
-"""All declared dependencies can be imported together, and every import is declared."""
+"""Check that all declared dependencies import together, and that every import is declared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may import whom, and what common may know, checked on the source text."""
+"""Check which modules import which, and that `common` doesn't depend on a paper, in the source code."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tests.architecture.sources import (
 
 #: Files of a paper that may import lightning: modules, data modules, and files that hold both.
 LIGHTNING = {"module", "data", "search", "baselines", "miniature"}
-#: Files of a paper that may import its miniature, since an export may hold the encoder that replaces a download.
+#: Files of a paper that may import its miniature, since an export may contain the miniature's encoder.
 WITH_MINIATURE = {"use"}
-#: Packages of `common` with parts for users' methods. They may hold what no two papers use.
+#: Packages of `common` that offer parts for users' methods. A part needs no paper that uses it.
 LIBRARY = (
     "common.data.datasets", "common.data.worlds", "common.encoders", "common.losses", "common.memory", "common.metrics",
     "common.protocols",
 )  # fmt: skip
-#: Parts that only one paper uses but that don't depend on it: a store for vectors of any frozen text encoder.
+#: Parts that only one paper uses so far but that others could use: a store for vectors of a frozen text encoder.
 WAITING = {"common.data.text_features"}
-#: Packages of the application and the library, from the top layer down. A package imports no higher layer.
+#: Packages of the application and the library, from the top layer down. A package never imports a higher layer.
 FLOORS = (
     {"assemble.commands"},
     {"assemble.stages"},
@@ -45,12 +45,12 @@ FLOORS = (
 )
 #: Packages of the library that may import lightning.
 WITH_LIGHTNING = {"common.models", "common.training", "common.protocols", "common.monitoring"}
-#: Most lines of code that can be read in one sitting.
+#: Maximum lines of code in a paper's module file, so that a reader can read it in one sitting.
 SITTING = 260
 
 
 def forbidden(module: str, imported: str, immediate: bool) -> str:
-    """Return why a module may not import another one, or nothing if it may."""
+    """Return why a module may not import another, or an empty text if the import is allowed."""
     parts, top = module.split("."), imported.split(".")
     if top[0] == "pytorch_lightning":
         return "use lightning.pytorch"
@@ -84,7 +84,7 @@ def test_no_forbidden_import() -> None:
 
 
 def test_no_circle() -> None:
-    """Lazy imports and imports for types count, too."""
+    """Count lazy imports and imports for types as well."""
     try:
         TopologicalSorter(graph()).prepare()
     except CycleError as error:
@@ -92,7 +92,7 @@ def test_no_circle() -> None:
 
 
 def test_packages_stand_on_floors() -> None:
-    """A package of the application or the library imports only its layer and lower ones."""
+    """Check that a package of the application or the library imports only its layer and lower layers."""
     floor = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
     inside = {
         module: ".".join(module.split(".")[:2])
@@ -110,7 +110,7 @@ def test_packages_stand_on_floors() -> None:
 
 
 def test_common_names_no_paper() -> None:
-    """`common` names no paper in identifiers or strings. Docstrings may, to give a source."""
+    """Check identifiers and strings for names of papers. Docstrings may name a paper as a source."""
     names = "|".join(sorted({*papers(), *papers().values()}))
     word = re.compile(rf"(?<![A-Za-z0-9])({names})(?![A-Za-z0-9])")
     found = []
@@ -126,7 +126,7 @@ def test_common_names_no_paper() -> None:
 
 
 def test_common_holds_what_two_papers_use() -> None:
-    """Modules that the command line uses count as shared. Parts for users' methods need no second paper."""
+    """Check that two papers use each module. The command line's modules and parts for users' methods are exempt."""
     served = reached({"assemble.commands.main", *shared_classes(), *(m for m in modules() if m.startswith(LIBRARY))})
     used = [
         reached({m for m in modules() if m.startswith(f"papers.{paper}")} | configured(paper)) for paper in papers()
@@ -157,5 +157,5 @@ def test_module_files_stand_on_lightning_and_are_read_in_one_sitting() -> None:
 
 @pytest.mark.parametrize("paper", papers())
 def test_a_loss_loads_few_files(paper: str) -> None:
-    """A reader of a loss needs few files, and none of them reads files or exports."""
+    """A reader of a loss should need few files, and none that reads data or exports models."""
     assert len(reached({f"papers.{paper}.loss"})) <= 16

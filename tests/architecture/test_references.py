@@ -1,4 +1,4 @@
-"""Every reference is valid: to a section of `docs/papers`, and in files for GitHub to a make target or command."""
+"""Check every reference: to sections of `docs/papers`, and in GitHub's files to make targets and commands."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from assemble.commands.main import main
 ROOT = Path(__file__).resolve().parents[2]
 PAPERS = sorted(path.stem for path in (ROOT / "docs" / "papers").glob("*.md") if path.stem != "README")
 SECTION = r"\d{1,2}(?:\.\d{1,2})?"
-#: Text before a cited section: a source, a comment of a configuration, or another section.
+#: Text that comes before a cited section: a source, a comment in a configuration, or another section.
 CITED = re.compile(rf"(?:Source:[^\[\n]*|#[^\[\n]*|\] and |\] to |\], )\[({SECTION})\]")
 PAGE = re.compile(rf"docs/papers/(\w+)\.md((?:(?:,? and |, | to | )?\[{SECTION}\])*)")
 
 
 @functools.cache
 def sections(paper: str) -> frozenset[str]:
-    """Numbers of the sections of a paper's page: headings, and paragraphs that begin with a number."""
+    """Return the section numbers on a paper's page, from headings and from paragraphs that begin with a number."""
     text = (ROOT / "docs" / "papers" / f"{paper}.md").read_text(encoding="utf-8")
     return frozenset(re.findall(rf"^(?:#+ )?\(?({SECTION})[. )]", text, flags=re.MULTILINE))
 
 
 def texts(*folders: str) -> list[Path]:
     found = [path for folder in folders for path in (ROOT / folder).rglob("*")]
-    others = {"results", "detectron2"}  # records, and files in the format of others
+    others = {"results", "detectron2"}  # recorded results, and another project's files
     return [path for path in found if path.suffix in (".py", ".yaml", ".md") and not others & set(path.parts)]
 
 
@@ -58,7 +58,7 @@ def test_pages_that_are_named_have_the_sections_that_are_cited() -> None:
     assert cited > 100
 
 
-#: Phrases that readers had to read twice. Docs, help and docstrings avoid them.
+#: Phrases that readers had to read twice. Docs, help and docstrings must not use these phrases.
 OPAQUE = re.compile(
     r"stands? beside|\bgoes on\b|comes? out\b|whoever|what is there|that is none|of one's own", re.IGNORECASE
 )
@@ -70,7 +70,7 @@ def test_prose_is_free_of_opaque_phrases() -> None:
         assert not found, f"{path.relative_to(ROOT)}: {found and found.group()!r}"
 
 
-#: Questions of a form on GitHub, and what each kind needs besides `type` and `attributes`.
+#: The kinds of questions in a GitHub form, and what each kind needs besides `type` and `attributes`.
 QUESTIONS = {"markdown": {"value"}, "textarea": {"label"}, "input": {"label"}, "checkboxes": {"label", "options"}}
 
 

@@ -1,4 +1,4 @@
-"""The data module of pre-training on files."""
+"""Test the data module that pre-trains on video files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AUDIO = AudioInput(sample_rate=8_000, duration=1.0, fft=256, frames_per_second=4
 
 @pytest.mark.parametrize("jitter", [(0.0, 0.0, 0.0, 0.0), (0.4, 0.4, 0.4, 0.2)])
 def test_training_clips_are_cropped_and_jittered_and_others_are_not(jitter: Any, tmp_path: Path) -> None:
-    # Clips of one color only differ if jittered. Without jitter, the picture has two colors, so that crops differ.
+    # To test jitter, use clips of one color, which differ only by jitter. To test crops, use two colors.
     still = np.full((16, 20, 24, 3), (90, 130, 60), np.uint8)
     if not any(jitter):
         still[:, :, 12:] = 0

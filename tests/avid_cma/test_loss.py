@@ -1,4 +1,4 @@
-"""The loss's behavior beyond the golden numbers: negatives, precision, validation, saving, warm start."""
+"""Test what the golden numbers leave out: negatives, precision, validation, saving, and warm start."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_cma_never_draws_a_positive_and_itself_only_with_the_quirk(quirks: bool)
     index = torch.arange(ITEMS)
     positives = objective.positive_set[index].long()
     negatives = objective.draw_negatives(index, positives, training=True)
-    assert negatives.shape == (ITEMS, 500)  # K may exceed the number of items
+    assert negatives.shape == (ITEMS, 500)  # more negatives than items are allowed
     assert not (negatives[:, :, None] == positives[:, None, :]).any()
     assert bool((negatives == index[:, None]).any()) is quirks
     for row in range(ITEMS):
@@ -96,7 +96,7 @@ def test_draws_follow_from_seed_and_step_alone(kind: str) -> None:
     objective = KINDS[kind]()
     first = run(objective, range(2))
     assert objective.step == 2
-    torch.rand(7)  # the global generator plays no part
+    torch.rand(7)  # the loss must not use the global generator
     assert_equal(first, run(KINDS[kind](), range(2)))
     index = torch.arange(6)
     one, other = (
@@ -125,7 +125,7 @@ def test_banks_follow_from_the_seed_and_leave_the_global_generator_alone() -> No
     ],
 )  # fmt: skip
 def test_the_streams_are_those_of_earlier_versions(step: int, training: bool, seed: int) -> None:
-    """A run that is resumed with a newer version must draw the negatives that the old one would have drawn."""
+    """A run resumed with a newer version must draw the same negatives as with the version that started the run."""
     objective, index = avid(), torch.arange(6)
     objective.step = step
     raw = torch.randint(ITEMS - 1, (6, 16), generator=torch.Generator().manual_seed(seed))
@@ -234,7 +234,7 @@ def test_warm_start_takes_banks_and_normalizer_but_not_the_step() -> None:
     assert torch.equal(objective.audio_bank.vectors, source["audio_bank.vectors"])
     assert torch.equal(objective.normalizer, source["normalizer"])
     assert objective.step == 0
-    assert (objective.positive_set == -1).all()  # the old positives were mined from the old banks
+    assert (objective.positive_set == -1).all()  # load_banks discards positives mined from old banks
     objective.mine()
     run(objective, range(1))
     assert torch.equal(objective.normalizer, source["normalizer"])

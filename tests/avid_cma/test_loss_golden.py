@@ -1,4 +1,4 @@
-"""The loss against numbers that the authors' released code produced (see golden/README.md)."""
+"""Compare the loss with numbers that the authors' released code produced (see golden/README.md)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TERMS = {"": "instance", "inst": "instance", "pos": "positive"}
 
 
 def load(name: str) -> dict[str, np.ndarray]:
-    """The arrays of a file, or of a part of it, such as `cma/xpos`."""
+    """Load the arrays of a file, or of a part of the file, such as `cma/xpos`."""
     file, _, part = name.partition("/")
     with np.load(GOLDEN / f"{file}.npz", allow_pickle=False) as archive:
         return {key.removeprefix(f"{part}/"): archive[key] for key in archive.files if key.startswith(part)}
@@ -37,7 +37,7 @@ def fill_banks(objective: BankLoss, video: np.ndarray, audio: np.ndarray) -> Non
 
 
 def check_step(objective: BankLoss, golden: dict[str, np.ndarray], step: int) -> None:
-    """One step with the golden inputs; compares loss, terms, normalizer and gradients."""
+    """Run one step on the golden inputs, and compare loss, terms, normalizer and gradients."""
     video = tensor(golden["emb_v"][step]).requires_grad_()
     audio = tensor(golden["emb_a"][step]).requires_grad_()
     out = objective(

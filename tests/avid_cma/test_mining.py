@@ -1,4 +1,4 @@
-"""Mining of positives: the released code's sets, brute force on random banks, and the limits."""
+"""Test the mining of positives against the released code's sets and brute force on random banks, and at its limits."""
 
 from __future__ import annotations
 

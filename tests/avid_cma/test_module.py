@@ -1,4 +1,4 @@
-"""AVID as a stage: which configurations are valid, and that it learns (`make test-slow`)."""
+"""Test AVID as a stage: which configurations are valid, and that the model learns (`make test-slow`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from assemble.stages.run import run_stage
 from tests.stages import request
 
-#: Half of the miniature's steps: enough to leave the plateau.
+#: Half of the miniature's epochs, which is enough for the loss to fall.
 LAYER = {"trainer": {"max_epochs": 12}}
 
 
@@ -19,7 +19,7 @@ def test_banks_are_not_rounded(tmp_path: Path) -> None:
 
 
 def sound_accuracy(runs: Path, recipe: str) -> float:
-    """Accuracy in percent of the SVM on the last audio stage, after a short pre-training at the mini scale."""
+    """Pre-train briefly at the mini scale, and return the SVM's accuracy (percent) on the last audio features."""
     stage = request(f"avid/{recipe}", runs / recipe, layer=LAYER, scale="mini")
     run_stage(stage)
     checkpoint = str(stage.directory / "checkpoints" / "last.ckpt")

@@ -1,4 +1,4 @@
-"""Measurements after pre-training: progress, retrieval, mining precision, and the picture of neighbors."""
+"""Test the measurements after pre-training: progress, retrieval, mining precision, and the picture of neighbors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def unit(rows: int, dim: int = 8, seed: int = 0) -> torch.Tensor:
 
 
 class Clips:
-    """Replaces the held-out clips. The picture of clip 0 cannot be read."""
+    """Replacement for the held-out clips. The preview of clip 0 fails."""
 
     listing = SimpleNamespace(classes=("a", "b", "c"), labels=np.arange(12) % 3)
 
@@ -33,7 +33,7 @@ class Clips:
 
 
 def test_neighbors_are_the_nearest_other_clips(tmp_path: Path) -> None:
-    index = torch.arange(11, -1, -1)  # not the listing's order
+    index = torch.arange(11, -1, -1)  # the reverse of the listing's order
     video, audio = unit(12), unit(12, seed=1)
     module = SimpleNamespace(loggers=[], trainer=SimpleNamespace(default_root_dir=tmp_path))
     table = monitoring.draw_neighbors(module, Clips(), video, audio, index, queries=3, neighbors=2)  # type: ignore[arg-type]
@@ -56,7 +56,7 @@ def test_retrieval_counts_ties_against_the_model() -> None:
     found = monitoring.cross_modal_retrieval(video, video)
     assert (found["retrieval_r1"].item(), found["retrieval_r5"].item()) == (100.0, 100.0)
     assert found["retrieval_chance"].item() == pytest.approx(10.0)
-    # Rank 1 for the first five; the sounds of the others are exchanged with their neighbor's, which is rank 10.
+    # Swap two pairs of sounds. The six other clips keep rank 1.
     swapped = video[[0, 1, 2, 3, 4, 6, 5, 8, 7, 9]]
     assert monitoring.cross_modal_retrieval(video, swapped)["retrieval_r1"].item() == pytest.approx(60.0)
     alike = torch.ones(10, 4) / 2
@@ -83,7 +83,7 @@ def test_large_banks_are_judged_on_evenly_spaced_rows(monkeypatch: pytest.Monkey
     every_second = bank[::2]
     found = monitoring.bank_agreement(bank, bank, labels, 2)
     assert found == monitoring.bank_agreement(every_second, every_second, labels[::2], 2)
-    assert found["mining_precision_video"].item() == 100.0  # the even rows are all of class 0
+    assert found["mining_precision_video"].item() == 100.0  # all even rows have class 0
 
 
 def test_progress_keeps_the_start_and_the_drift_of_the_normalizer() -> None:
@@ -92,5 +92,5 @@ def test_progress_keeps_the_start_and_the_drift_of_the_normalizer() -> None:
     for loss, normalizer in ((8.0, 2.0), (6.0, 2.0), (3.0, 2.5)):
         progress.update(torch.tensor(loss), torch.tensor(normalizer))
     values = {name: value.item() for name, value in progress.compute(torch.tensor(2.5)).items()}
-    # The mean of two steps at the start; at the end 0.5 * ((8 + 6) / 2) + 0.5 * 3.
+    # The first loss is the mean of two steps, (8 + 6) / 2 = 7. The last is a running mean, 0.5 * 7 + 0.5 * 3 = 5.
     assert values == {"loss_first": 7.0, "loss_last": 5.0, "normalizer": 2.5, "normalizer_drift": 0.5}

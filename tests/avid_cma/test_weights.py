@@ -1,4 +1,4 @@
-"""Released checkpoints, our checkpoints and exported backbones. The tests write files in the released layouts."""
+"""Test released checkpoints, our checkpoints, and exported backbones. The tests write files in the released layouts."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def prefixes_of(recipe: str) -> list[str]:
 
 
 def official(score: Tensor, positives: Tensor | None = None) -> dict[str, Any]:
-    """A checkpoint in the released layout with few rows in its banks."""
+    """Make a checkpoint in the released layout with few rows in its banks."""
     generator = torch.Generator().manual_seed(0)
     model = {
         LAYOUT["model_prefix"] + key: torch.tensor(7) if not shape else torch.randn(shape, generator=generator)
@@ -89,7 +89,7 @@ def test_official_checkpoint(official_file: Path) -> None:
 
 @pytest.mark.parametrize(("wrapping", "prefix"), [("model", "module."), ("state_dict", ""), (None, "module.")])
 def test_a_released_network_of_depth_10_loads_everywhere(tmp_path: Path, wrapping: str | None, prefix: str) -> None:
-    # Its stages are single blocks, whose names have no number.
+    # At depth 10 each stage has a single block, and the released names don't number the block.
     expected = small_model().state_dict()
     released = {prefix + key.replace("x.0.", "x."): value for key, value in expected.items()}
     assert f"{prefix}video_model.conv2x.spt_conv1.weight" in released

@@ -1,4 +1,4 @@
-"""Only `make bench` runs the benchmarks. It sets `BENCH` to the page that gets the table, or to 1 for no page."""
+"""Skip the benchmarks except under `make bench`, which sets `BENCH` to a page for the table, or to 1 for no page."""
 
 from __future__ import annotations
 

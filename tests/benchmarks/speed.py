@@ -1,6 +1,6 @@
-"""Time two implementations in turns in one process, and collect the results in a table.
+"""Time two implementations in one process, alternating between them, and collect the results in a table.
 
-`make bench` prints the table and puts it into docs/speed.md, with machine, versions and date.
+`make bench` prints the table and writes it into docs/speed.md, with machine, versions and date.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ HEADS = ("what", "compared with", "ours", "the other", "ours / the other", "nois
 
 
 class Line(NamedTuple):
-    """A line of the table.
+    """A row of the table.
 
     Attributes:
-        what, peer: our implementation, and the one it is compared with.
-        ours, theirs: with their units.
-        ratio: ours by theirs; below 1, ours takes less.
+        what, peer: our implementation, and the other implementation.
+        ours, theirs: the results of the two implementations, with units.
+        ratio: our result divided by the other result; below 1, we need less.
         noise: standard error of the ratio over the rounds, or None.
     """
 
@@ -40,18 +40,18 @@ class Line(NamedTuple):
     noise: float | None = None
 
     def stays_below(self, most: float) -> None:
-        """Fail if ours takes more than `most` times as long as the other, and by more than three times the noise."""
+        """Fail if the ratio is above `most` by more than three times the noise."""
         assert self.ratio is not None
         told = f"{self.what}: {self.ratio:.3f} of {self.peer}, at most {most}"
         assert self.ratio - 3 * (self.noise or 0.0) < most, told
 
 
-#: The lines of this run.
+#: The rows of this run.
 LINES: list[Line] = []
 
 
 def peer(module: str) -> Any:
-    """Import another implementation, or skip the comparison with one line."""
+    """Import another implementation, or skip the comparison with a one-line reason."""
     reason = f"{module.partition('.')[0]} is not installed; `make bench` installs it where it can"
     return pytest.importorskip(module, reason=reason, exc_type=ImportError)
 
@@ -59,7 +59,7 @@ def peer(module: str) -> Any:
 def in_turns(
     steps: Mapping[str, Step], rounds: int, warm_up: int = 1, timer: Callable[[], float] = time.process_time
 ) -> dict[str, list[float]]:
-    """Return the seconds of every step in every round, in turns, so that other work on the machine slows all alike.
+    """Run the steps alternately, so that other load slows all alike. Return the seconds of each step in each round.
 
     The environment variable `BENCH_ROUNDS` limits the rounds, for a quick look.
     """
@@ -75,10 +75,10 @@ def in_turns(
 
 
 def compare(what: str, peer: str, ours: Sequence[float], theirs: Sequence[float]) -> Line:
-    """Add a line that compares the seconds of two steps in the same rounds; see `Line` for `what` and `peer`."""
+    """Add a row that compares the seconds of two steps in the same rounds. See `Line` for `what` and `peer`."""
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     ratio = statistics.median(ratios)
-    # The error of a median, from the median deviation, which one slow round does not change.
+    # Estimate the error of the median from the median deviation, which a single slow round does not change.
     spread = 1.4826 * statistics.median(abs(one - ratio) for one in ratios)
     noise = 1.2533 * spread / math.sqrt(len(ratios)) if len(ratios) > 2 else None
     mine, other = (amount(statistics.median(values)) for values in (ours, theirs))
@@ -86,25 +86,25 @@ def compare(what: str, peer: str, ours: Sequence[float], theirs: Sequence[float]
 
 
 def add(line: Line) -> Line:
-    """Keep a line for the table, and print it."""
+    """Add a row to the table, and print the row."""
     LINES.append(line)
     print("\n" + "  ".join(cells(line)), flush=True)
     return line
 
 
 def amount(seconds: float) -> str:
-    """`12.3 ms` of 0.0123 seconds, `2.77 s` of 2.77."""
+    """Format seconds: `12.3 ms` for 0.0123, `2.77 s` for 2.77."""
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
 def cells(line: Line) -> list[str]:
-    """A line as texts, in the order of `HEADS`."""
+    """Format a row as texts, in the order of `HEADS`."""
     ratio = "" if line.ratio is None else f"{line.ratio:.2f}"
     return [line.what, line.peer, line.ours, line.theirs, ratio, "" if line.noise is None else f"± {line.noise:.2f}"]
 
 
 def about_machine() -> str:
-    """Date, machine, versions and revision."""
+    """Return the date, machine, versions and revision."""
     machine, versions, git = records.hardware(), records.versions(), records.git_state(checkout())
     revision = str(git.get("revision") or "unknown")[:12] + (", with changes" if git.get("dirty") else "")
     return (
@@ -114,6 +114,6 @@ def about_machine() -> str:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """The table, below a line with machine, versions and date."""
+    """Return the table, below a line with machine, versions and date."""
     rows = [f"| {' | '.join(cells(line))} |" for line in lines]
     return "\n".join([about_machine(), "", f"| {' | '.join(HEADS)} |", "|---|---|---:|---:|---:|---:|", *rows])

@@ -1,7 +1,7 @@
-"""Contrastive losses and MCT's image term against lightly, and losses over two processes against open_clip.
+"""Compare contrastive losses and MCT's image term with lightly, and losses over two processes with open_clip.
 
-They run in turns, so that other work on the machine slows both alike. One process: CPU time on one thread. Two
-processes, which wait for each other: wall time.
+The two implementations alternate, so that other load slows both alike. With one process, the tests measure CPU time on
+one thread. Two processes wait for each other, so the tests measure wall time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _image_step() -> Step:
 
 
 def _lightly_step() -> Step:
-    """MoCo v2 as lightly's documentation puts it together."""
+    """Build MoCo v2 as in lightly's documentation."""
     from lightly.loss import NTXentLoss
     from lightly.models.modules import MoCoProjectionHead
     from lightly.models.utils import batch_shuffle, batch_unshuffle, deactivate_requires_grad, update_momentum
@@ -88,12 +88,12 @@ def _lightly_step() -> Step:
 
 
 def test_the_image_term_against_lightly() -> None:
-    """Baseline: lightly's MoCo step. Both draw the same kind of batch inside the step."""
+    """Compare with lightly's MoCo step. Each step makes its own random batch of the same size."""
     peer("lightly.loss")
     torch.manual_seed(0)
     steps = {"lightly": _lightly_step(), "ours": _image_step()}
     seconds = in_turns(steps, 8, warm_up=2)
-    # Ours is as fast, within the noise, so there is no limit.
+    # Our step is as fast as lightly's within the noise, so the test has no limit.
     compare("MoCo's step, ResNet-50, 16 images of 96 pixels", "lightly", seconds["ours"], seconds["lightly"])
 
 
@@ -112,7 +112,7 @@ def _compare_losses(what: str, peer: str, ours: Callable[[], Any], theirs: Calla
 
 
 def test_nt_xent_against_lightly() -> None:
-    """SimCLR's loss: all other views in the batch are negatives, except the paired one."""
+    """Compare SimCLR's loss. The negatives of a view are all other views in the batch, except the paired view."""
     theirs = peer("lightly.loss").NTXentLoss(temperature=0.1)
     torch.manual_seed(0)
     views = torch.randn(2, 512, 128, requires_grad=True)
@@ -128,7 +128,7 @@ def test_nt_xent_against_lightly() -> None:
 
 
 def test_a_queue_against_lightly() -> None:
-    """MoCo's loss with lightly's memory bank, which is a queue; both read it, then replace its oldest keys."""
+    """Compare MoCo's loss and its queue of keys. A step computes the loss, then replaces the queue's oldest keys."""
     theirs = peer("lightly.loss").NTXentLoss(temperature=0.2, memory_bank_size=(QUEUE, 128))
     torch.manual_seed(0)
     query, key = torch.randn(256, 128, requires_grad=True), F.normalize(torch.randn(256, 128), dim=1)

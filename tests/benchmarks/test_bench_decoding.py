@@ -1,6 +1,6 @@
-"""Our reading of clips against torchcodec, including opening, in CPU time of one thread.
+"""Compare the reading of clips with torchcodec, including opening the file, in CPU time of one thread.
 
-`make bench` lets torchcodec load PyAV's FFmpeg, so that both decode with the same libraries.
+`make bench` lets torchcodec load PyAV's FFmpeg, so that both libraries decode with the same FFmpeg.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.data.media_factory import tone, write_video
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten seconds of noise over moving bars, in the size of a Kinetics copy."""
+    """Write ten seconds of noise over moving bars, at the frame size of a Kinetics copy."""
     generator = np.random.default_rng(0)
     bars = (127 + 100 * np.sin(np.arange(340 + 250) / 7))[None, :, None]
     frames = np.stack([bars[:, number : number + 340] * np.ones((256, 1, 3)) for number in range(250)])
@@ -32,10 +32,10 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _torchcodec(film: Path) -> Any:
-    """Return torchcodec's decoders, or skip the test if it or a shared FFmpeg is missing."""
+    """Return torchcodec's decoders, or skip the test if torchcodec or a shared FFmpeg is missing."""
     try:
         decoders = importlib.import_module("torchcodec.decoders")
-        decoders.VideoDecoder(str(film))  # FFmpeg is only loaded now
+        decoders.VideoDecoder(str(film))  # this call loads FFmpeg
     except (ImportError, OSError, RuntimeError) as error:
         pytest.skip(f"torchcodec cannot be loaded: {str(error).splitlines()[0]}")
     return decoders
@@ -54,7 +54,7 @@ def test_video(film: Path, duration: float) -> None:
         decoder = decoders.VideoDecoder(str(film), dimension_order="NHWC", seek_mode="approximate")
         return decoder.get_frames_at(numbers).data.numpy()
 
-    assert np.abs(ours().astype(int) - theirs()).mean() < 1  # the same frames, but colors are converted in another way
+    assert np.abs(ours().astype(int) - theirs()).mean() < 1  # the same frames, but the color conversion differs
     seconds = in_turns({"ours": ours, "theirs": theirs}, 30)
     what = f"{duration:g} s of picture, 340 x 256, a key frame every 50"
     compare(what, "torchcodec", seconds["ours"], seconds["theirs"])
@@ -71,7 +71,7 @@ def test_audio(film: Path) -> None:
         decoder = decoders.AudioDecoder(str(film), sample_rate=24_000, num_channels=1)
         return decoder.get_samples_played_in_range(5.2, 7.2).data[0].numpy()
 
-    # We average two channels, torchcodec divides by sqrt(2). A shift by half a sample would change the tone by 0.05.
+    # torchcodec's mono is sqrt(2) times our mean of two channels. A shift of half a sample would give an error of 0.05.
     np.testing.assert_allclose(ours() * 2**0.5, theirs(), rtol=0, atol=0.05)
     seconds = in_turns({"ours": ours, "theirs": theirs}, 30)
     compare("2 s of sound, AAC, 44,100 to 24,000 Hz", "torchcodec", seconds["ours"], seconds["theirs"])

@@ -1,6 +1,6 @@
-"""Caption scores against pycocoevalcap, and retrieval, FID and average precision against torchmetrics.
+"""Compare caption scores with pycocoevalcap, and retrieval, FID and average precision with torchmetrics.
 
-Process CPU time on one thread. Captions: 5,000 items with 5 references of about 10 words, tokenized; scores per item.
+The tests measure CPU time on one thread. The captions are 5,000 tokenized items, each with 5 references.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from common.metrics.retrieval import score_retrieval
 from tests.benchmarks.speed import compare, in_turns, peer
 
 ITEMS, REFERENCES, VOCABULARY = 5_000, 5, 4_000
-#: Our function, pycocoevalcap's module and class, and the limit for our time as a share of theirs.
+#: Our function, pycocoevalcap's module and class, and the limit of the ratio of our time to theirs.
 SCORES: dict[str, tuple[Callable[[CaptionSet], Any], str, str, float]] = {
     "cider": (cider, "cider.cider", "Cider", 0.2),
     "bleu": (bleu, "bleu.bleu", "Bleu", 0.6),
@@ -30,7 +30,7 @@ SCORES: dict[str, tuple[Callable[[CaptionSet], Any], str, str, float]] = {
 
 
 def corpus() -> tuple[list[str], list[list[str]]]:
-    """Make sentences of Zipfian words. Sentences of one item share about half of their words."""
+    """Make sentences of words with a Zipf distribution. Sentences of the same item share about half of their words."""
     draw = np.random.default_rng(0)
     frequency = 1 / np.arange(1, VOCABULARY + 1)
     frequency /= frequency.sum()
@@ -54,7 +54,7 @@ def test_scores_are_faster(metric: str) -> None:
     results = {item: [text] for item, text in enumerate(candidates)}
     truths = dict(enumerate(references))
     forms: dict[str, Callable[[], Any]] = {
-        # A fresh set: nothing is kept from the last round.
+        # Make a new set each time, since a set caches results.
         "ours": lambda: function(CaptionSet(candidates, references)),
         "pycocoevalcap": lambda: scorer().compute_score(truths, results, **options),
     }
@@ -71,12 +71,12 @@ def _compare_values(what: str, ours: Callable[[], dict[str, Any]], theirs: Calla
     assert {name: float(found[name]) for name in wanted} == pytest.approx(
         {name: float(value) for name, value in wanted.items()}, rel=1e-4
     )
-    seconds = in_turns({"ours": ours, "torchmetrics": theirs}, 3, warm_up=0)  # both ran above
+    seconds = in_turns({"ours": ours, "torchmetrics": theirs}, 3, warm_up=0)  # both are warm from the call above
     compare(what, "torchmetrics", seconds["ours"], seconds["torchmetrics"])
 
 
 def test_retrieval_against_torchmetrics() -> None:
-    """The 1K protocol of COCO's captions, from the scores of all pairs."""
+    """Compare the 1K protocol of COCO's captions, computed from the scores of all pairs."""
     metric = peer("torchmetrics.retrieval").RetrievalHitRate
     torch.manual_seed(0)
     owner = torch.arange(1000).repeat_interleave(5)
@@ -98,7 +98,7 @@ def test_retrieval_against_torchmetrics() -> None:
 
 
 def test_fid_against_torchmetrics() -> None:
-    """Compare from the features on, since both would use the same network."""
+    """Compare the computation from features to FID, since both implementations would use the same network."""
     torchmetrics = peer("torchmetrics.image.fid")
     torch.manual_seed(0)
     real, fake = torch.randn(2, 3000, 768)
@@ -126,7 +126,7 @@ def test_fid_against_torchmetrics() -> None:
 
 
 def test_average_precision_against_torchmetrics() -> None:
-    """Both count with pycocotools. 499 objects of each of 7 classes; the first 7 of 20 boxes are near an object."""
+    """Compare COCO's average precision, which both implementations compute with pycocotools."""
     torchmetrics = peer("torchmetrics.detection")
     torch.manual_seed(0)
     corner, size = 400 * torch.rand(499, 20, 2), 20 + 100 * torch.rand(499, 20, 2)

@@ -1,6 +1,6 @@
-"""Whole training steps of every paper on synthetic batches, and of AVID in two processes.
+"""Time training steps of every paper on synthetic batches, and AVID's steps in two processes.
 
-The wall time leaves out everything before the first steps (start, decoding, process groups).
+The wall time leaves out everything before the first steps, such as startup and the process group.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ LAYER: dict[str, Any] = {
 
 
 class StepClock(Callback):
-    """Seconds of every step after the first ones."""
+    """Measure the seconds of every step after the warm-up."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -69,7 +69,7 @@ def _build(folder: Path, *overrides: str, callbacks: Sequence[Callback] = ()) ->
 
 @pytest.mark.parametrize("paper", [paper.short for paper in existing_papers()])
 def test_a_step_of_every_miniature(paper: str) -> None:
-    """Baseline: the step's operations, at the rate of a product of two matrices of 256 rows in the same run."""
+    """Compare with the time that the step's FLOPs would take at the speed of a 256-row matrix product."""
     recipe = paper_named(paper).recipe
     run = resolve(paper_named(paper).name, recipe, scale="mini", hardware="cpu")
     size = int(run.config["data"]["init_args"]["batch_size"])
@@ -98,7 +98,7 @@ def _median_step(rank: int, folder: str, world: int) -> float:
 
 
 def _median_step_of_plain_pytorch(rank: int, folder: str, world: int) -> float:
-    """The same networks, loss, optimizer and clips in a loop without Lightning."""
+    """Time the same networks, loss, optimizer and clips in a plain PyTorch loop."""
     cli = _build(Path(folder) / str(rank))
     module, data = cli.model, cli.datamodule
     data.prepare_data()

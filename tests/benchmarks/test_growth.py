@@ -1,4 +1,4 @@
-"""Time and memory by number of items (`make bench GROWTH=1`): no part may grow faster than it has to."""
+"""Measure time and memory for growing numbers of items, and check the rate of growth (`make bench GROWTH=1`)."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from papers.m3p.encoder import M3P, M3PEncoder
 from tests.benchmarks.speed import Step, about_machine, amount
 from tests.data.media_factory import listing_of
 
-#: A color per part; the last four are readable on light and dark pages.
+#: One color per part. The last four colors are readable on light and dark pages.
 COLORS = (*charts.SERIES, "#c0504d", "#7b61c9", "#7d8a1c", "#1f9e9e")
 
 
 class Part(NamedTuple):
-    """Steps for ascending N, the expected power of N in the time, and the largest published N if it is beyond."""
+    """Make a step for N items. `slope` is the expected growth exponent, `projected` a published N beyond `sizes`."""
 
     make: Callable[[int], Step]
     sizes: list[int]
@@ -107,7 +107,7 @@ def _tables(count: int) -> Step:
     draw = [record for record in known if record.draw == known[0].draw]
 
     def step() -> None:
-        # Make new records each time, since a record caches what tables read from it.
+        # Make new records each time, since a record caches the values that tables read.
         records = [dataclasses.replace(record, seed=seed) for seed in range(count) for record in draw]
         render.fill(source, "mini", records)
 
@@ -126,7 +126,7 @@ PARTS = {
     "a plan of N runs": Part(_plan, [1, 10, 30, 100], 1),
     "tables of N runs": Part(_tables, [1, 10, 30, 100], 1),
 }
-#: `N`, seconds and bytes of every size of a part.
+#: Map each part to (N, seconds, bytes) for every size.
 FOUND: dict[str, list[tuple[int, float, int]]] = {}
 
 
@@ -136,11 +136,11 @@ def _kilobytes(name: str) -> int:
 
 
 def _measure(name: str, count: int) -> tuple[float, int]:
-    """CPU seconds of the fastest of up to five steps, and the most memory that data and steps took."""
+    """Return the CPU seconds of the fastest of up to five steps, and the peak memory of data and steps."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     before = _kilobytes("VmRSS:")
-    Path("/proc/self/clear_refs").write_text("5")  # restarts the peak
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     step, seconds = PARTS[name].make(count), list[float]()
     while len(seconds) < 5 and sum(seconds) < 10:
         start = time.process_time()
@@ -157,17 +157,17 @@ def test_growth(name: str) -> None:
         with multiprocessing.get_context("fork").Pool(1) as pool:
             FOUND.setdefault(name, []).append((size, *pool.apply(_measure, (name, size))))
         print(name, *FOUND[name][-1], flush=True)
-    assert _slope(name, 1) < part.slope + 0.3  # beyond the cache a row takes longer
+    assert _slope(name, 1) < part.slope + 0.3  # large data miss the CPU's cache, so rows take longer
 
 
 def _slope(name: str, column: int) -> float:
-    """Power of N by which seconds (1) or bytes (2) grow over the three largest sizes."""
+    """Return the exponent of N at which seconds (1) or bytes (2) grow over the three largest sizes."""
     rows = np.array([(row[0], max(row[column], 1e-9)) for row in FOUND[name][-3:]])
     return float(np.polyfit(*np.log(rows).T, 1)[0])
 
 
 def _drawn() -> str:
-    """Milliseconds and megabytes of every part against N, as a figure like those of tables."""
+    """Plot milliseconds and megabytes of every part against N."""
     figure = charts.new_figure(860, 300)
     for left, column, unit, title in ((52, 1, 1e-3, "CPU ms"), (350, 2, 1e6, "MB")):
         axis = charts.add_axes(figure, left, 26, 220, 232)
@@ -188,7 +188,7 @@ def _drawn() -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _page() -> object:
-    """Write figure and table at the end, into the folder of the page `BENCH`."""
+    """Write the figure and the table after the tests, into the folder of the page `BENCH`."""
     yield
     page = Path(os.environ.get("BENCH", "1"))
     if not FOUND or page.name == "1":

@@ -1,4 +1,4 @@
-"""The commands as a user calls them."""
+"""Run the commands as a user does."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_make_refuses_a_variable_that_it_does_not_know() -> None:
     done = make("-j2", "plan-avid", "SEEDS=0 1", "OMP_NUM_THREADS=2", "WANDB_MODE=offline", "PYTHON=python3.11")
     assert "plan avid --scale mini --seeds 0 1 " in done.stdout
     assert done.returncode == 0
-    # The pages use no other.
+    # The pages must not use any other variable.
     pages = [*project_root().glob("*.md"), *project_root().glob("docs/*.md"), *project_root().glob("papers/*/*.md")]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
     used = {name for line in re.findall(r"\bmake [^`\n]*", text) for name in re.findall(r"\b([A-Z_]+)=", line)}
@@ -122,7 +122,7 @@ def test_reproduce_skips_what_is_done(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["reproduce", "avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "esc@avid"]
-    arguments += ["--jobs", "1"]  # in this process, which has imported all
+    arguments += ["--jobs", "1"]  # faster than a new process, which imports all again
     assert main(arguments) == 0
     first = capsys.readouterr().out
     assert "2 stages, 0 done, 2 to run" in first
@@ -132,7 +132,7 @@ def test_reproduce_skips_what_is_done(
     assert "2 stages, 2 done, 0 to run" in capsys.readouterr().out
     tables = (tmp_path / "avid_cma" / "smoke" / "tables.md").read_text(encoding="utf-8")
     assert "ESC-50" in tables
-    # A failed stage sets the exit status.
+    # If a stage fails, the exit status is 1.
     monkeypatch.setattr("assemble.stages.reproduce.run_paper", lambda *_, **__: {(0, "avid"): "made to fail"})
     assert main(arguments) == 1
 
@@ -178,7 +178,7 @@ def test_print_config_shows_the_stack(capsys: pytest.CaptureFixture[str], tmp_pa
     assert "batch_norm_group: 4   # configs/avid_cma/smoke.yaml [pretraining]\n" in output
     printed = yaml.safe_load(output)["model"]
     assert printed["class_path"] == "papers.avid_cma.module.AVIDModule"
-    assert "warm_start" not in printed["init_args"]  # as --config, the file must not replace the parent
+    assert "warm_start" not in printed["init_args"]  # if used as --config, it must not override the parent
     assert main(["fit", "avid/avid", "--scale", "mini", "--runs", str(tmp_path), "--print_config"]) == 0
     assert "\n# deviation of scale mini: model.init_args.head_batch_norm: Batch " in capsys.readouterr().out
 
@@ -206,7 +206,7 @@ def test_the_content_of_weights_names_the_run(tmp_path: Path, monkeypatch: pytes
         monkeypatch.chdir(tmp_path)
         folders.append(find_request("mct/voc_detection", selection, ["--model.pretrained", "mine.pth"]).directory)
     assert folders[0] == folders[2] != folders[1]
-    # In a mapping, in a folder, and below the folder of the data.
+    # The file of weights may be in a mapping, in a folder, or in the data folder.
     (tmp_path / "folder").mkdir()
     named = [
         ("mct/voc_detection", ["--model", "{init_args: {pretrained: mine.pth}}"], "mine.pth"),
@@ -239,7 +239,7 @@ def test_a_finished_record_stands_until_another_replaces_it(tmp_path: Path) -> N
     record = request.directory / "record.json"
     assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--hardware", "gpu1"]) == 2
     assert record.is_file()
-    # While a stage trains again, no other stage may start from it.
+    # When a stage trains again, its old record is removed, so that no other stage starts from it.
     (request.directory / "checkpoints" / "last.ckpt").unlink()
     assert main(["fit", "avid/avid", "--scale", "smoke", "--runs", str(tmp_path), "--hardware", "gpu1"]) == 2
     assert not record.exists()
@@ -257,7 +257,7 @@ def test_on_what_a_stage_runs_is_no_override(tmp_path: Path) -> None:
     assert trial == find_request("avid/avid", Selection(runs=tmp_path), ["--model.loss.temperature=1"]).stage != "avid"
 
 
-#: Runs a command and writes down every host name it looks up and every connection to another machine.
+#: Program that runs a command, and logs every host name that is looked up and every connection to another machine.
 WATCHED = """
 import os, socket, sys
 
@@ -286,10 +286,10 @@ raise SystemExit(main(sys.argv[1:]))
 
 
 def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
-    """Run a stage with default W&B settings in a new process: no thread and no child process contacts a server.
+    """Run a stage with default W&B settings in a new process, and check that no thread or child contacts a server.
 
-    The test watches Python's sockets. Other programs, such as W&B's, and `requests` use the proxy that the environment
-    names. It is a server of the test, which counts requests.
+    The test watches Python's sockets. `requests` and other programs, such as W&B's, use the proxy from the environment.
+    The test runs this proxy and counts the requests.
     """
     (tmp_path / "home").mkdir()
     seen = tmp_path / "seen"
@@ -297,7 +297,7 @@ def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def listen() -> None:
-            with contextlib.suppress(OSError):  # closed at the end
+            with contextlib.suppress(OSError):  # the test closes the server
                 while True:
                     one, _ = server.accept()
                     with one:
@@ -317,6 +317,6 @@ def test_nothing_leaves_the_machine(tmp_path: Path) -> None:
         )  # fmt: skip
         server.shutdown(socket.SHUT_RDWR)
     assert done.returncode == 0, done.stderr
-    assert list(tmp_path.rglob("*.wandb"))  # W&B had a part in it
+    assert list(tmp_path.rglob("*.wandb"))  # W&B did log the run
     assert not seen.exists(), seen.read_text()
     assert not asked

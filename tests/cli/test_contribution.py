@@ -1,4 +1,4 @@
-"""An archive of runs to send: its content, what promotion takes from it, and what it refuses."""
+"""Test archives of runs to send: what an archive contains, what promotion takes from it, and what promotion rejects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RECORD = "avid_cma/smoke/seed0/esc@avid/record.json"
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two finished stages, as if measured on a clean revision, and a verify result."""
+    """Run two stages, change their records to a clean revision, and write a verify result."""
     folder = tmp_path_factory.mktemp("sent") / "runs"
     assert main(["reproduce", "avid", "--scale", "smoke", "--stages", "esc@avid", "--runs", str(folder)]) == 0
     for path in folder.glob("*/*/*/*/record.json"):
@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project's recipes and tables without results."""
+    """Copy the project's recipes and tables without results."""
     root = tmp_path / "copy"
     shutil.copytree(project_root() / "configs", root / "configs")
     (root / "papers" / "avid_cma").mkdir(parents=True)
@@ -87,7 +87,7 @@ def test_what_was_sent_is_promoted_and_fills_the_tables(runs: Path, copy: Path, 
     assert "train/loss" in promoted_curves(paper_named("avid"))["smoke", "seed0", "avid"]
     assert main(["tables", "avid", "--scale", "smoke"]) == 0
     assert f"{measured['esc@avid']['test/best_top1']:.1f}" in capsys.readouterr().out
-    # A record of this draw from another machine stays.
+    # A record of this draw from another machine is kept.
     other = contents(path)
     record = json.loads(other[RECORD])
     record["hardware"]["cpu"], record["started"] = "Another CPU", "2999-01-01T00:00:00Z"
@@ -120,7 +120,7 @@ def test_an_archive_names_neither_the_machine_nor_its_user(
         assert text not in everything, text
     assert "read from <private>, shared by <private> on <private> with <private>" in everything
 
-    record["config"]["data"]["init_args"]["split"] = str(home)  # a field that the hash covers
+    record["config"]["data"]["init_args"]["split"] = str(home)  # the hash covers this field
     (folder / RECORD).write_text(json.dumps({**record, "config_hash": config_hash(record["config"])}))
     assert main(["contribute", "avid", "--scale", "smoke", "--runs", str(folder)]) == 2
 
@@ -151,7 +151,7 @@ def record_with(**fields: Any) -> Callable[[Files], Files]:
 
 
 def other_seed(hashed: bool) -> Callable[[Files], Files]:
-    """Make a record of another configuration, with a hash that fits it or not."""
+    """Make a change to the configuration in a record. With `hashed`, update the hash as well."""
 
     def change(files: Files) -> Files:
         record = json.loads(files[RECORD])

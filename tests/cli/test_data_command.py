@@ -1,4 +1,4 @@
-"""`assemble data`: what a paper needs, and the stores of text features as a user makes them."""
+"""Test `assemble data`: what a paper needs, and how users make stores of text features."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_file_that_a_recipe_reads_is_described(tmp_path: Path):
         for paper in existing_papers()
     }
     used = {path for own in named.values() for path in own}
-    # Every file that a recipe reads is described, and every described file is read by a recipe.
+    # Each file that a recipe reads must have a description, and each described file must be read by a recipe.
     described = {path: next((own for own in known if fnmatch.fnmatchcase(path, own)), None) for path in used}
     assert None not in described.values()
     assert set(described.values()) == set(known)
@@ -78,11 +78,11 @@ def test_stores_are_reported_made_and_found(data: Path, capsys: pytest.CaptureFi
     store = FeatureStore(folder / "coco_2014-train-17.h5")
     assert (len(store), store.width, store.max_tokens) == (6, 8, 17)
     words, sentence, length = store.read(np.arange(6), "official")
-    assert length.tolist() == [8] * 6  # [CLS] image, an unknown number, "," caption 0 . [SEP]
+    assert length.tolist() == [8] * 6  # [CLS] image, [UNK], "," caption 0 . [SEP]
     assert words[:, :8].abs().sum(2).min() > 0
     assert sentence.isfinite().all()
     assert store.about["dataset"] == "coco_2014"
-    # An existing store is not written again.
+    # The command does not write an existing store again.
     changed = store.path.stat().st_mtime_ns
     main(["data", "xmc_gan", "--data", str(data), "--text-features"])
     assert store.path.stat().st_mtime_ns == changed

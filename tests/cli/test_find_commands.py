@@ -1,4 +1,4 @@
-"""`assemble list` and `assemble show`, and what the command line says about a wrong name."""
+"""Test `assemble list` and `assemble show`, and the errors for a wrong name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_list_names_every_table_stage_and_recipe_of_a_paper(capsys: pytest.Captu
     assert first >= set(recipes_of("avid"))
     line = next(line for line in output.splitlines() if line.startswith("esc@avid_cma "))
     assert "esc50_svm" in line
-    assert line.split()[-1].startswith("0")  # seeds of the promoted records
+    assert line.split()[-1].startswith("0")  # the seeds of the promoted records
 
 
 def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -39,7 +39,7 @@ def test_show_says_where_a_stage_comes_from(capsys: pytest.CaptureFixture[str], 
         output = said(capsys, "show", f"avid/{name}", "--runs", str(tmp_path))
         (line,) = [line.split() for line in output.splitlines() if line.startswith("avid_cma ")]
         assert line[:4] == ["avid_cma", "pretrain", "cma", "avid"]
-        assert line[-2] == "-"  # no run here, and the seeds of the promoted records
+        assert line[-2] == "-"  # nothing has run here; the seeds of the promoted records follow
         assert line[-1].startswith("0")
     assert "deviations of this scale" in output
     assert "fills: table kinetics_transfer, row AVID-CMA" in said(capsys, "show", "avid/esc@avid_cma")
@@ -77,5 +77,5 @@ def test_a_bare_recipe_that_measures_a_model_warns_of_random_weights(
         "warning: without --model.pretrained and --data.audio.statistics, esc50_svm measures random weights"
         in capsys.readouterr().err
     )
-    # A row whose name says so needs no warning.
+    # A row whose name says "untrained" needs no warning.
     assert _missing_weights(find_request("avid/esc@untrained", Selection(scale="mini", runs=tmp_path))) == ""

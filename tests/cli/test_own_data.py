@@ -1,4 +1,4 @@
-"""Run the commands of docs/own-data.md on tiny files at the smoke scale, and test short names of data sets."""
+"""Run the commands of docs/own-data.md on tiny files at the smoke scale, and test the short names of data sets."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SETS = "common.data.datasets"
 
 
 def write_files(mine: Path) -> None:
-    """Clips, sounds, captioned images and images in class folders."""
+    """Write clips, sounds, captioned images, and images in class folders."""
     for kind, frequency in (("cat", 300.0), ("dög", 1500.0)):
         for number in range(12):
             write_video(mine / "clips" / kind / f"{number}.mp4", seconds=1.5, size=(24, 32))
@@ -143,7 +143,7 @@ def test_wrong_numbers_and_missing_captions_are_told(
 
     assert "num_classes: the data set has 1" in fails("mct/imagenet_linear")
     assert "images have no caption, such as" in fails("mct/mct")
-    # The error comes before anything is built or logged.
+    # The command fails before it builds or logs anything.
     assert not list((tmp_path / "runs").rglob("mct+*/metrics.csv"))
     (tmp_path / "one" / "dog").mkdir()
     (tmp_path / "one" / "cat" / "0.png").rename(tmp_path / "one" / "dog" / "0.png")

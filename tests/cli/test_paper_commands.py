@@ -1,4 +1,4 @@
-"""Commands that only some papers have: exports in other layouts, released checkpoints, generated images."""
+"""Test the commands that only some papers have: other export layouts, released checkpoints, generated images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_images_and_captions_are_not_compared_by_encoders_that_never_met(
         assert "embeddings were trained inside each modality alone; give the checkpoint" in capsys.readouterr().err
     for query, among in (("a circle", tmp_path / "texts.txt"), (str(pictures / "red.png"), pictures)):
         assert main([*found, "--query", query, "--among", str(among)]) == 0
-    # The card of the exported model doesn't show how either.
+    # The model card of this export must not compare texts with images either.
     assert main(["export", "mct", "--checkpoint", found[3], "--output", str(tmp_path / "given")]) == 0
     card = (tmp_path / "given" / "README.md").read_text(encoding="utf-8")
     assert 'model.embed_image("picture.jpg") @ model.embed_image("another.jpg").T' in card

@@ -1,4 +1,4 @@
-"""Commands from typed functions."""
+"""Test how commands are made from typed functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of docs/released-weights.md, run at the smoke scale on weights in the released layouts."""
+"""Run the commands of docs/released-weights.md at the smoke scale, on weights in the released layouts."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def renamed(state: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
 
 
 def write_released(folder: Path, name: str) -> Path:
-    """A file in a released layout, with the weights of a tiny model of ours."""
+    """Write a file in a released layout with the weights of one of our tiny models."""
     path = folder / name
     if name == "avid.pth.tar":
         content = {"epoch": 400, "model": renamed(state_of("avid_cma"), "model.", "module."), "train_criterion": {}}
@@ -55,7 +55,7 @@ def write_released(folder: Path, name: str) -> Path:
 
 
 def weights(line: str) -> tuple[str, str]:
-    """Return the model's field that a command sets to a file, and the file."""
+    """Return the model field that a command sets to a file of weights, and the file's path."""
     words = shlex.split(line)
     (place,) = (k for k, word in enumerate(words) if word in ("--model.pretrained", "--model.warm_start"))
     return words[place].removeprefix("--model."), words[place + 1]
@@ -76,7 +76,7 @@ def test_a_released_file_goes_into_its_protocol(
 ) -> None:
     words, (_, file) = shlex.split(line), weights(line)
     written = write_released(tmp_path, file)
-    # The statistics of the tiny spectrogram.
+    # Write the statistics of the tiny spectrogram.
     np.savez(tmp_path / "norm.npz", mean=np.full(65, -30.0, np.float32), std=np.full(65, 20.0, np.float32))
     places = {
         "/data": str(tmp_path / "data"),
@@ -109,11 +109,11 @@ def test_a_released_file_stands_for_a_stage(
     found = json.loads(path.read_bytes())
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert found["given"] == {"avid": {"file": "avid.pth.tar", "sha256": digest}}
-    # The statistics were computed, since neither the released file nor another file next to it has them.
+    # Neither the released file nor another file in its folder has the statistics, so the stage computed them.
     assert {name: parent["digest"] for name, parent in found["parents"].items()} == {
         "model.init_args.pretrained": digest
     }
-    # A stage that fits several SVMs at a time is the same stage, with the same numbers.
+    # The number of SVMs that a stage fits in parallel changes neither the stage's hash nor its numbers.
     assert (
         main(["fit", "avid/esc@avid", *flags[:2], *flags[4:6], "--runs", str(tmp_path / "two"), "--model.jobs", "2"])
         == 0
@@ -122,7 +122,7 @@ def test_a_released_file_stands_for_a_stage(
     assert [again[name] for name in ("metrics", "lineage_hash")] == [
         found[name] for name in ("metrics", "lineage_hash")
     ]
-    # A run without the file trains the pre-training stage and doesn't change this run.
+    # Without the file, the plan trains the pre-training stage, and the run with the file stays as it is.
     assert main(["plan", "avid", *flags[:4], *flags[6:]]) == 0
     assert "run  seed 0  avid" in capsys.readouterr().out
     assert main(["plan", "avid", *flags]) == 0

@@ -1,4 +1,4 @@
-"""Run the tour at smoke scale, on stages that are already trained, and the cells of the quickstart notebook."""
+"""Run the tour at the smoke scale with stages that are already trained, and run the quickstart notebook's cells."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAINING = {"avid_cma": "avid", "mct": "mct", "m3p": "m3p", "xmc_gan": "xmc_gan"
 
 
 def run(line: str) -> None:
-    """Run one line of a shell block. Training is only planned; the test sets up what the first block does."""
+    """Run a line of a shell block, but only plan the training. The test prepares what the first block sets up."""
     words = shlex.split(line)
     if words[0] in ("make", "export"):
         return
@@ -55,11 +55,11 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         folder.parent.mkdir(parents=True)
         folder.symlink_to(trained)
         text = (trained / "config.yaml").read_text(encoding="utf-8")
-        assert "dirpath: $RUN/checkpoints" in text  # as --config, it must not write into this run
+        assert "dirpath: $RUN/checkpoints" in text  # reused as --config, it must not write here
         config = yaml.safe_load(text)
         world = instantiate(config["data"]["init_args"]["world"], World).folder
         (worlds / world.name).symlink_to(world)
-        # The tour trains exactly these stages.
+        # The tour must have a command that trains this stage.
         assert any(
             {paper, paper_named(paper).short} & set(words[2].split("/")) and stage in {*words, words[2].split("/")[-1]}
             for kind, block in blocks
@@ -85,7 +85,7 @@ def test_the_tour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def quickstart() -> list[str]:
-    """The source of its code cells. A committed notebook has no outputs."""
+    """Return the source of the notebook's code cells, and check that the notebook has no outputs."""
     cells = [
         cell for cell in json.loads(QUICKSTART.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"
     ]

@@ -1,4 +1,4 @@
-"""The commands that use trained models, as a user calls them."""
+"""Run the commands that use trained models as a user does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command, and return what it printed or, with `fails`, its error message."""
+    """Return a function that runs a command and returns its output, or, with `fails`, the error message."""
 
     def call(*arguments: object, fails: bool = False) -> str:
         status = main([str(argument) for argument in arguments])
@@ -33,7 +33,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two clips with sound, a sound alone, and a broken file."""
+    """Write two clips with sound, a sound file, and a broken file."""
     folder = tmp_path_factory.mktemp("clips")
     draw = np.random.default_rng(0)
     for name in ("a", "b"):
@@ -46,7 +46,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder of three pictures (one in a subfolder) and another file, and next to it a file of texts."""
+    """Write a folder with three pictures (one in a subfolder) and a CSV file, and a text file next to the folder."""
     folder = tmp_path_factory.mktemp("pictures")
     draw = np.random.default_rng(1)
     (folder / "below").mkdir()
@@ -84,7 +84,7 @@ def test_retrieve_sounds_for_clips_and_the_other_way_round(run: Run, clips: Path
     scores = [float(line[1]) for line in ranked]
     assert scores == sorted(scores, reverse=True)
     assert "1 of 4 files not fully read" in told
-    # Stored vectors give the same result.
+    # A search in stored vectors gives the same result.
     run("embed", "avid", *last("avid_cma"), clips, "--output", tmp_path / "x.npz")
     again = run(*common, clips / "a.mp4", "--among", tmp_path / "x.npz", "--top", "2")
     assert again.splitlines()[1:3] == told.splitlines()[1:3]
@@ -116,7 +116,7 @@ def test_texts_and_pictures(run: Run, pictures: Path, tmp_path: Path) -> None:
         assert "image for a red circle (text)" in found
         assert "(text)" in run("retrieve", *common, "--query", "a red circle " * 30, "--among", pictures)
         assert len(found.splitlines()) == 4
-        if paper != "m3p":  # a file of vectors can replace the folder in a search
+        if paper != "m3p":  # a search can use stored vectors in place of the folder
             run("embed", *common, pictures, "--output", tmp_path / "pictures.npz")
             found = run("retrieve", *common, "--query", pictures / "1.png", "--among", tmp_path / "pictures.npz")
             assert found == run("retrieve", *common, "--query", pictures / "1.png", "--among", pictures)
