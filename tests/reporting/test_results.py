@@ -207,9 +207,8 @@ def test_records_of_the_authors_weights_are_promoted_into_a_file_of_their_own(
         saved("ucf_1@base", seed, 81.0, scale="paper", given=AUTHORS)
     saved("esc@base", scale="paper", given={"base": {"file": "mine.ckpt", "sha256": "cd" * 32}})
     assert main(["promote", "mct"]) == 0
-    assert (
-        "kept: mct/paper/seed0-given/esc@base: not promoted, since it starts from a file of yours" in capsys.readouterr().out
-    )
+    out = capsys.readouterr().out
+    assert "kept: mct/paper/seed0-given/esc@base: not promoted, since it starts from a file of yours" in out
     results = project / "papers" / "mct" / "results" / "paper"
     assert {path.name for path in results.glob("*.json")} == {"seed0.json", "released.json"}
     kept = find_promoted("mct")
