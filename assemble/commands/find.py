@@ -57,7 +57,7 @@ def _list_papers(scale: str, runs: Path) -> None:
 
 
 def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[Record]]:
-    """Return the records of local runs, and the promoted records."""
+    """Return the records of local runs, then the promoted records."""
     from assemble.reporting.records import find
     from assemble.reporting.results import find_promoted
 
@@ -76,7 +76,10 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
         rows.append((table.id, scales, table.title, " ".join(m.id for m in table.metrics if not m.hidden)))
     print_rows(("id", "scales", "title", "metrics"), rows)
 
-    print(f"\nrows at {scale} (--rows takes a label or model); for tables in brackets, select the row to run it")
+    print(
+        f"\nrows at {scale}; select one with --rows LABEL or --rows MODEL. Rows of a table in brackets only run if you "
+        "select them."
+    )
     models: dict[tuple[str, str], list[str]] = {}
     for table in source.tables:
         for row in table.rows:
@@ -146,7 +149,7 @@ def show(name: StageName, *, scale: Scale = "mini", runs: Runs = None) -> int:
 
 
 def _about(paper: str, recipe: str) -> str:
-    """Return the comment at the top of a recipe."""
+    """Return the comment at the top of a recipe's file."""
     lines = (project_root() / "configs" / paper / f"{recipe}.yaml").read_text(encoding="utf-8").splitlines()
     return " ".join(line.lstrip("# ") for line in itertools.takewhile(lambda line: line.startswith("#"), lines))
 

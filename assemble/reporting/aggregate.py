@@ -13,7 +13,7 @@ from assemble.reporting.tables import Expected, Published, Row, Table, Tables
 
 
 def from_whose_weights(records: Iterable[Record]) -> str:
-    """Say whose weights records with given stages start from."""
+    """Say in words whose weights the records start from: the authors' or other given weights."""
     return "from the authors' weights" if all(r.of_authors for r in records) else "from given weights"
 
 
@@ -37,19 +37,19 @@ class Cell:
 
     @property
     def difference(self) -> float | None:
-        """Return the mean minus the published number. None if one is missing, or if a range is published."""
+        """Return the mean minus the published number. None if a number is missing, or if a range is published."""
         published = self.published.ends if self.published else ()
         return self.mean - published[0] if self.mean is not None and len(published) == 1 else None
 
     @property
     def spread(self) -> float | None:
-        """Return the sample standard deviation over draws, or None below two draws."""
+        """Return the sample standard deviation over draws, or None for fewer than two draws."""
         return statistics.stdev(self.values.values()) if len(self.values) > 1 else None
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The records of one paper and scale that may be averaged, and notes on the omitted records by stage."""
+    """The records of one paper and scale to average (`kept`), and why others are omitted, by stage (`left_out`)."""
 
     kept: dict[tuple[str, Draw], Record]
     left_out: dict[str, list[str]]
@@ -57,7 +57,7 @@ class Chosen:
 
 @dataclass(frozen=True)
 class TableResult:
-    """A table filled from the records of one scale; `cells` are by row label and metric id, for the rows shown.
+    """A table with the results of one scale. `cells` maps (row label, metric id) to the cell, for the rows shown.
 
     `given` is true if the records start from files, such as the authors' weights, and false after our pre-training.
     """
@@ -80,7 +80,7 @@ class TableResult:
 
     @property
     def origin(self) -> str:
-        """Return `from the authors' weights` or similar if we did not pre-train the weights; else empty."""
+        """Return `from the authors' weights` or similar if we did not pre-train the weights; else an empty text."""
         return from_whose_weights(self.records) if self.given else ""
 
     @property
@@ -88,13 +88,13 @@ class TableResult:
         return any(cell.values for cell in self.cells.values())
 
     def complete(self, draws: Collection[Draw], made: Collection[str]) -> bool:
-        """Check that every cell whose stages are in `made` is finished for each draw."""
+        """Check that each draw finished every cell whose stages are all in `made`."""
         filled = [cell for cell in self.cells.values() if cell.instances and set(cell.instances) <= set(made)]
         return bool(filled) and all(cell.finished >= set(draws) for cell in filled)
 
 
 def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
-    """List the deviations of records. Each field appears once, as the newest record states it."""
+    """List the records' deviations from the paper. Each field appears once, as the newest record states it."""
     by_age = sorted(records, key=lambda record: record.started)
     newest = {deviation["field"]: deviation for record in by_age for deviation in record.deviations}
     return [newest[field] for field in sorted(newest)]

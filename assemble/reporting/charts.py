@@ -57,7 +57,7 @@ def caption(result: TableResult) -> str:
 
 
 def dots(result: TableResult, yours: TableResult | None = None) -> str:
-    """Draw measured cells as dots on zoomed axes, one panel per metric. Return an empty text below two rows."""
+    """Draw measured cells as dots, one zoomed panel per metric. Return an empty text for fewer than two rows."""
     panels = _panels(result, yours)
     return _dots(f"{result.table.title} ({result.scale})", panels) if panels else ""
 
@@ -119,7 +119,7 @@ def _dots(title: str, panels: tuple[tuple[str, tuple[_Dot, ...]], ...]) -> str:
 
 
 def margins(groups: Mapping[str, Sequence[Judged]]) -> str:
-    """Draw claims by paper: our margins as dots with 95 % intervals, the paper's as ticks (log scale beyond 1)."""
+    """Draw claims by paper: our margins as dots with 95 % intervals, the paper's as ticks. Beyond ±1, axes are log."""
     rows = [(name, judged) for name, group in groups.items() for judged in group]
     labels = _LETTER * max(len(judged.check.text) for _, judged in rows) + 20
     figure = new_figure(_WIDTH + 100, _ROW * (len(rows) + len(groups)) + 40)
@@ -152,9 +152,10 @@ def _bent(value: float) -> float:
 
 
 def strips(claims: Sequence[tuple[Judged, Judged | None]]) -> list[str]:
-    """Draw one strip of a dot plot per claim, on a zoomed axis of `margins`. A check gets an empty text.
+    """Draw one strip of a dot plot per claim, on the axis of `margins` but zoomed. A check gets an empty text.
 
-    Dot and line are our mean and interval; the tick is the paper's margin. The second judgment of a pair is yours.
+    Dot and line are our mean and interval; the tick is the paper's margin. In each pair, the first judgment is of the
+    recorded runs, the second of the user's.
     """
 
     def x(value: float) -> str:
@@ -213,7 +214,7 @@ def curve(result: TableResult) -> str:
 
 
 def _curve_panels(result: TableResult) -> dict[str, dict[str, list[tuple[float, float, float, float]]]]:
-    """Return (x, mean, ends of the interval) by panel and line."""
+    """Return the points (x, mean, lower end, upper end of the interval) by panel and line."""
     bands: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
     for y, lines in result.table.curve.panels.items() if result.table.curve else ():
         for label, points in lines.items():
@@ -225,7 +226,7 @@ def _curve_panels(result: TableResult) -> dict[str, dict[str, list[tuple[float, 
 
 
 def _possible(judged: Judged, result: TableResult) -> tuple[float, float] | None:
-    """Return the interval. For a single cell, limit it to the range of a percentage."""
+    """Return the claim's interval. If the claim is about a single percentage, limit the interval to 0 to 100."""
     cells = judged.comparison.cells() if judged.comparison else ()
     if judged.interval and len(cells) == 1 and result.table.metric(cells[0].metric).unit == "%":
         return max(0.0, judged.interval[0]), min(100.0, judged.interval[1])
@@ -258,7 +259,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def add_axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Add axes at a position in pixels, independent of font sizes."""
+    """Add axes at a position in pixels. The position does not depend on font sizes."""
     full_width, full_height = (72 * inches for inches in figure.get_size_inches())
     box = (left / full_width, 1 - (top + height) / full_height, width / full_width, height / full_height)
     axis = figure.add_axes(box)
@@ -278,7 +279,7 @@ def add_text(figure: Figure, x: float, y: float, text: str, **style: str) -> Non
 
 
 def _strokes(axis: Axes, strokes: Sequence[tuple[float, float, float, float]], color: str, width: float) -> None:
-    """Add lines from (x, y) to (x, y) as one path. A line of zero length is a dot."""
+    """Add lines (x1, y1, x2, y2) as one path. A line of zero length is a dot."""
     if strokes:
         gap = math.nan
         x = [value for left, _, right, _ in strokes for value in (left, right, gap)]
@@ -293,7 +294,7 @@ def _band(axis: Axes, points: Sequence[tuple[float, float, float]], color: str, 
 
 
 def to_svg(figure: Figure, label: str) -> str:
-    """Return a figure as SVG text that is the same on every machine. Drop ids, which would repeat on a page."""
+    """Return a figure as SVG text that is the same on every machine. Drop ids, since figures on a page share them."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 

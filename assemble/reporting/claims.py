@@ -31,16 +31,16 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Judged:
-    """Hold the verdict on a claim or check at one scale.
+    """The verdict on a claim or check at one scale.
 
     Args:
-        paper: the paper's margin; empty for a check.
+        paper: the margin in the paper; empty for a check.
         difference: mean over seeds of the deciding comparison's difference.
         interval: 95 % confidence interval of the mean; None below two seeds.
         seeds: number of seeds that have every cell of the deciding comparison.
         rounding: the difference's largest range over roundings of one seed.
         excess: how far the worse end of the interval passes the threshold.
-        detail: why it was not run; else the cells of the deciding comparison, if the claim has several comparisons.
+        detail: why the claim was not run. For a claim with several comparisons, the cells of the deciding one.
         origin: see `TableResult.origin`.
         comparison: the deciding comparison; None if the claim was not run.
     """
@@ -66,7 +66,7 @@ class Judged:
 
     @property
     def rounding_note(self) -> str:
-        """Return `rounding alone: 2.1` if rounding changes the difference by more than half of its size; else empty."""
+        """Return `rounding alone: 2.1` if rounding changes the difference by more than half; else an empty text."""
         return f"rounding alone: {self.rounding:.2g}" if self.rounding > abs(self.difference or 0.0) / 2 else ""
 
     @property
@@ -86,7 +86,7 @@ def judge(result: TableResult, checks: Iterable[Check]) -> list[Judged]:
 
 
 def judge_alike(judged: Judged, result: TableResult) -> Judged:
-    """Judge the deciding comparison of a claim again, on another result of its table."""
+    """Judge the claim's deciding comparison with the cells of another `result` of the same table."""
     assert judged.comparison is not None
     return _compare(judged.comparison, result, Judged(judged.check, judged.table, judged.scale, judged.paper))
 
@@ -146,7 +146,7 @@ def _compare(comparison: Comparison, result: TableResult, judged: Judged) -> Jud
 
 
 def _what(cells: Sequence[CellName], result: TableResult) -> str:
-    """Describe what a comparison compares: `SOA-I: S + W vs. none`."""
+    """Describe the cells that a comparison compares: `SOA-I: S + W vs. none`."""
     rows: dict[str, list[str]] = {}
     for cell in cells:
         rows.setdefault(result.table.metric(cell.metric).label, []).append(cell.row)
@@ -159,7 +159,7 @@ def seed_means(values: Mapping[Draw, float]) -> list[float]:
 
 
 def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % confidence interval of the mean by Student's t, or None below two values."""
+    """Return the 95 % confidence interval of the mean by Student's t, or None for fewer than two values."""
     if len(values) < 2:
         return None
     from scipy.special import stdtrit

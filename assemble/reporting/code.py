@@ -1,4 +1,4 @@
-"""Find the code behind a record: the source files that a stage's classes import. Nothing is imported to find them.
+"""Find the code behind a record: the source files that a stage's classes import. This doesn't run any import.
 
 A record stores two hashes per file, `code:text`: one of the syntax tree without docstrings, and one of the text, which
 is faster to compare. Comments, blank lines and formatting change only the text's hash.
@@ -39,7 +39,7 @@ def fingerprint(modules: Iterable[str]) -> dict[str, str]:
 
 
 def differing(left: Mapping[str, str], right: Mapping[str, str]) -> list[str]:
-    """List the files whose code differs between two fingerprints. The list is empty if either is unknown."""
+    """List the files whose code differs between two fingerprints. The list is empty if a fingerprint is unknown."""
     if not left or not right:
         return []
     return [name for name in sorted({*left, *right}) if _code(left.get(name)) != _code(right.get(name))]
@@ -50,7 +50,7 @@ def _code(hashes: str | None) -> str | None:
 
 
 def nearest(files: Mapping[str, str], others: Iterable[Mapping[str, str]]) -> list[str]:
-    """List the files in which a fingerprint differs from the most similar of the others."""
+    """List the files in which a fingerprint differs from the most similar one in `others`."""
     return min([differing(files, candidate) for candidate in others], key=len, default=[])
 
 
@@ -60,9 +60,10 @@ def changed(files: Mapping[str, str]) -> list[str]:
 
 
 def joined(earlier: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str]:
-    """Join the fingerprints of a training that other code began. A file that differs gets both hashes.
+    """Join the fingerprints of the code that began a training and of the code that continues it.
 
-    The result equals neither fingerprint. If one is unknown, so is the result.
+    A file that changed gets both hashes, so the result equals neither fingerprint. If a fingerprint is unknown, so is
+    the result.
     """
     if not earlier:
         return {}
@@ -85,7 +86,7 @@ def sentence(changes: Iterable[Collection[str]]) -> str:
 
 
 def other_code(records: Iterable[Record]) -> str:
-    """Return the `sentence` for records. A stage counts if it or a stage it starts from was trained by other code."""
+    """Return the `sentence` for records. A stage counts if other code trained it or a stage that it starts from."""
     changes: dict[tuple[str, Draw, str], set[str]] = {}
     for record in sorted(records, key=lambda record: record.started):
         parents = [changes.get((record.scale, record.draw, parent["stage"]), ()) for parent in record.parents.values()]
@@ -94,7 +95,7 @@ def other_code(records: Iterable[Record]) -> str:
 
 
 def against(mine: Iterable[Record], recorded: Collection[Record]) -> str:
-    """Say in one line how the code of runs differs from that of the recorded runs of the same stages."""
+    """Say in one line how the code of `mine` differs from the code of the recorded runs of the same stages."""
     files, unknown = set[str](), False
     for record in mine:
         hashes = [peer.code for peer in recorded if peer.stage == record.stage and peer.code]
@@ -131,7 +132,7 @@ def parse(text: str) -> ast.Module:
 
 
 def _counts(module: str) -> bool:
-    """Check whether a module's code counts. Papers, the library and users' modules do; installed packages don't."""
+    """Check whether a fingerprint includes a module: papers, the library and users' modules, not installed packages."""
     top, _, rest = module.partition(".")
     if top == "papers":
         return not module.endswith(".monitoring")
@@ -143,7 +144,7 @@ def _counts(module: str) -> bool:
 
 @functools.cache
 def _loaded(module: str) -> tuple[str, str, frozenset[str]] | None:
-    """Return the name, hashes and imports of a module's file. Edits made after the process imported it don't count."""
+    """Return the name, hashes and imports of a module's file, without edits made after this process imported it."""
     file = source_file(module)
     if file is None:
         return None
@@ -175,7 +176,7 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
 
 
 def _now(name: str, recorded: str) -> str:
-    """Return the current hashes of a file. If its text is unchanged, these are the recorded ones."""
+    """Return the current hashes of a file. If its text is unchanged, return the recorded hashes."""
     file = source_file(name.removesuffix(".py").removesuffix("/__init__").replace("/", "."))
     if file is None:
         return "" if name.endswith(".py") else recorded
@@ -198,7 +199,7 @@ def _code_hash(text: str) -> str:
 
 
 def _write_tree(node: Any, parts: list[str]) -> None:
-    """Write a syntax tree as text without docstrings. Unlike `ast.dump`, it is the same in all Python versions."""
+    """Write a syntax tree as text without docstrings. Unlike `ast.dump`, give the same text in all Python versions."""
     if isinstance(node, ast.AST):
         parts.append(f"({type(node).__name__}")
         for name, value in ast.iter_fields(node):

@@ -3,7 +3,7 @@
 A cell is in range if it is within the 95 % prediction interval of the recorded draws (Student's t: two standard
 deviations for many seeds, 2.8 for six), within its metric's tolerance, or equal up to the last printed digit.
 Roundings of one seed are averaged. One cell in twenty is outside by chance, and the cells of one draw are correlated.
-If a draw of the same seed is recorded, a narrower interval around it applies as well; see `_same_seed`.
+A recorded draw of the same seed also predicts the cell, within a narrower interval; see `_same_seed`.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class SameSeed:
         allowed: half the 95 % prediction interval.
         likelihood: probability that rounding causes such a difference.
         equal: whether a recorded draw of the seed has exactly this value.
-        decisive: whether enough seeds were recorded under two roundings to fail a run.
+        decisive: whether the comparison may fail a run, because enough seeds were recorded under two roundings.
     """
 
     difference: float
@@ -81,10 +81,10 @@ class Compared:
         spread: standard deviation over recorded seeds; None below two.
         allowed: the largest difference that counts as reproduced. It includes the uncertainty of both means.
         ratio: the difference in units of the allowed one.
-        likelihood: probability that a valid draw is this far off; 0.05 at the allowed difference.
+        likelihood: probability that a valid draw differs at least this much; 0.05 at the allowed difference.
         verdict: `in range`, `outside` or `no reference`; one seed has no spread to compare with.
-        settled: whether all draws, recorded and compared, agree to the last digit, so the cell can't tell runs apart.
-        same: the comparison with the same seed; None if it isn't recorded, or rounding's effect is unknown.
+        constant: whether all draws (recorded and compared) agree to the last digit, so the cell can't tell runs apart.
+        same: the comparison with the same seed; None if the seed isn't recorded or the effect of rounding is unknown.
     """
 
     table: Table
@@ -98,12 +98,12 @@ class Compared:
     ratio: float
     likelihood: float
     verdict: str
-    settled: bool
+    constant: bool
     same: SameSeed | None
 
     @property
     def remark(self) -> str:
-        """Say why the two may not be comparable, or why there is no reference. Usually empty."""
+        """Say why cell and reference may not be comparable, or why there is no reference. Usually empty."""
         if self.difference is None:
             return "nothing recorded"
         ours = {(r.stage, r.configuration) for r in self.mine.records}
@@ -151,20 +151,20 @@ def _compared(
     else:
         verdict = IN_RANGE if ratio <= 1 else OUTSIDE
     agree = spread is not None and spread < last_digit and scale not in metric.tolerance
-    settled = agree and verdict == IN_RANGE
+    constant = agree and verdict == IN_RANGE
     return Compared(
-        table, row, metric, mine, reference, difference, spread, allowed, ratio, likelihood, verdict, settled, same
+        table, row, metric, mine, reference, difference, spread, allowed, ratio, likelihood, verdict, constant, same
     )
 
 
 def _per_seed(cell: Cell) -> float:
-    """Return the mean over seeds of one over the number of roundings."""
+    """Return the mean over seeds of 1 / (number of roundings of the seed)."""
     return fmean(1 / len(values) for values in by_seed(cell.values).values()) if cell.values else 0.0
 
 
 def _rounding(reference: Cell, share: float | None) -> tuple[float, int]:
-    """Return the variance over roundings, pooled over seeds, and its degrees of freedom. With a `share`, shrink it
-    towards this share of the variance over seeds."""
+    """Return the variance over roundings, pooled over seeds, and its degrees of freedom. If `share` is given, shrink
+    the variance over roundings towards `share` times the variance over seeds."""
     groups = [values for values in by_seed(reference.values).values() if len(values) > 1]
     degrees = sum(len(values) - 1 for values in groups)
     squares = sum((len(values) - 1) * variance(values) for values in groups)
@@ -176,7 +176,7 @@ def _rounding(reference: Cell, share: float | None) -> tuple[float, int]:
 
 
 def _share(references: Iterable[Cell]) -> float | None:
-    """Return the rounding variance divided by the variance over seeds (median over cells), or None if it is unknown."""
+    """Return the rounding variance divided by the variance over seeds (median over cells), or None if unknown."""
     from scipy.special import chdtri
 
     shares = []
@@ -189,10 +189,10 @@ def _share(references: Iterable[Cell]) -> float | None:
 
 
 def _same_seed(mine: Cell, reference: Cell, share: float | None, floor: float, last_digit: float) -> SameSeed | None:
-    """Compare with the recorded draws of the same seed. Seeds are random effects, and roundings vary within a seed.
+    """Compare a cell with the recorded draws of the same seed. Seeds are random effects; roundings vary within a seed.
 
-    The prediction is the seed's recorded mean, shrunk towards the mean over seeds by the share of rounding in its
-    variance.
+    The prediction is the seed's recorded mean, shrunk towards the mean over seeds. It shrinks by the share of rounding
+    in the variance of the seed's mean.
     """
     from scipy.special import stdtr, stdtrit
 
@@ -218,14 +218,17 @@ def _same_seed(mine: Cell, reference: Cell, share: float | None, floor: float, l
 
 
 def others_recorded(paper: str, scale: str, mine: Iterable[Record]) -> list[Record]:
-    """Return the promoted records without these runs, since a run must not be its own reference."""
+    """Return the promoted records except those of `mine`, since a run must not be its own reference."""
     # Compare by seed, because promotion may have added the instruction set to the name.
     identities = {(record.stage, record.seed, record.started) for record in mine}
     return [r for r in find_promoted(paper, scale) if (r.stage, r.seed, r.started) not in identities]
 
 
 def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Iterable[Record]) -> list[Compared]:
-    """Compare every trained cell of a paper at one scale with its reference, worst first. Settled cells are omitted."""
+    """Compare a paper's trained cells at one scale with their references, worst first.
+
+    Omit cells whose draws all agree to the last digit.
+    """
     cells: dict[tuple[tuple[str, ...], str, bool], Compared] = {}
     mine, reference = [*mine], [*reference]
     results = collect(source, scale, reference)
@@ -241,8 +244,8 @@ def compare(source: Tables, scale: str, mine: Iterable[Record], reference: Itera
                 if cell.values and metric.compared:
                     compared = _compared(ours.table, row, metric, scale, cell, other, share)
                     cells.setdefault((cell.instances, metric.key, ours.given), compared)
-    unsettled = [compared for compared in cells.values() if not compared.settled]
-    return sorted(unsettled, key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
+    varying = [compared for compared in cells.values() if not compared.constant]
+    return sorted(varying, key=lambda c: (_WORST_FIRST.index(c.verdict), -c.ratio))
 
 
 def summary(compared: Sequence[Compared]) -> str:
@@ -269,8 +272,8 @@ def strict_failure(compared: Sequence[Compared]) -> str | None:
     """Say why these runs don't match the recorded ones. None if they match, or if no cell has a reference.
 
     They don't match if the worst cell would occur in fewer than one valid draw in twenty (Bonferroni), or if more than
-    three in twenty cells (and more than one) are outside. The same rules apply to differences from the same seed if
-    they are decisive.
+    three in twenty cells (and more than one) are outside. The same rules apply to decisive comparisons with the same
+    seed.
     """
     across = [(c, c.likelihood, c.ratio, c.verdict == OUTSIDE) for c in compared if c.verdict != NO_REFERENCE]
     decisive = [(c, c.same) for c in compared if c.same and c.same.decisive]

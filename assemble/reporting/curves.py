@@ -26,7 +26,7 @@ Curves = dict[str, list[tuple[float, float]]]
 
 
 def read_points(path: Path) -> Curves:
-    """Read all points of a run's `metrics.csv`. Return none if it doesn't exist; warn if it is damaged."""
+    """Read all points of a run's `metrics.csv`. A missing file has no points; a damaged one causes a warning."""
     curves: Curves = {}
     if not path.exists():
         return curves
@@ -43,7 +43,7 @@ def read_points(path: Path) -> Curves:
 
 
 def read_table(path: Path) -> dict[tuple[str, str, str], Curves]:
-    """Read the curves of a table, by scale, draw and stage. Return none if the table doesn't exist."""
+    """Read the curves of a table file, by scale, draw and stage. A missing file has no curves."""
     curves: dict[tuple[str, str, str], Curves] = {}
     if not path.exists():
         return curves
@@ -90,7 +90,7 @@ def band_of(runs: Iterable[Curves]) -> dict[str, list[tuple[float, float, float]
 
 
 def summaries(path: Path) -> dict[str, float]:
-    """Summarize a run's `metrics.csv`: `<metric>` is the last value; with several, `:min` and `:max` are added."""
+    """Summarize a run's `metrics.csv`: `<metric>` is the last value. If it has several, add `:min` and `:max`."""
     extremes: dict[str, float] = {}
     for name, points in read_points(path).items():
         values = [value for _, value in points]
@@ -111,7 +111,7 @@ def thinned(curves: Curves) -> Curves:
 
 
 def _means(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Average equal groups of neighboring points, so that no noise peak is picked by chance."""
+    """Average equal groups of neighboring points. Picking single points could show a noise peak."""
     if len(points) <= MAX_POINTS:
         return points
     size = math.ceil(len(points) / MAX_POINTS)

@@ -1,8 +1,8 @@
 """Find where a run's training curves leave the band of the recorded runs, and the most likely cause.
 
 A curve is cut into at most 32 windows. A window is outside if it is further from the recorded mean than Student's t
-allows, on a log scale, with a variance pooled over neighboring windows and Bonferroni's correction over all windows of
-a draw. `docs/comparing-runs.md` says how often valid runs leave the band.
+allows. The distance is on a log scale, the variance is pooled over neighboring windows, and Bonferroni's correction
+covers all windows of a draw. `docs/comparing-runs.md` says how often valid runs leave the band.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Divergence:
     Attributes:
         step: the first step outside the band; None if the curves stay inside.
         last: the last recorded step.
-        curve: the curve that leaves first.
+        curve: the curve that leaves the band first.
         differences: what differs from the recorded runs, by kind, in the order of `KINDS`.
-        parent: the stage it starts from, if that stage explains the difference.
+        parent: the parent stage, if a difference in the parent explains this one.
     """
 
     stage: str
@@ -109,7 +109,7 @@ def recorded(paper: Paper, scale: str, against: Path | None) -> list[RunWithCurv
 
 
 def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves]) -> list[Divergence]:
-    """Compare each stage that has a band, in run order. A stage with overrides (`+`) is compared with the plain one."""
+    """Compare each stage that has a band, in run order. Compare a stage with overrides (`+`) with the plain stage."""
     by_stage: dict[str, list[RunWithCurves]] = {}
     for run in reference:
         by_stage.setdefault(run[0].stage, []).append(run)
@@ -200,7 +200,7 @@ def _bands(runs: Sequence[Curves]) -> dict[str, Band]:
 
 
 def _windows(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
-    """Average `size` neighboring values along the last axis. Drop an incomplete window at the end."""
+    """Average each window of `size` values along the last axis. Drop an incomplete window at the end."""
     count = values.shape[1] // size
     return values[:, : count * size].reshape(len(values), count, size).mean(-1)
 
@@ -226,7 +226,7 @@ def differences(mine: Record, others: Sequence[Record]) -> dict[str, str]:
 
 
 def _code_differences(mine: Record, peers: Sequence[Record]) -> list[str]:
-    """List the files that differ from every recorded run. If a fingerprint is unknown, say if the tree is dirty."""
+    """List the files whose code differs from every recorded run. If a fingerprint is unknown, report a dirty tree."""
     dirty = [UNCOMMITTED] if mine.git.get("dirty") and not any(peer.git.get("dirty") for peer in peers) else []
     hashes = [peer.code for peer in peers if mine.code and peer.code]
     files = code.nearest(mine.code, hashes)

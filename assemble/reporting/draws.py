@@ -90,7 +90,7 @@ def use(isa: str) -> None:
     """Restrict this process and its children to an instruction set. Call this before torch is imported."""
     if isa not in instruction_sets_here():
         has = machine_isa() or "none of these"
-        raise StageError(f"--isa {isa}: this machine has {has}; use that, a weaker one or native")
+        raise StageError(f"--isa {isa}: this machine has {has}; use {has}, a weaker one or native")
     for name in _VARIABLES:
         given, wanted = os.environ.get(name, ""), INSTRUCTION_SETS[isa].get(name, "")
         if given.lower() == wanted.lower():

@@ -29,11 +29,11 @@ _FILES = ("record.json", "identity.json", "metrics.csv", "progress.json")
 
 
 class LiveReport(ThreadingHTTPServer):
-    """Serve a page on the loopback interface until shut down. Port 0 takes any free port.
+    """Serve a page on the loopback interface until it is shut down. Port 0 takes any free port.
 
     Args:
-        render: makes the page from a stamp that identifies its version.
-        runs: folder of runs; a change in it renders the page again.
+        render: makes the page from a stamp, which identifies the page's version.
+        runs: folder of runs; a change in this folder renders the page again.
     """
 
     def __init__(self, render: Callable[[str], str], runs: Path, port: int) -> None:
@@ -50,7 +50,7 @@ class LiveReport(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}/"
 
     def stamp(self) -> str:
-        """Return a stamp that changes when a run does. Limit rendering to a tenth of the time."""
+        """Return a stamp that changes when a run changes. Delay changes so that rendering takes 10 % of the time."""
         if time.monotonic() < self._next:
             return self._stamp
         return str(hash(tuple(_state(folder) for folder in run_folders(self._runs))))

@@ -34,7 +34,7 @@ class Budget:
     left: int
 
     def refuse(self, size: int) -> str:
-        """Say why so many bytes do not fit. If they fit, count them and return an empty text."""
+        """Reserve `size` bytes on the page and return an empty text. If they don't fit, return the reason."""
         if size > MAX_FILE_BYTES:
             return f"{size / MEBIBYTE:.1f} MiB, more than {MAX_FILE_BYTES / MEBIBYTE:.0f}"
         if size > self.left:
@@ -52,7 +52,7 @@ class Medium(NamedTuple):
 
 
 class Sheet(NamedTuple):
-    """A small table of texts. `more` is the number of rows not shown."""
+    """A small table of texts. `more` is the number of rows that are not shown."""
 
     name: str
     header: list[str]
@@ -62,7 +62,7 @@ class Sheet(NamedTuple):
 
 @dataclass
 class Gallery:
-    """A run's media, and the omitted files with the reasons. `rows` has the column names and the row by title."""
+    """A run's media. `rows` maps titles to (column names, row). The omitted files are listed with the reasons."""
 
     media: list[Medium] = field(default_factory=list)
     sheets: list[Sheet] = field(default_factory=list)
@@ -71,7 +71,7 @@ class Gallery:
 
 
 def gallery(folder: Path, record: Record, budget: Budget, rows: bool = True) -> Gallery:
-    """Collect a run's media within the budget. With `rows`, include each `<title>.row.png` and its JSON file."""
+    """Collect a run's media within the budget. `rows` includes each `<title>.row.png` and its JSON file."""
     gallery = Gallery()
     for name in record.media:
         path = folder / name

@@ -26,9 +26,10 @@ class Paper:
         short: the name in `make reproduce-<short>`.
         about: the method in a few words.
         checkpoints: size in GB of a checkpoint at the published sizes, by job, from `plan --estimate`.
-        without_files: replacements for the dotted configuration fields that need files, to train without these files;
+        without_files: dotted configuration fields that need files, with values to train without these files.
             `{named: word, count: 3}` means the texts `word 0`, `word 1`, `word 2`.
-        rounding: standard deviation over roundings of one seed, relative to that over seeds, until records show it.
+        rounding: (standard deviation over roundings of one seed) / (standard deviation over seeds); used until records
+            show the ratio.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Paper:
 
 
 def project_root() -> Path:
-    """Return the folder with `papers/` and `configs/`: `ASSEMBLE_ROOT`, a checkout, or the installed package's."""
+    """Return the folder with `papers/` and `configs/`: `ASSEMBLE_ROOT`, else the checkout or installed package."""
     override = os.environ.get("ASSEMBLE_ROOT")
     return Path(override).expanduser().resolve() if override else Path(__file__).resolve().parents[2]
 
@@ -88,7 +89,7 @@ def names_of_papers() -> str:
 
 @functools.lru_cache(maxsize=64)
 def _headed(file: Path, changed: int) -> Paper:
-    """Parse only the head of a tables file, since parsing all of it takes fifty times as long."""
+    """Parse only the `paper:` block of a tables file, since parsing the whole file takes fifty times as long."""
     with parsing(file, ReportingError):
         block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", read_text(file), re.MULTILINE)
         head = parse_yaml(block[0])["paper"] if block else {}

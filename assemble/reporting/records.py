@@ -71,7 +71,7 @@ PACKAGES = (
 
 
 class RecordError(ReportingError):
-    """A record is malformed; the message names the file and the field."""
+    """Says that a record is malformed. The message names the file and the field."""
 
 
 def _finite(value: float | None) -> float | None:
@@ -120,23 +120,24 @@ class Record:
 
     Args:
         stage: instance id, `ucf_1` or `ucf_1@avid_cma`.
-        row: the stage whose model is measured.
+        row: the stage that trained the measured model.
         metrics: accuracies in percent; a value that isn't finite is null.
         selection: which weights were measured: `last`, or the module's `selected_by`, such as `best on validation`.
         ours: values that no source of the paper gives.
         deviations: what the scale changes besides sizes; at scale `paper`, what a rehearsal changes.
-        parents: by configuration field, the stage whose checkpoint fills it, and the checkpoint's SHA-256.
-        given: the direct and indirect parents that a file replaces: the file's name and SHA-256, and
-            where the authors publish it, if it is theirs.
+        parents: configuration field to the parent whose checkpoint sets the field, with the checkpoint's SHA-256.
+        given: each direct or indirect parent that a file replaces, to the file's name, its SHA-256 and, for a file
+            of the authors, where they publish it.
         checkpoints: SHA-256 of each of the stage's checkpoints, by name.
         code: file to its hashes, see `assemble.reporting.code`; empty in old records.
-        git: see `git_state`; `dirty` if any session of the stage was, `earlier` with revisions of earlier sessions.
+        git: see `git_state`. `dirty` is true if the tree was dirty in any session of the stage. `earlier` lists the
+            revisions of earlier sessions.
         hardware: see `hardware`; `peak_memory_gib` is the most memory the process held.
         global_batch: samples per step over all devices.
         started: UTC, ISO 8601.
         data: data set name to `{"version", "samples", "missing", "notes", "skipped", "skipped_names"}`.
         media: picture files, relative to the run's folder.
-        former: hashes before a migration rewrote its configuration.
+        former: the record's hashes before a migration rewrote its configuration.
     """
 
     paper: _Name
@@ -182,7 +183,7 @@ class Record:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Record:
-        """Build the record from these fields, or raise a ValueError that names the malformed field."""
+        """Build a record from its fields by name, or raise a ValueError that names the malformed field."""
         try:
             return cls(**values)
         except ValidationError as error:
@@ -221,7 +222,7 @@ class Record:
 
     @property
     def revision(self) -> str:
-        """Return the short revision, marked if the tree was dirty or git did not answer."""
+        """Return the short revision. Mark it if the tree was dirty or git did not answer."""
         if not (revision := self.git.get("revision")):
             return "unknown"
         return f"{revision[:10]}{'' if self.clean else ' (dirty)'}"
@@ -258,13 +259,13 @@ def counted(value: Any, ignored: frozenset[str]) -> Any:
 
 
 def lineage_hash(configuration: str, parents: Mapping[str, str]) -> str:
-    """Hash a stage's `config_hash` together with the lineage hashes of its parents, by configuration field."""
+    """Hash a stage's `config_hash` and its parents' lineage hashes. `parents` maps fields to those hashes."""
     canonical = json.dumps({"config": configuration, "parents": dict(parents)}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
 def portable(value: Any, replacements: Sequence[tuple[str, str]]) -> Any:
-    """Copy plain data and replace the leading folders of paths by names. The first matching pair wins."""
+    """Copy plain data and replace each path's leading folder by a name. Use the first (folder, name) pair that fits."""
     if isinstance(value, str):
         for folder, name in replacements:
             if value == folder or value.startswith(folder.rstrip("/") + "/"):
@@ -293,17 +294,17 @@ def read(path: Path) -> Record:
 
 
 def read_run(root: Path, folder: Path) -> Record:
-    """Read the record in a folder of `run_folders`. Raise `RecordError` if it is malformed or from another run."""
+    """Read the record in a run's folder. Raise `RecordError` if the record is malformed or from another run."""
     path = folder / RECORD_FILE
     record = read(path)
-    with files.parsing(path, RecordError):  # The draw may be malformed.
+    with files.parsing(path, RecordError):  # `record.folder` parses the draw, which may be malformed.
         if record.folder(root) != folder:
             raise ValueError(f"the record is of another run, whose folder is {record.folder(root)}; move or delete it")
     return record
 
 
 def run_folder(root: Path, paper: str, scale: str, draw: Draw, stage: str, given: bool = False) -> Path:
-    """Return `<root>/<paper>/<scale>/<draw>/<stage>`. The draw's folder ends in `-given` if a parent is given."""
+    """Return `<root>/<paper>/<scale>/<draw>/<stage>`. `given` appends `-given` to the draw, for given weights."""
     return Path(root) / paper / scale / f"{draw.folder}{GIVEN if given else ''}" / stage
 
 
@@ -329,7 +330,7 @@ def find(
     scale: str | None = None,
     strict: bool = False,
 ) -> list[Record]:
-    """List the records under a folder of runs, in order. Skip malformed ones with a warning, unless `strict`."""
+    """List the records under a folder of runs. Warn of malformed records and skip them, or raise if `strict`."""
     records = []
     for folder in run_folders(root, paper_named(paper).name if paper else "*", scale or "*"):
         try:
@@ -348,11 +349,11 @@ def in_order(records: Iterable[Record]) -> list[Record]:
 def expected_seconds(
     stages: Iterable[str], here: Iterable[Record], recorded: Sequence[Record], isa: str = NATIVE
 ) -> dict[str, float]:
-    """Estimate how many seconds stages take here. Stages without a record are left out.
+    """Estimate how many seconds each stage takes on this machine. Leave out stages without a record.
 
-    Prefer runs here, then recorded runs on this processor, then on its instruction set, then others. Times of a less
-    preferred kind are scaled by the median ratio over the stages that both kinds have. Take the fastest run of each
-    processor, because other work only slows a run down, and the median over processors.
+    Prefer local runs, then recorded runs on the same processor, on the same instruction set, and on any machine. Scale
+    the times of a less preferred kind by the median ratio of the two kinds over their common stages. Take the fastest
+    run of each processor, because other work only slows a run down, then the median over processors.
     """
     wanted, cpu = machine_isa() if isa == NATIVE else isa, processor()
     kinds: list[list[Record]] = [[], [], [], [record for record in here if record.draw.isa == isa]]
@@ -381,7 +382,7 @@ def instructions(record: Record) -> str | None:
 
 
 def git_state(root: Path | None) -> dict[str, Any]:
-    """Return a working tree's revision, and whether it is `dirty`. Both are None without git or a repository.
+    """Return a working tree's `revision`, and whether the tree is `dirty`. Both are None without git or a repository.
 
     Promoted results, Markdown pages and folders of runs don't count, so promoting one record doesn't block the next.
     """

@@ -67,7 +67,7 @@ def fill(
 def fill_both(
     source: Tables, scale: str, records: Sequence[Record], tables: Sequence[str] | None = None
 ) -> list[Filled]:
-    """Fill tables from our pre-training. If only given weights were measured, fill them from these."""
+    """Fill each table from our pre-training and, if measured, from given weights. Show one if the other is empty."""
     given = [f for f in fill(source, scale, records, tables, given=True) if f.result.measured]
     shown = {f.result.table.id for f in given}
     ours = [f for f in fill(source, scale, records, tables) if f.result.measured or f.result.table.id not in shown]
@@ -85,7 +85,7 @@ def fill_all(source: Tables, records: Sequence[Record], tables: Sequence[str] | 
 
 
 def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] | None = None) -> list[Filled]:
-    """Fill every table at every measured scale except smoke. An unmeasured table is empty, at its largest scale."""
+    """Fill every table at every measured scale except smoke. Show an unmeasured table empty, at its largest scale."""
     everywhere = fill_all(source, records, tables)
     filled: list[Filled] = []
     for table in source.tables:
@@ -97,7 +97,7 @@ def fill_best(source: Tables, records: Sequence[Record], tables: Sequence[str] |
 # ---- the layout that all writers share
 
 PUBLISHED, MEASURED, YOURS, DIFFERENCE = "published", "measured", "yours", "difference"
-#: Marks values that were measured from given weights.
+#: Follows values measured with given weights, such as the authors', instead of our pre-training.
 GIVEN_MARK = " †"
 
 
@@ -112,7 +112,7 @@ class Value:
 
 @dataclass(frozen=True)
 class View:
-    """A table as text. `kinds` lists the values in each metric's cells; `rows` has each row's values by metric."""
+    """A table as text. `kinds` maps a metric to the kinds of values in its cells; `rows` has the values by metric."""
 
     title: str
     caption: str
@@ -169,7 +169,7 @@ def measured_text(cell: Cell, decimals: int, usual: int = 0) -> str:
 
 
 def difference_text(cell: Cell, decimals: int) -> str:
-    """Return the difference from the published number, and if others repeated it, whether it agrees with theirs."""
+    """Return the difference from the published number. If others repeated the measurement, say whether we agree."""
     if cell.difference is None or cell.mean is None:
         return DASH
     text = f"{cell.difference:+.{decimals}f}"
@@ -199,12 +199,12 @@ def heading(metric: Metric) -> str:
 
 
 def is_paired(result: TableResult, metric: Metric) -> bool:
-    """Check whether cells show published values too. Only measurements at paper scale are comparable with them."""
+    """Check whether cells also show published values. Only measurements at paper scale are comparable with these."""
     return result.scale == "paper" and metric.published and any(metric.id in row.published for row in result.rows)
 
 
 def row_text(row: Row) -> str:
-    """Return the heading of a row. It is marked if the row is not the paper's."""
+    """Return the heading of a row. Mark a row that is not in the paper."""
     return f"{row.label} (ours)" if row.ours else row.label
 
 
@@ -225,7 +225,7 @@ def provenance(records: Sequence[Record]) -> str:
 
 
 def table_markdown(result: TableResult, said: Collection[str] = (), cells: bool = True) -> str:
-    """Write a table as Markdown: cells, figure, the notes that are not in `said`, draws and source."""
+    """Write a table as Markdown: cells, figure, notes, draws and source. Skip the notes in `said`."""
     shown = view(result)
     title = shown.title if result.scale == "paper" else f"{shown.title} ({shown.scale})"
     if not shown.rows:
@@ -261,7 +261,7 @@ def _pair(values: Sequence[Value]) -> str:
 
 
 def judged_cells(judged: Judged) -> dict[str, str]:
-    """Return the cells of a claim or check by heading. A claim has the paper's margin and ours, a check its value."""
+    """Return the cells of a claim or check by heading: a claim's margins (the paper's and ours), or a check's value."""
     text, verdict = judged.check.text, judged.verdict
     if isinstance(judged.check, Claim):
         ours = f"{judged.origin or 'ours'} (95 %)"
@@ -270,7 +270,7 @@ def judged_cells(judged: Judged) -> dict[str, str]:
 
 
 def judged_markdown(judged: Sequence[Judged]) -> list[str]:
-    """Write claims or checks as a table, and those that were not run as one line."""
+    """Write claims or checks as a table. List those that were not run in one line below."""
     run = [judged_cells(j) for j in _run(judged)]
     lines = []
     if run:
@@ -299,7 +299,7 @@ def claims_markdown(filled: Sequence[Filled]) -> str:
 
 
 def remarks(filled: Sequence[Filled]) -> dict[str, list[str]]:
-    """List, for each scale, the deviations besides sizes with their reasons, then the values we chose."""
+    """List, for each scale, the deviations from the paper (except sizes) with reasons, then the values we chose."""
     groups: dict[str, list[str]] = {}
     for scale in SCALES:
         by_reason: dict[str, list[str]] = {}
@@ -374,7 +374,7 @@ def _escape(text: str) -> str:
 
 
 def _changes_markdown(filled: Sequence[Filled]) -> list[str]:
-    """List, in a line per scale, the fields besides sizes that deviate from the paper."""
+    """List, in a line per scale, the fields that deviate from the paper, except sizes."""
     lines = []
     for scale in SCALES:
         records = [record for f in filled if f.result.scale == scale for record in f.result.records]
@@ -450,7 +450,7 @@ def prominent(claims: Iterable[Judged]) -> list[Judged]:
 
 
 def margins_figure() -> str | None:
-    """Draw the paper's margin and ours at mini scale for each paper's first claims. None if nothing was measured."""
+    """Draw published and measured margins of each paper's first claims at mini scale. None if nothing was measured."""
     shown = {}
     for paper in existing_papers():
         judged = [j for f in fill(load(paper.name), "mini", find_promoted(paper.name, "mini")) for j in f.claims]
@@ -540,7 +540,7 @@ WIDE = 140
 
 
 def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
-    """Write claims or checks for the terminal, grouped by table. Narrow terminals show the cells below each text."""
+    """Write claims or checks for the terminal, grouped by table. On narrow terminals, cells are below each claim."""
     wide = width >= WIDE
     table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
     heads = list(judged_cells(judged[0]))

@@ -41,7 +41,7 @@ _Scale = Annotated[StrictStr, one_of(SCALES, "scale")]
 _Scales = Annotated[tuple[_Scale, ...], AfterValidator(lambda given: tuple(s for s in SCALES if s in given))]
 _StageName = Annotated[StrictStr, name_of("stage")]
 _MetricName = Annotated[StrictStr, name_of("metric")]
-#: A name, or a list of them.
+#: One stage name, or a list of stage names.
 _StageNames = Annotated[
     tuple[_StageName, ...], BeforeValidator(lambda given: [given] if isinstance(given, str) else given)
 ]
@@ -52,7 +52,7 @@ _UNLISTED = tuple(scale for scale in SCALES if scale != "single")
 
 
 def _names(info: ValidationInfo) -> dict[str, Any]:
-    """Return the validation context, or a discarded dict if there is none."""
+    """Return the validation context, or an empty dict if there is none."""
     return {} if info.context is None else info.context
 
 
@@ -60,9 +60,9 @@ class Stage(Part):
     """A node of the stage graph.
 
     Args:
-        parents: by configuration field, the stage whose checkpoint fills it, or `$row` for the row's model.
-        overrides: configuration values, by field, that replace the recipe's.
-        given: whether no recipe trains it, so that it needs a file. Without a file, its rows are left out.
+        parents: configuration field to the parent whose checkpoint sets the field; `$row` is the row's model.
+        overrides: configuration field to the value that replaces the recipe's.
+        given: whether the stage needs a file, because no recipe trains it. Without a file, its rows are left out.
     """
 
     name: str
@@ -82,8 +82,10 @@ class Metric(Part):
         key: the metric in the stage's record.
         published: whether the column of published values is shown.
         hidden: whether the metric serves claims only.
-        compared: whether `assemble compare` judges it; false for values that a probe selects, such as a learning rate.
-        tolerance: by scale, a distance from the recorded mean that is allowed even beyond the prediction interval.
+        compared: whether `assemble compare` compares the metric; false for a setting that a probe selects, such as a
+            learning rate.
+        tolerance: by scale, a distance from the recorded mean that counts as reproduced, even outside the prediction
+            interval.
     """
 
     id: str
@@ -105,7 +107,7 @@ class Metric(Part):
     @model_validator(mode="before")
     @classmethod
     def _same_at_every_scale(cls, given: Any) -> Any:
-        """Read `stages` by scale, or one `stage` for all scales."""
+        """Accept `stages` by scale, or one `stage` for all scales."""
         if not isinstance(given, Mapping) or "stage" not in given:
             return given
         rest = {key: value for key, value in given.items() if key != "stage"}
@@ -113,7 +115,7 @@ class Metric(Part):
 
 
 class Published(Part):
-    """A published value, or a range of two, and its footnote mark, if any."""
+    """A published value or the two ends of a range, and the footnote mark, if any."""
 
     value: StrictFloat | tuple[StrictFloat, StrictFloat]
     mark: Line = ""
@@ -132,7 +134,7 @@ class Expected(Part):
     """The values to expect when a published measurement is repeated.
 
     Args:
-        values: results of others who repeated it.
+        values: results of others who repeated the measurement.
         spread: standard deviation over runs.
         source: where `values` and `spread` come from.
     """
@@ -156,9 +158,9 @@ class Row(Part):
         source: source of the published values, if it differs from the table's.
         expected: results of others who repeated the published measurement, by metric id.
         ours: whether we added the row, for a fair comparison.
-        reference: whether the row is a bound, such as real images. Figures write a distant bound at the edge.
+        reference: whether the row is a bound, such as real images. Figures print a distant bound as text at the edge.
         metrics: the metrics that the row fills; None for all.
-        stages: by metric id, the stages whose mean fills the cell, if they differ from the column's.
+        stages: by metric id, the stages whose mean fills the cell, if not the column's stages.
         by_request: scales at which the row runs only when the table, the row or a stage is named.
     """
 
@@ -182,7 +184,7 @@ class Row(Part):
 
     @property
     def measured(self) -> bool:
-        """Check whether the row is measured, and not only printed."""
+        """Check whether we measure the row, rather than only print published numbers."""
         return self.model is not None or self.untrained
 
     def published_number(self, metric: str) -> float | None:
@@ -201,7 +203,7 @@ _Predicate = Annotated[Predicate, BeforeValidator(_parsed)]
 
 
 class Check(Part):
-    """A sanity condition of ours, such as a falling loss or a control at chance."""
+    """A sanity condition that we add, such as a falling loss or a control at chance."""
 
     id: Text
     text: Annotated[Text, Field(max_length=90)]
@@ -210,7 +212,7 @@ class Check(Part):
 
 
 class Claim(Check):
-    """An ordering that the paper asserts. `paper` is its margin, by default the difference of the published cells."""
+    """An ordering that the paper asserts. `paper` is the paper's margin, by default computed from published cells."""
 
     paper: Line = ""
 
@@ -226,8 +228,8 @@ class Curve(Part):
     Args:
         x: label of the axis.
         at: the positions on this axis, ascending.
-        panels: by label of a vertical axis and label of a line, an expression over cells. `{x}` in it is the position.
-            As in a check, an added number does not count.
+        panels: label of a vertical axis to the panel's lines: label to an expression over cells, in which `{x}` is the
+            position. As in a check, an added number does not count.
         paper: the paper's position on the axis, marked by a dashed line.
     """
 
@@ -240,8 +242,8 @@ class Curve(Part):
 class Table(Part):
     """A published table: rows, metrics, claims and checks over its cells.
 
-    README and report page draw its `curve`, or with `chart` the measured cells as dots. At the scales in `by_request`,
-    its stages run only when the table, a row or a stage is named.
+    README and report page draw the table's `curve` or, if `chart` is true, its measured cells as dots. At the scales in
+    `by_request`, its stages run only when the table, a row or a stage is named.
     """
 
     id: Text
@@ -284,7 +286,7 @@ class Table(Part):
         return self
 
     def margin(self, claim: Claim) -> str:
-        """Return the paper's margin as the claim states it, else the difference of the published cells."""
+        """Return the margin in `claim.paper`. If it is empty, return the difference of the published cells."""
 
         def published(cell: CellName) -> float:
             value = self.row(cell.row).published_number(cell.metric)
@@ -318,10 +320,10 @@ class Released(Part):
 
     Args:
         file: the authors' name of the file.
-        source: where they publish it.
-        license, checksum: as they state them; empty if they state none.
-        beside: by configuration field, another file in the same folder that fills the field instead of this file.
-        tested_by: the stage that measures the model, since a given stage is not tested.
+        source: where the authors publish the file.
+        license, checksum: as the authors state them; empty if they state none.
+        beside: configuration field to another file in the same folder, which sets the field in place of this file.
+        tested_by: the stage that measures the model, since a stage that a file replaces is not tested.
     """
 
     file: Text
@@ -337,7 +339,7 @@ class Released(Part):
 
 
 class Tables(Part):
-    """A paper's tables file; `paper` is the package name instead of the block of this name."""
+    """The contents of a `tables.yaml`. `paper` is the paper's package name, not the file's `paper:` block."""
 
     paper: str
     path: Path
@@ -375,7 +377,7 @@ class Tables(Part):
         raise ReportingError(f"{self.path}: unknown table {name!r}: {nearest(name, [t.id for t in self.tables])}")
 
     def instance(self, stage: str, model: str | None) -> str | None:
-        """Return the id of a stage of a row with this model; `$row` is the model. None if an untrained row has none."""
+        """Return the id of a row's stage: its name and the row's model (`$row`). None if an untrained row lacks it."""
         if stage == ROW:
             return model
         return f"{stage}@{model or UNTRAINED}" if self.uses_row(stage) else stage
@@ -387,7 +389,7 @@ class Tables(Part):
     def instances(self, table: Table, row: Row, metric: Metric, scale: str, given: Collection[str] = ()) -> list[str]:
         """Return the ids of the stages whose mean fills a cell at a scale, or none if nothing is run for it.
 
-        `given` lists the stages that files replace. They aren't tested, so `tested_by` measures them.
+        Files replace the stages in `given`. Those stages aren't tested, so the `tested_by` stage fills their cells.
         """
         if scale not in table.scales or scale not in row.scales or not row.measured:
             return []
@@ -471,7 +473,7 @@ def expand(
 ) -> list[StageInstance]:
     """List the stages that tables and claims need at a scale, in table order, parents before children.
 
-    `tables` (ids), `rows` (labels or model names) and `stages` (names or ids) select what to keep, parents included.
+    `tables` (ids), `rows` (labels or model names) and `stages` (names or ids) select stages and their parents.
     Without a selection, `everything` includes the stages that run only on request. Files replace the stages in `given`.
     """
     source = paper if isinstance(paper, Tables) else load(paper)
@@ -511,7 +513,7 @@ def expand(
 
 
 def _need(instance: str, scale: str, source: Tables, needed: dict[str, StageInstance]) -> None:
-    """Add a stage after those that it starts from."""
+    """Add a stage's parents to `needed`, then the stage."""
     name, _, model = instance.partition("@")
     stage = source.stages[name]
     if scale not in stage.scales:
@@ -546,7 +548,7 @@ def summary(
 ) -> dict[str, float]:
     """Return a finished stage's cells: `table/<table>/<metric>` (measured) and `published/<table>/<metric>`.
 
-    If it starts from a given stage, the measured keys start with `given/`.
+    If the stage starts from given weights, the measured keys start with `given/` instead of `table/`.
     """
     cells: dict[str, float] = {}
     for table, row, metric in entries(source, instance, scale, given):

@@ -43,11 +43,11 @@ class RunConfiguration:
     """The merged configuration of one run.
 
     Attributes:
-        layers: in merge order.
-        config: mapping for LightningCLI; keeps the placeholders `$DATA` and `$RUN`, so it does not depend on paths.
+        layers: the configuration layers, in merge order.
+        config: mapping for LightningCLI. Paths start with the placeholders `$DATA` and `$RUN`, to be the same anywhere.
         deviations: what the scale changes beyond sizes, each `{field, reason}`.
         trains: False for recipes that only test, such as the SVM.
-        start_from: which checkpoint of the parents to start from: `last`, or the name of another one.
+        start_from: which checkpoint of the parents to start from: `last`, or another checkpoint's name.
         ours: dotted fields whose values the paper's sources don't give (key `ours` of a recipe or base).
     """
 
@@ -76,7 +76,7 @@ class RunConfiguration:
         return {name: short[name] for name in self.ours if name in short}
 
     def describe_ours(self) -> str:
-        """Write `values_of_ours` in one line: `field=value, ...`, or nothing."""
+        """Write `values_of_ours` in one line: `field=value, ...`."""
         return ", ".join(f"{name}={value}" for name, value in self.values_of_ours().items())
 
     def with_placeholders(self, **values: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def resolve(
     arguments: Sequence[str] = (),
     rehearsal: bool = False,
 ) -> RunConfiguration:
-    """List the layers of a run, merge them in order, and check the result."""
+    """Merge a run's configuration layers in order, and check the result."""
     paper = paper_named(paper).name
     if scale not in scales_of(paper):
         raise ConfigurationError(f"there is no configs/{paper}/{scale}.yaml; {paper} has {', '.join(scales_of(paper))}")
@@ -141,7 +141,7 @@ def resolve(
 
 
 def _for_lightning(merged: dict[str, Any], layers: list[Layer], changes: list[Layer], seed: int) -> dict[str, Any]:
-    """Check a merged configuration and return LightningCLI's part. `changes` are layers of stages and users."""
+    """Check a merged configuration and return LightningCLI's part. `changes` are the layers after the config files."""
     switches = _switches_of(merged, changes)
     config = copy.deepcopy({key: value for key, value in merged.items() if key not in (*STACK_KEYS, *SWITCHES)})
     config["seed_everything"] = seed
@@ -156,7 +156,7 @@ def _for_lightning(merged: dict[str, Any], layers: list[Layer], changes: list[La
 
 
 def _fold(*steps: Layer | Callable[[dict[str, Any]], Iterable[Layer]]) -> tuple[dict[str, Any], list[Layer]]:
-    """Merge layers in order. A function gets the configuration merged so far, and makes layers from it."""
+    """Merge configuration layers in order. A function makes layers from the configuration merged so far."""
     config: dict[str, Any] = {}
     layers: list[Layer] = []
     for step in steps:
@@ -167,7 +167,7 @@ def _fold(*steps: Layer | Callable[[dict[str, Any]], Iterable[Layer]]) -> tuple[
 
 
 def _switches_of(config: dict[str, Any], layers: Iterable[Layer]) -> dict[str, Any]:
-    """Return a configuration's switches. Stages and users may also set them among the model's arguments."""
+    """Return a configuration's switches. Stages and users may also set switches among the model's arguments."""
     switches = {name: config[name] for name in SWITCHES if name in config}
     for layer in layers:
         model = layer.content.get("model")
@@ -209,14 +209,14 @@ def _changes(published: dict[str, Any], rehearsed: dict[str, Any]) -> list[dict[
 
 
 def _elsewhere(name: str, config: dict[str, Any], given: str = "") -> str:
-    """Suggest where a misplaced field belongs, or return nothing."""
+    """Suggest where a misplaced field belongs. Return an empty text without a suggestion."""
     places = [path for path, _ in leaves(config) if path.rpartition(".")[2] == name and path not in (name, given)]
     flags = [f"--{short_name(path)}" for path in places[:3]]
     return f"did you mean {' or '.join(flags)}?" if flags else ""
 
 
 def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
-    """Refuse unknown top-level keys and bare values. The error names the layer and the nearest valid key."""
+    """Refuse unknown top-level keys and sections without fields. The error names the layer and suggests a valid key."""
     for key in map(str, config):
         if key not in _TOP_LEVEL:
             raise ConfigurationError(
@@ -233,7 +233,7 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
 
 
 def check_arguments(config: dict[str, Any], layers: Sequence[Layer]) -> None:
-    """Refuse classes that cannot be imported, and arguments that they don't take or that are out of range."""
+    """Refuse classes that cannot be imported, unknown arguments of classes, and arguments that are out of range."""
     from common.types import arguments_of, outside
 
     parts = [("trainer", "lightning.pytorch.Trainer", config.get("trainer") or {})]

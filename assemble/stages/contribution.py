@@ -60,7 +60,7 @@ def pack(paper: Paper, records: Sequence[Record], runs: Path) -> dict[str, bytes
 
 
 def archive(files: dict[str, bytes]) -> bytes:
-    """Make a ZIP archive that is the same for the same files."""
+    """Make a ZIP archive. The same files give the same bytes."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as packed:
         for name, content in sorted(files.items()):
@@ -100,7 +100,7 @@ def _without_names(value: Any) -> Any:
 
 
 def unpack(path: Path, folder: Path) -> Paper:
-    """Write an untrusted archive's files to an empty folder, and return their paper. Refuse unexpected content."""
+    """Extract an untrusted archive to an empty folder, and return the paper of its records. Refuse unexpected files."""
     with parsing(path, ReportingError), open_regular(path, most=MOST_PACKED) as file, zipfile.ZipFile(file) as packed:
         entries = packed.infolist()
         names = {entry.filename for entry in entries}
@@ -121,7 +121,7 @@ def unpack(path: Path, folder: Path) -> Paper:
 
 
 def checker(paper: Paper, folder: Path) -> Callable[[Record], str]:
-    """Return a function that says why a record doesn't match this checkout's recipes, or nothing if it does."""
+    """Return a function that says why a record doesn't match this checkout's recipes. Empty if the record matches."""
     source = load(paper.name)
 
     @functools.cache
@@ -147,7 +147,7 @@ def checker(paper: Paper, folder: Path) -> Callable[[Record], str]:
 
 
 def _of_the_authors(record: Record, stage: str, source: Tables) -> bool:
-    """Check by name, source and checksum whether the file that replaces a stage is the authors'."""
+    """Check by name, source and checksum whether the authors' file replaces a stage."""
     file, released = record.given[stage], source.released.get(stage)
     if released is None or (file["file"], file.get("source")) != (released.file, released.source):
         return False

@@ -1,6 +1,6 @@
-"""Estimates memory, operations, steps and GPU hours of a stage from one training batch on tensors without storage.
+"""Estimates memory, operations, steps and GPU hours of a stage from one training batch of fake tensors (no storage).
 
-- memory: the most that live tensors take in a step after the first, without library workspaces and fragmentation.
+- memory: peak memory of all tensors in a step after the first, without library workspaces and fragmentation.
 - loaders: batches that the loader processes of a node prepare (`loader_plan`).
 - operations: matrix products, convolutions and attention, forward and backward, by torch's FlopCounterMode.
 - steps: from the published sizes of the data sets.
@@ -63,12 +63,12 @@ CONTEXT_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Estimate:
-    """The needs of a stage.
+    """The estimated needs of a stage.
 
     Attributes:
         peak_bytes: peak memory of all tensors on one device.
         checkpoint_bytes: weights and the state of the optimizers.
-        convolution_flops, other_flops: operations of an optimizer step on one device, two for a multiply-add.
+        convolution_flops, other_flops: operations of an optimizer step on one device. A multiply-add counts as two.
         steps: optimizer steps of the whole training; None if the size of the data is not published.
         size: samples of a batch on one device.
         loader_bytes: peak memory of the batches that the loaders of a node prepare.
@@ -93,7 +93,7 @@ class Estimate:
 
     @property
     def memory(self) -> int:
-        """Bytes per device, including CUDA's."""
+        """Bytes per device, including the CUDA context."""
         return self.peak_bytes + CONTEXT_BYTES
 
     def seconds(self, card: Card, utilization: float) -> float:
@@ -112,7 +112,7 @@ class Estimate:
 
 
 def one_core() -> Card:
-    """Measure a core of this processor with a product of two float32 matrices."""
+    """Measure the matrix rate of one core of this processor with a product of two float32 matrices."""
     matrix, rate = torch.rand(1024, 1024), 0.0
     for _ in range(5):
         began = time.process_time()
@@ -122,7 +122,7 @@ def one_core() -> Card:
 
 
 def estimate_test(run: RunConfiguration) -> Estimate:
-    """Estimate a stage that only runs a frozen encoder. Fits on its features, such as an SVM, are not counted."""
+    """Estimate a stage that only runs a frozen encoder. Don't count what is fit on the features, such as an SVM."""
     if not hasattr(class_at(run.config["data"]["class_path"]), "test_example"):
         raise StageError(f"{run.recipe} does not train")
     mode, meter, counter = FakeTensorMode(), fake_step.MemoryMeter(), fake_step.operation_counter()
@@ -143,7 +143,7 @@ def estimate_test(run: RunConfiguration) -> Estimate:
 
 
 def estimate(run: RunConfiguration, size: int | None = None) -> Estimate:
-    """Estimate a stage. `size` is the batch on one device; None is the device's share of the recipe's batch."""
+    """Estimate a stage. `size` is the samples per device; None takes the device's share of the recipe's batch."""
     if not run.trains:
         return estimate_test(run)
     training, meter, counter = fake_training(run, size)
@@ -185,7 +185,7 @@ def fake_training(
     watch: AbstractContextManager[Any] | None = None,
     callbacks: Sequence[pl.Callback] = (StopAfter(1),),
 ) -> tuple[SyntheticTraining, fake_step.MemoryMeter, FlopCounterMode]:
-    """Train on tensors without storage, as on CUDA. `watch` is active during the training."""
+    """Train on fake tensors (no storage), as on CUDA. `watch` is active during the training."""
     mode = FakeTensorMode(allow_non_fake_inputs=device == CPU)
     meter, counter = fake_step.MemoryMeter(), fake_step.operation_counter()
     arguments = {
@@ -210,7 +210,7 @@ def fake_training(
 
 
 def _operations(counter: FlopCounterMode) -> tuple[int, int]:
-    """Return the counted operations of convolutions, and of everything else."""
+    """Return the counted operations of convolutions, then those of everything else."""
     counts = counter.get_flop_counts().get("Global", {})
     convolution = sum(count for kind, count in counts.items() if "conv" in str(kind))
     return convolution, sum(counts.values()) - convolution
@@ -244,7 +244,7 @@ def hours_text(hours: float | None) -> str:
 
 
 def _estimates(runs: Mapping[str, RunConfiguration]) -> Iterator[tuple[str, Estimate | StageError]]:
-    """Yield every stage's estimate, or why there is none. Stages of equal configuration are estimated once."""
+    """Yield every stage's estimate, or the error that prevents one. Estimate stages of equal configuration once."""
     estimates: dict[str, Estimate | StageError] = {}
     for name, run in runs.items():
         key = config_hash(run.config, IGNORED_KEYS | SEED_KEYS) + str(devices_of(run))

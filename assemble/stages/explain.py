@@ -37,7 +37,7 @@ _NOT_COMPARED = IGNORED_KEYS | SEED_KEYS
 
 @dataclass(frozen=True)
 class Explanation:
-    """A `cell` at one scale, the `records` behind it, and the same cell of the recorded runs (`recorded`)."""
+    """A table's `cell` at one scale, its `records`, and the same cell filled from the recorded runs (`recorded`)."""
 
     source: Tables
     table: Table
@@ -118,7 +118,7 @@ class Explanation:
         return _differences(fields(self.row), fields(neighbor))
 
     def differences_from_paper(self) -> list[tuple[bool, str, str, str, str]]:
-        """Return (declared deviation or not, stage, field, value here, value at paper scale). Skip `stand_ins`."""
+        """Return (whether declared, stage, field, value at this scale, value at paper scale). Skip `stand_ins`."""
         rows = []
         for stage in self.stages:
             if stage.stage not in self.stand_ins:
@@ -132,7 +132,7 @@ class Explanation:
 
     @property
     def stand_ins(self) -> list[str]:
-        """Return the stages that replace released files: their recipes exist only below paper scale."""
+        """Return the stages without a recipe at paper scale, where released files replace them."""
         published = {stage.recipe for stage in self.source.stages.values() if "paper" in stage.scales}
         return [stage.stage for stage in self.stages if stage.recipe not in published]
 
@@ -211,7 +211,7 @@ def _of_run(run: Path, paper: str) -> list[Record]:
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return as text the fields of a configuration that may change results. Omit the modules of classes."""
+    """Return, as text, the fields of a configuration that may change results. Write class names without the module."""
     return {
         name: re.sub(r"^(?:common|papers)\.[\w.]+\.(\w+)$", r"\1", text_of(value))
         for name, value in flat(config).items()

@@ -57,7 +57,7 @@ def write_export(model: type[TrainedModel], checkpoint: Path, output: Path, repo
 
 
 def model_card(record: Record, folder: str, model: type[Any], usage: str, repo: str | None = None) -> str:
-    """Write the card in Markdown, after the Hub's metadata. `usage` is a field of the paper's `model_card.yaml`."""
+    """Write the Hub's metadata, then the card in Markdown. `usage` is a field of the paper's `model_card.yaml`."""
     from jinja2 import Environment, PackageLoader
 
     paper = paper_named(record.paper)

@@ -1,4 +1,4 @@
-"""Run a training step on tensors without storage, and count the memory that real tensors would take."""
+"""Run a training step on fake tensors, which have no storage, and count the memory that real tensors would take."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ FLOAT32_ON_CPU = ("adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "m
 
 @contextmanager
 def memory_of_cuda() -> Iterator[None]:
-    """Let CPU tensors take as much memory as on CUDA, with CUDA's precisions in autocast and its dropout masks.
+    """Let CPU tensors take as much memory as on CUDA, with CUDA's autocast precisions and dropout masks.
 
-    CUDA tensors can't replace them: their backward pass needs the driver.
+    Fake tensors on a CUDA device would be simpler, but their backward pass needs the driver.
     """
     autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
 
@@ -93,8 +93,8 @@ def memory_of_cuda() -> Iterator[None]:
 def fused_attention() -> Iterator[None]:
     """Compute attention without storing the attention matrix, like a GPU's fused kernel.
 
-    The CPU only fuses attention without dropout, so this removes dropout, which changes neither shapes nor counts. A
-    torch function mode can't do this, since it is off while the backward pass recomputes a block.
+    The CPU only fuses attention without dropout, so remove the dropout. This changes neither shapes nor counts. A torch
+    function mode can't do this, since torch disables it while the backward pass recomputes a block.
     """
     attend = F.scaled_dot_product_attention
 
@@ -111,7 +111,7 @@ def fused_attention() -> Iterator[None]:
 
 
 def operation_counter() -> FlopCounterMode:
-    """Return torch's counter of operations, which here also counts the CPU's fused attention."""
+    """Return torch's counter of operations, extended to count the CPU's fused attention."""
 
     def forward(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)
@@ -134,7 +134,7 @@ def operation_counter() -> FlopCounterMode:
 
 @contextmanager
 def deep_copies_without_storage() -> Iterator[None]:
-    """Let momentum encoders and metrics deep-copy fake tensors; torch's copy fails without a storage."""
+    """Let momentum encoders and metrics deep-copy fake tensors, since torch's deep copy needs a storage."""
 
     def copied(tensor: Tensor, memo: dict[int, Any]) -> Tensor:
         if id(tensor) not in memo:
@@ -149,12 +149,12 @@ def deep_copies_without_storage() -> Iterator[None]:
 
 
 def empty_copy(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor without values. Small fake tensors keep their values and therefore can't leave the host."""
+    """Return a tensor of this shape without values. `Tensor.to` fails for small fake tensors, which keep values."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
 
 def place(module: nn.Module, device: torch.device) -> None:
-    """Move weights and buffers, and keep tied tensors tied. `Module.to` would need the tensors' storage."""
+    """Move weights and buffers, and keep tied tensors tied. `Module.to` fails, because fake tensors have no storage."""
     moved: dict[int, Tensor] = {}
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
@@ -181,7 +181,7 @@ class FakeDevice(SingleDeviceStrategy):
 
 
 class WithoutStorage(pl.Callback):
-    """Turns batches into fake tensors and keeps optimizers from reading values."""
+    """Turns batches into fake tensors, and selects optimizer kernels that read no values."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Prepare batches with their values, as on a real host, and drop the values on transfer to the device."""
@@ -200,7 +200,7 @@ class WithoutStorage(pl.Callback):
         data.transfer_batch_to_device = without_storage
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Create the optimizers' state. Use fused kernels, since others read the step counter on the host."""
+        """Create the optimizers' state. Use fused kernels, since other kernels read the step counter on the host."""
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 if "fused" in group:

@@ -29,7 +29,7 @@ LOCK_PATIENCE = 6.0
 
 @contextmanager
 def claimed(request: StageRequest) -> Iterator[None]:
-    """Lock the stage's folder against a second command."""
+    """Lock the stage's folder, so that a second command can't run the same stage."""
     if not is_main_process():
         yield
         return
@@ -60,7 +60,7 @@ def claimed(request: StageRequest) -> Iterator[None]:
 
 
 def prepare_folder(request: StageRequest, unless_done: bool = False) -> None:
-    """Move another run out of the stage's folder, and write `identity.json`."""
+    """Move a different run out of the stage's folder, and write `identity.json`."""
     if not is_main_process():
         _wait_for_main_process(request)
         return
@@ -81,9 +81,9 @@ def prepare_folder(request: StageRequest, unless_done: bool = False) -> None:
 
 
 def _make_room(request: StageRequest) -> str:
-    """Move another run out of the stage's folder, restore an earlier run of this stage, and return what to print.
+    """Move a different run out of the stage's folder, restore an earlier run of this stage, and return what to print.
 
-    The run moves to `<stage>.previous-<time>`, and nothing overwrites it. A run without a checkpoint is deleted.
+    The different run moves to `<stage>.previous-<time>`, and nothing overwrites it. Without a checkpoint, delete it.
     """
     folder, identity = request.directory, identity_of(request.directory)
     aside = folder.with_name(f"{folder.name}{SET_ASIDE}-{datetime.now():%Y%m%d-%H%M%S-%f}")
@@ -125,7 +125,7 @@ def _write_identity(request: StageRequest) -> None:
 
 
 def _digest_of(field: str, child: StageRequest) -> str:
-    """Return the digest of the checkpoint that fills a field. Refuse one that the parent's record doesn't state."""
+    """Return the digest of the parent's checkpoint for a field. Refuse a digest that the parent's record lacks."""
     name, parent, path = child.configuration.start_from, child.parents[field], child.start(field)
     assert path is not None
     record = finished_record(parent)
@@ -139,7 +139,7 @@ def _digest_of(field: str, child: StageRequest) -> str:
 
 
 def _wait_for_main_process(request: StageRequest) -> None:
-    """Under `srun` all ranks start at once; wait until rank 0 has prepared the folder."""
+    """Wait until rank 0 has prepared the folder, since `srun` starts all ranks at once."""
     deadline = time.monotonic() + 1800  # rank 0 may be checking a user's files
     while not holds(request.directory, request):
         if time.monotonic() > deadline:

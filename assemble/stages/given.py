@@ -18,7 +18,7 @@ class Given:
     """The file that replaces a stage.
 
     Attributes:
-        source: where the authors publish it; empty for a file that the user named with `--given`.
+        source: where the authors publish the file; empty if the user named it with `--given`.
         beside: see `Released.beside`.
     """
 
@@ -39,7 +39,7 @@ class Given:
         return lineage_hash("given", {name: digest(path, "sha256") for name, path in {"": self.path, **files}.items()})
 
     def recorded(self) -> dict[str, str]:
-        """Return the entry for a record."""
+        """Return the entry of a record's `given`."""
         source = {"source": self.source} if self.source else {}
         return {"file": self.path.name, "sha256": digest(self.path, "sha256"), **source}
 
@@ -47,7 +47,10 @@ class Given:
 def find_given(
     source: Tables, scale: str, released: Path | None, named_files: Sequence[str]
 ) -> tuple[dict[str, Given], tuple[str, ...]]:
-    """Find stages with a file in a folder of released weights or as `stage=FILE`. Also list those without a file."""
+    """Find the weights given for each stage, in the `--released` folder or as `--given stage=FILE`.
+
+    Also list the stages whose released file is missing.
+    """
     given: dict[str, Given] = {}
     if released is not None:
         short = paper_named(source.paper).short
@@ -83,9 +86,9 @@ def find_given(
 
 
 def started(instances: Sequence[StageInstance], given: Collection[str], absent: Collection[str]) -> list[StageInstance]:
-    """Select the stages that start from given ones, directly or indirectly, and all other stages that these need.
+    """Select the stages that start from given stages, directly or indirectly, and all other stages that they need.
 
-    Leave out stages whose released file is absent, and all stages that start from them.
+    Leave out stages whose released file is absent, and all stages that start from a stage left out.
     """
     from_given, left_out = set(given), set(absent)
     for instance in instances:  # parents first
@@ -102,7 +105,7 @@ def started(instances: Sequence[StageInstance], given: Collection[str], absent: 
 
 
 def given_lines(source: Tables, given: Mapping[str, Given], absent: Sequence[str]) -> list[str]:
-    """Write a table of given stages, and of those in `absent`, whose file is missing. Return nothing without any."""
+    """Write a table of the given stages and of the `absent` ones, whose file is missing. No stages make no lines."""
     if not given:
         return []
     rows = [("given", "file", "from")]

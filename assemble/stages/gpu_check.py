@@ -47,11 +47,11 @@ def measure(
         size: samples per batch; None for an eighth of the recipe's batch.
 
     Returns:
-        A record with these metrics, and the seconds of each kernel in a step:
+        A record with the metrics below, and the seconds of each kernel in a step.
         `step_seconds`, `step_seconds_std`: median and standard deviation.
         `flops`: estimated operations of a step.
         `matrix_rate`: operations per second of a large matrix product on the same device.
-        `peak_bytes`: peak memory of all tensors; None on the CPU, like the next two.
+        `peak_bytes`: peak memory of all tensors. On the CPU, this and the next two metrics are None.
         `host_waits`: how often a step makes the host wait for the device.
         `idle_share`: share of a step in which the device runs no kernel, 0 to 1.
     """
@@ -123,7 +123,7 @@ def matrix_rate(device: str, precision: str, side: int) -> float:
 
 
 class _Watch(Callback):
-    """Times `steps` batches after the warm-up, then profiles up to five more."""
+    """Times `steps` batches after the warm-up, then profiles up to five more batches."""
 
     def __init__(self, cuda: bool, warm_up: int, steps: int) -> None:
         self.cuda = cuda
@@ -167,7 +167,7 @@ class _Watch(Callback):
         return [a.elapsed_time(b) / 1000 if self.cuda else b - a for a, b in pairs]
 
     def metrics(self, waits: int) -> dict[str, float | None]:
-        """Return what `measure` documents, given how often the timed steps made the host wait."""
+        """Return the metrics that `measure` documents. `waits` is how often the timed steps made the host wait."""
         step, steps = statistics.median(self.seconds()), self.last - self.warm_up
         return {
             "step_seconds": step,
@@ -178,7 +178,7 @@ class _Watch(Callback):
         }
 
     def kernels(self) -> dict[str, float]:
-        """Return the seconds of each kernel in a step, longest first. On the CPU, return those of each operation."""
+        """Return the seconds of each kernel (on the CPU: of each operation) in a step, longest first."""
         seconds: Counter[str] = Counter()
         for event in self._profiler.key_averages():
             if self.cuda:

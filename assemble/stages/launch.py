@@ -21,8 +21,8 @@ def is_main_process() -> bool:
 def require_processes(trainer: Mapping[str, Any]) -> None:
     """Refuse a number of processes other than `devices` times `num_nodes`.
 
-    Otherwise eight processes could write into one folder, or one could leave seven GPUs idle. In a SLURM batch script
-    without `srun`, Lightning starts a one-node stage's processes, so `SLURM_NTASKS` is removed.
+    Otherwise eight processes could write into one folder, or one process could leave seven GPUs idle. In a SLURM batch
+    script without `srun`, remove `SLURM_NTASKS`, since Lightning starts all processes of a stage on one node.
     """
     devices, nodes = trainer.get("devices", 1), trainer.get("num_nodes", 1)
     if not isinstance(devices, int) or not isinstance(nodes, int) or devices < 1:

@@ -31,9 +31,10 @@ def _loaded(path: Path, stamp: tuple[int, ...]) -> dict[str, Any]:
 
 
 def merge(base: Any, layer: Any) -> Any:
-    """Merge `layer` over `base` without changing either. Mappings merge key by key; other values are replaced.
+    """Return `base` with `layer` merged over it. Mappings merge key by key; other values are replaced.
 
-    A new `class_path` replaces the whole mapping, with the old class's init arguments. `name+` appends to `name`.
+    A new `class_path` replaces the whole mapping, including the old class's arguments. The key `name+` appends to the
+    list `name`.
     """
     if not (isinstance(base, dict) and isinstance(layer, dict)):
         return layer
@@ -61,7 +62,7 @@ def leaves(tree: Any, prefix: str = "") -> Iterable[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class Layer:
-    """One part of the stack: its source and its settings."""
+    """One layer of the configuration: its source and its settings."""
 
     name: str
     content: dict[str, Any]
@@ -82,7 +83,7 @@ def substitute(tree: Any, values: dict[str, str]) -> Any:
 
 
 def reach(config: dict[str, Any], dotted: str) -> tuple[list[str], Any]:
-    """Return the keys to a field, and its value or None. Insert `init_args` below a class, as LightningCLI does."""
+    """Return the keys that lead to a field, and the field's value or None. Like LightningCLI, insert `init_args`."""
     path: list[str] = []
     node: Any = config
     for part in dotted.split("."):
@@ -95,7 +96,7 @@ def reach(config: dict[str, Any], dotted: str) -> tuple[list[str], Any]:
 
 
 def place(config: dict[str, Any], dotted: str, value: Any) -> dict[str, Any]:
-    """Return a nested mapping that sets a field. It names no class, so that `merge` keeps the class."""
+    """Return a nested mapping that sets a field. The mapping omits `class_path`, so that `merge` keeps the class."""
     for part in reversed(reach(config, dotted)[0]):
         value = {part: value}
     return value
@@ -114,7 +115,7 @@ def classes_in(node: Any, path: str = "") -> Iterable[tuple[str, dict[str, Any]]
 
 
 def origin(dotted: str, layers: Sequence[Layer]) -> str:
-    """Name the last layer that sets a dotted path or appends to it."""
+    """Name the last configuration layer that sets a dotted path or appends to its list."""
     for layer in reversed(layers):
         node: Any = layer.content
         for part in dotted.split("."):

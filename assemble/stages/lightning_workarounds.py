@@ -1,6 +1,6 @@
 """Workarounds for Lightning 2.6 and torchmetrics 1.9, one function each.
 
-They reach into Lightning's internals, so check each of them when the pinned version in pyproject.toml changes.
+The workarounds use Lightning's internals, so check each of them when the pinned version in pyproject.toml changes.
 Callbacks that correct Lightning's count of epochs and its checkpoints are in `common/training/callbacks.py`. Importing
 this module doesn't import Lightning.
 """
@@ -76,18 +76,19 @@ def quiet_lightning() -> None:
 
 
 def leave_signals_to_us(trainer: pl.Trainer) -> None:
-    """Keep Lightning 2.6 from handling signals: it would save in the middle of a step and call collectives.
+    """Keep Lightning 2.6 from handling signals, since it would save in the middle of a step and call collectives.
 
-    Also stop it from broadcasting a SIGTERM flag before each batch: that syncs the device, and nothing sets the flag.
+    Also stop Lightning from broadcasting a SIGTERM flag before each batch. The broadcast syncs the device, and nothing
+    sets the flag.
     """
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def write_last_checkpoint_last(trainer: pl.Trainer) -> None:
-    """Write the checkpoint to resume from after the others: Lightning 2.6 writes them in the order of the callbacks.
+    """Write the checkpoint to resume from after the other checkpoints. Lightning 2.6 writes in the order of callbacks.
 
-    If a run is killed in between, it resumes from an earlier step and writes the others again.
+    A run that is killed in between resumes from an earlier step and writes the other checkpoints again.
     """
     from lightning.pytorch.callbacks import ModelCheckpoint
 
@@ -96,7 +97,7 @@ def write_last_checkpoint_last(trainer: pl.Trainer) -> None:
 
 
 def end_training_without_steps(trainer: pl.Trainer) -> None:
-    """Run the training hooks when a run resumes with no step left: Lightning 2.6 skips them.
+    """Run the training hooks when a run resumes with no step left, since Lightning 2.6 skips the hooks.
 
     One of them, `on_train_end`, keeps the best weights.
     """
@@ -123,9 +124,9 @@ def end_training_without_steps(trainer: pl.Trainer) -> None:
 
 
 def whole_number_limits(trainer: dict[str, Any] | None) -> dict[str, int]:
-    """Return the `limit_..._batches` that are whole numbers, to give them to the trainer without jsonargparse.
+    """Return the `limit_..._batches` that are whole numbers, to set them on the trainer without jsonargparse.
 
-    Lightning 2.6 annotates them as `int | float`, so jsonargparse turns 1 (a batch) into 1.0 (a whole epoch).
+    Lightning 2.6 annotates the limits as `int | float`, so jsonargparse turns 1 (a batch) into 1.0 (a whole epoch).
     """
     settings = (trainer or {}).items()
     return {name: value for name, value in settings if name.startswith("limit_") and type(value) is int}

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 def like_cpu(tf32: bool = False) -> Iterator[None]:
     """Draw random numbers on the CPU, and compute float32 products at full precision (or in TF32, if `tf32`).
 
-    This only affects the current thread, so the stages must run in it.
+    This only affects the current thread, so run the stages in the same thread.
     """
     cudnn: Any = torch.backends.cudnn
     backends: list[Any] = [torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]

@@ -50,6 +50,6 @@ def measure_loading(run: RunConfiguration, data: Path, seconds: float = 20.0) ->
 
 
 def _bytes_read() -> int:
-    """Return how many bytes this process has read from files, cached or not; 0 outside Linux."""
+    """Return how many bytes this process has read from files, including cached ones. Return 0 outside Linux."""
     counts = Path("/proc/self/io")
     return int(counts.read_text().split()[1]) if counts.exists() else 0

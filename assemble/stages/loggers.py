@@ -28,7 +28,7 @@ from common.files import named, open_regular, parsing, write_atomically
 class MetricsFile(Logger):
     """Appends `step,name,value` rows to a CSV file; a written row is never rewritten.
 
-    A resumed run drops the rows after its checkpoint, so the file equals that of an uninterrupted run.
+    A resumed run drops the rows after its checkpoint, so its file equals the file of an uninterrupted run.
     """
 
     name = "metrics"
@@ -79,7 +79,7 @@ _say_once = functools.cache(_say)
 
 
 def _asked_mode() -> str:
-    """Return `WANDB_MODE`, or `online` in a sweep's agent, or nothing if the user asked for no mode."""
+    """Return `WANDB_MODE`, or `online` in a W&B sweep. Return an empty text if the user asked for no mode."""
     return os.environ.get("WANDB_MODE", "").strip().lower() or ("online" if os.environ.get("WANDB_SWEEP_ID") else "")
 
 
@@ -105,7 +105,7 @@ _QUIET: dict[str, Any] = {
 
 
 class StageWandbLogger(WandbLogger):
-    """Logs a stage to W&B, whose errors never stop the stage. `first` is the number of its first row."""
+    """Logs a stage to W&B, whose errors never stop the stage. `first` is the step number of the first logged row."""
 
     def __init__(self, run: Any, directory: Path, first: int = 0) -> None:
         super().__init__(experiment=run, save_dir=str(directory))
@@ -153,7 +153,7 @@ def _earlier(directory: Path) -> list[Path]:
 
 
 def own_id(directory: Path, stem: str) -> str:
-    """Return the id of an earlier run in this folder, or a new one that differs from those of teammates."""
+    """Return the id of an earlier W&B run in this folder, or a new id that differs from the ids of teammates' runs."""
     ids = [path.stem.removeprefix("run-") for path in _earlier(directory)]
     return next((name for name in reversed(ids) if name.startswith(stem)), f"{stem[:120]}-{secrets.token_hex(2)}")
 
@@ -163,7 +163,7 @@ def wandb_logger(directory: Path, whole: bool = False, **about: Any) -> StageWan
 
     Args:
         directory: parent of the `wandb/` folder.
-        whole: also log the console and the machine's load, as `ASSEMBLE_WANDB_SYSTEM=1` does for any run.
+        whole: also log the console and the machine's load. `ASSEMBLE_WANDB_SYSTEM=1` sets this for every run.
         about: fields of `wandb.init`; `WANDB_RUN_GROUP` replaces the group, `WANDB_TAGS` adds tags.
     """
     mode = wandb_mode()
@@ -233,7 +233,7 @@ def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str
 
 
 def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
-    """Log files that the run used or made, as artifacts by reference. The same file again makes no new version."""
+    """Log files that the run used or made as artifacts by reference. An unchanged file makes no new version."""
     import wandb
 
     def note(name: str, path: Path) -> None:

@@ -40,7 +40,7 @@ def print_configuration(request: StageRequest) -> None:
 def _with_origins(
     tree: dict[str, Any], layers: Sequence[Layer], filled: Container[str], *parents: str
 ) -> Iterator[str]:
-    """Write a configuration as YAML, with the file that set each value. Skip fields that parents' checkpoints fill."""
+    """Write a configuration as YAML, with the file that set each value. Skip fields that parents' checkpoints set."""
     for key, value in tree.items():
         path, start = (*parents, str(key)), f"{'  ' * len(parents)}{_in_one_line(key)}:"
         if ".".join(path) in filled:
@@ -70,7 +70,7 @@ def fit(request: StageRequest, unless_done: bool) -> int:
 
 
 def _missing_weights(request: StageRequest) -> str:
-    """Return a warning if a bare recipe measures a model but gets none."""
+    """Return a warning if a stage is run by its recipe's name and measures a model, but gets no weights."""
     stages = load(request.paper).stages
     name = request.stage.partition("+")[0]
     if name != request.recipe or (name in stages and ROW not in stages[name].parents.values()):

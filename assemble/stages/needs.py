@@ -28,9 +28,9 @@ class Needs:
     """What a plan's unfinished stages read and write.
 
     Attributes:
-        rows: (title, what was found, what is missing or nothing) -> the stages that read it.
+        rows: (title, what was found, what is missing) -> the stages that read the file or data set.
         blocked: keys of the stages that cannot run.
-        free, needed: free bytes on the disk of the runs, and about how many are needed (None if unknown).
+        free, needed: bytes on the disk of the runs: free, and estimated to be needed (None if unknown).
     """
 
     planned: Sequence[Planned]
@@ -55,7 +55,7 @@ class Needs:
         return "no: it starts from a stage that cannot run" if item.request.key in self.blocked else "go"
 
     def lines(self) -> list[str]:
-        """Write a table of what is needed and what was found. It's empty if no file is read and the disk has room."""
+        """Write a table of what is needed and found. Write nothing if no file is read and the disk has room."""
         if not (self.rows or self.disk_is_short):
             return []
         needed = "unknown" if self.needed is None else f"about {self.needed / 1e9:,.2f} GB"
@@ -134,7 +134,7 @@ def _status(entry: dict[str, Any], data: Path, statuses: dict[str, DatasetStatus
 
 
 def _state(status: DatasetStatus, splits: set[object], fold: object, regions: bool) -> tuple[str, str]:
-    """Return what was found of a data set, and what is missing from the splits that a stage names."""
+    """Say what was found of a data set, and what the splits that a stage reads lack."""
     dataset = status.dataset
     if not dataset.root.is_dir():
         return "", f"missing: {dataset.root}"
@@ -158,7 +158,7 @@ def _state(status: DatasetStatus, splits: set[object], fold: object, regions: bo
 def _checkpoints(planned: Sequence[Planned], waiting: Sequence[Planned]) -> float | None:
     """Estimate the bytes of the checkpoints that stages will keep, and of one that is being written.
 
-    Take the size of a checkpoint from another run of the recipe, or else from `checkpoints` in tables.yaml (a bound).
+    Take the size of a checkpoint from another run of the recipe, else from the bound `checkpoints` in tables.yaml.
     """
     sizes: dict[str, float] = {}
     for item in planned:

@@ -54,7 +54,10 @@ def parse_overrides(arguments: Sequence[str]) -> tuple[list[tuple[str, Any]], li
 
 
 def field_layers(name: str, fields: Iterable[tuple[str, Any]], flags: Sequence[str]) -> list[FieldLayers]:
-    """Return a function for each field. A text is a class if `flags` set its arguments, as in LightningCLI."""
+    """Return a function per field that makes the field's configuration layers.
+
+    As in LightningCLI, a text is a class name if `flags` set arguments of the class.
+    """
 
     def layers(key: str, value: Any, config: dict[str, Any]) -> Iterator[Layer]:
         for field, stated in _whole_dataset(config, key, value):
@@ -66,7 +69,7 @@ def field_layers(name: str, fields: Iterable[tuple[str, Any]], flags: Sequence[s
 
 
 def _whole_dataset(config: dict[str, Any], key: str, value: Any) -> list[tuple[str, Any]]:
-    """Return the fields that `--key value` sets. The short name of a data set sets several.
+    """Return the fields that `--key value` sets. The short name of a data set sets several fields.
 
     `--data.dataset NAME` selects the class in `common/data/datasets/NAME.py` of the configured kind (clips, sounds or
     images), reads from the folder of `--data`, and removes the synthetic world.

@@ -40,7 +40,7 @@ class Planned:
 
     Attributes:
         done: whether a record matches the stage's configuration and ancestors.
-        changed: files that changed since the stage and its parents were trained; empty if the stage starts again.
+        changed: code files that changed since the stage and its parents were trained; empty if the stage starts again.
     """
 
     request: StageRequest
@@ -82,7 +82,7 @@ def plan_stages(paper: str, selection: Selection) -> list[Planned]:
 
 
 def chosen(paper: str, selection: Selection) -> tuple[list[StageInstance], int]:
-    """Return the selected stages, and how many are left out because they don't start from a given one."""
+    """Return the selected stages, and how many are left out because they don't start from given weights."""
     wanted = selection.tables, selection.rows, selection.stages, selection.everything
     instances = expand(paper, selection.scale, *wanted, selection.given)
     if selection.everything or not selection.given:
@@ -92,7 +92,7 @@ def chosen(paper: str, selection: Selection) -> tuple[list[StageInstance], int]:
 
 
 def other_code(planned: Sequence[Planned]) -> str:
-    """Say in a sentence which stages other code trained. Return nothing if there are none."""
+    """Say in a sentence which stages other code trained. Return an empty text if there are none."""
     return code.sentence([item.changed for item in planned])
 
 
@@ -130,7 +130,7 @@ def state_of(request: StageRequest) -> tuple[bool, str]:
 
 
 def seconds_by_records(planned: Sequence[Planned]) -> tuple[dict[str, float], bool]:
-    """Return the expected time of each stage that has records, and whether any record is of this processor."""
+    """Return the expected time of each stage that has records, and whether any of them is from this processor."""
     request, stages = planned[0].request, [item.request.stage for item in planned]
     here = records.find(request.runs, request.paper, request.scale)
     recorded = find_promoted(request.paper, request.scale)
@@ -139,7 +139,7 @@ def seconds_by_records(planned: Sequence[Planned]) -> tuple[dict[str, float], bo
 
 
 def seconds_left(seconds_of: Mapping[str, float], left: Sequence[Planned], jobs: int) -> float | None:
-    """Estimate the time of stages, `jobs` at a time. A stage without records gets the mean of the others."""
+    """Estimate the time to run the stages in `left`, `jobs` at a time. A stage without records gets the mean time."""
     if not seconds_of:
         return None if left else 0.0
     mean = sum(seconds_of.values()) / len(seconds_of)
@@ -175,7 +175,7 @@ def default_jobs(hardware: str) -> int:
 
 
 def fit_arguments(request: StageRequest) -> list[str]:
-    """Return the arguments of `assemble` that run one planned stage."""
+    """Return the command-line arguments for `assemble` that run one planned stage."""
     return [
         "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []), *(["--rerun"] if request.rerun else []),

@@ -89,7 +89,7 @@ class Preemption(Callback):
 
 
 def requeue(number: int) -> None:
-    """Requeue this SLURM job, if the signal is its warning before the end. Workers leave it to their main process."""
+    """Requeue this SLURM job, if the signal warns of its time limit. Workers leave this to their main process."""
     if number == REQUEUE_SIGNAL and multiprocessing.parent_process() is None:
         _requeue()
 

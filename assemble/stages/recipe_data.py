@@ -24,7 +24,7 @@ def dataset_entries(section: object) -> list[dict[str, Any]]:
 
 
 def entries_read(section: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the data sets that a data section reads. A synthetic world reads none, and unused `sets` don't count."""
+    """Return the data sets that a data section reads: none for a synthetic world, and only the used ones of `sets`."""
     arguments = section.get("init_args") or {}
     if arguments.get("world") is not None:
         return []
@@ -76,7 +76,7 @@ def _published_recipes(paper: str) -> list[str]:
 
 
 def _data_paths(section: object) -> list[str]:
-    """List every path in the data folder, relative to it."""
+    """List every path below `$DATA/` in a section, relative to that folder."""
     return re.findall(r'"\$DATA/([^"]+)"', json.dumps(section, default=str))
 
 

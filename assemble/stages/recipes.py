@@ -32,7 +32,7 @@ def scales_of(paper: str) -> list[str]:
 
 
 def recipe_layers(paper: str, recipe: str) -> list[Layer]:
-    """Return the layers of the recipes that a recipe extends, oldest first, and then its layer."""
+    """Return a recipe's configuration layers: those of the recipes it extends, base first, then its own."""
     folder = project_root() / "configs" / paper
     chain: list[Layer] = []
     name: str | None = recipe
@@ -53,8 +53,8 @@ def recipe_layers(paper: str, recipe: str) -> list[Layer]:
 def overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], list[dict[str, str]]]:
     """Return the overlay of a scale or of the rehearsal for one recipe, and its deviations.
 
-    An overlay's keys: `all` (settings of every recipe), `families` (see `family_of`), `sizes` (fields that it may
-    set: sizes, steps, data, learning rates) and `deviations` (other fields, a list of `{field, reason, families}`). A
+    An overlay's keys: `all` (settings of every recipe), `families` (see `family_of`), `sizes` (fields that the overlay
+    may set: sizes, steps, data, learning rates) and `deviations` (other fields: `{field, reason, families}` each). A
     recipe without a family gets the settings of the nearest recipe that it extends.
     """
     if name == "paper":
@@ -83,7 +83,10 @@ def overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], lis
 
 
 def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
-    """List the overlay family whose `recipes` (shell patterns) or name fit a recipe, after the families it extends."""
+    """Return a recipe's overlay families, base first: those extended by the family that fits it, then that family.
+
+    A family fits if one of its `recipes` (shell patterns) or its name matches.
+    """
     fitting = [
         name
         for name, settings in families.items()

@@ -30,7 +30,7 @@ from common.files import environment, write_atomically, write_whole
 
 @dataclass(frozen=True)
 class Rehearsed:
-    """A rehearsed stage: why it failed (`problem`, or empty), and which published metrics it lacks (`absent`)."""
+    """A rehearsed stage: why it failed (`problem`, empty if it didn't) and its missing metrics (`absent`)."""
 
     stage: str
     record: records.Record | None
@@ -48,7 +48,7 @@ class Rehearsed:
 
 
 def write_fixtures(paper: str, root: Path) -> None:
-    """Write a paper's tiny data sets and random weights into `root`, unless they exist."""
+    """Write a paper's tiny data sets and random weights into `root`. Keep existing ones."""
     module = part(paper, "rehearsal", "cannot be rehearsed")
     version = hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()
     mark = root / ".written"
@@ -69,7 +69,7 @@ def write_fixtures(paper: str, root: Path) -> None:
 
 
 def write_released(paper: str, folder: Path, selection: Selection) -> dict[str, Given]:
-    """Write random weights in the layouts of the authors' files, unless they exist, and return the files by stage."""
+    """Write random weights in the layouts of the authors' files. Keep existing files. Return the files by stage."""
     given = {name: Given(folder / file.file, file.source, file.beside) for name, file in load(paper).released.items()}
     if not given:
         raise StageError(f"--released: papers/{paper}/tables.yaml names no released weights")
@@ -91,7 +91,7 @@ def write_released(paper: str, folder: Path, selection: Selection) -> dict[str, 
 
 
 def rehearse(paper: str, selection: Selection, jobs: int = 1, released: bool = False) -> list[Rehearsed]:
-    """Write tiny data to `selection.data`, and run a paper's selected stages on it, except finished ones.
+    """Write tiny data to `selection.data`, and run a paper's selected stages on the data. Skip finished stages.
 
     With `released`, files in the layouts of the authors' weights replace stages.
     """
@@ -121,7 +121,7 @@ def _remove_spent(planned: Sequence[Planned]) -> None:
 
 
 def _forget_removed_parents(planned: Sequence[Planned]) -> None:
-    """Remove the records of stages whose removed checkpoint an unfinished stage needs, so that they run again."""
+    """Let stages run again whose removed checkpoint an unfinished stage needs, by removing their records."""
     needed: set[str] = set()
     for item in reversed(planned):
         if item.done and item.request.stage not in needed:

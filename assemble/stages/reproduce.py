@@ -54,7 +54,7 @@ def run_paper(
 ) -> dict[tuple[int, str], str]:
     """Run every stage that has no current record. A failed stage stops only its descendants. Return why stages failed.
 
-    Data sets, files and disk space are checked first. `skip_missing` leaves out the stages that lack data or files.
+    Check data sets, files and disk space first. `skip_missing` leaves out the stages that lack data or files.
     `keep` uses stages that other code trained, and resumes stages that other code began.
     """
     planned = _stages_to_run(paper, selection, keep, skip_missing)
@@ -114,7 +114,7 @@ def start_stage(item: Planned) -> records.Record:
 
 
 def _fit_in_new_process(request: StageRequest) -> records.Record:
-    """Run a stage by its own command. Lightning starts other ranks by rerunning the command of rank 0."""
+    """Run a stage with `assemble fit` in a new process, since Lightning starts ranks by rerunning rank 0's command."""
     command = [sys.executable, "-m", "assemble", *fit_arguments(request)]
     with subprocess.Popen(command) as process, stopping.waiting_for(process.send_signal):
         status = process.wait()
@@ -126,7 +126,7 @@ def _fit_in_new_process(request: StageRequest) -> records.Record:
 
 
 def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: bool) -> list[Planned]:
-    """Return the planned stages, or raise an error if other code trained some or data is missing."""
+    """Return the planned stages that can run. Raise an error if other code trained a stage or if data is missing."""
     planned = plan_stages(paper, selection)
     if lines := given_lines(load(paper), selection.given, selection.absent):
         say("\n".join([*lines, ""]))
@@ -146,7 +146,7 @@ def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: b
 
 
 def _check_files(planned: Sequence[Planned]) -> None:
-    """Check names and shapes in the files that replace stages, if any stage is left to run."""
+    """Check tensor names and shapes in the files that replace stages, if any stage is left to run."""
     given = {item.request.stage: item for item in planned if item.request.given is not None}
     if not given or all(item.done for item in planned):
         return
@@ -191,7 +191,7 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
     if selection.scale == "paper" and waiting and not selection.rehearsal:
         command = ["plan", paper.short, "--scale", "paper", "--hardware", selection.hardware, "--estimate"]
         given_files = [*given_arguments(selection.given), "--data", str(selection.data)] if given else []
-        say(f"  memory and hours: assemble {shlex.join([*command, *given_files])}")
+        say(f"  to estimate memory and hours: assemble {shlex.join([*command, *given_files])}")
     if waiting:
         seconds, measured_here = seconds_by_records(planned)
         expected = expected_text(seconds_left(seconds, waiting, jobs), measured_here)
@@ -200,7 +200,7 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
 
 @dataclass
 class _Queue:
-    """The stages that are waiting, are running, or failed."""
+    """The stages that wait, that run and that failed."""
 
     planned: Sequence[Planned]
     waiting: list[Planned]
@@ -295,7 +295,7 @@ def _signal_workers(number: int) -> None:
 
 
 def _stop_workers(pool: Executor, jobs: int, number: int) -> None:
-    """Wait until workers have saved, then requeue the job if the signal announces its end."""
+    """Wait until workers have saved, then requeue the SLURM job if the signal warns of its time limit."""
     if jobs > 1:
         _signal_workers(signal.SIGTERM)  # some may have begun after the signal
     pool.shutdown(wait=True, cancel_futures=True)
@@ -308,7 +308,7 @@ def _stop_workers(pool: Executor, jobs: int, number: int) -> None:
 
 @contextmanager
 def _ending_worker() -> Iterator[None]:
-    """On a signal, end a worker without cleanup, which could wait for a lock that a dead worker holds."""
+    """End a worker on a signal. Skip the cleanup, which could wait for a lock that a dead worker holds."""
     try:
         yield
     except Preempted as stop:

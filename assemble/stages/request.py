@@ -55,8 +55,8 @@ class StageRequest:
 
     Attributes:
         row: the model of the table row that the stage evaluates.
-        parents: dotted field -> finished stage whose checkpoint fills it.
-        overrides, arguments: from tables.yaml and from the command line.
+        parents: dotted field -> parent whose checkpoint sets the field.
+        overrides, arguments: configuration values from tables.yaml, and flags from the command line.
         data: folder that replaces `$DATA` in configs.
         isa: instruction set whose rounding to use.
         rerun: whether to start again if the stage was trained by other code.
@@ -83,7 +83,7 @@ class StageRequest:
 
     @property
     def key(self) -> tuple[int, str]:
-        """Return seed and stage, which identify the request in a plan."""
+        """Return the seed and the stage's name, which identify the request in a plan."""
         return self.seed, self.stage
 
     @property
@@ -101,7 +101,7 @@ class StageRequest:
         return of_parents if self.given is None else {self.stage: self.given}
 
     def start(self, name: str) -> Path | None:
-        """Return the parent's file that fills a field, or None if the field keeps the recipe's value."""
+        """Return the parent's file that a field is set to, or None if the field keeps the recipe's value."""
         parent = self.parents[name]
         return parent.given.fill(name) if parent.given else parent.checkpoint(self.configuration.start_from)
 
@@ -142,7 +142,7 @@ class StageRequest:
 
 
 def finished_record(stage: StageRequest) -> records.Record | None:
-    """Return a stage's record. None if it is missing, malformed, or from another configuration or parent checkpoint."""
+    """Return a stage's record, or None if the record is missing, malformed or outdated (configuration or parents)."""
     record = _own_record(stage)
     return record if record and not trained_again(stage, digests_in(record)) else None
 
@@ -162,12 +162,12 @@ def _read(path: Path, stamp: tuple[int, ...]) -> records.Record | None:
 
 
 def digests_in(record: records.Record) -> dict[str, str]:
-    """Return, by configuration field, the digest of the parent's checkpoint that filled it. Old records have none."""
+    """Return the digest of the parent's checkpoint for each configuration field. Old records have none."""
     return {name: parent["digest"] for name, parent in record.parents.items() if "digest" in parent}
 
 
 def trained_again(stage: StageRequest, digests: Mapping[str, str]) -> str:
-    """Name a parent that was trained again: its record states other digests than these. Empty if there is none."""
+    """Name a parent that was trained again since it had these `digests`. Return an empty text if there is none."""
     for name, parent in stage.parents.items():
         record = _own_record(parent)
         digest = record and record.checkpoints.get(stage.configuration.start_from)
@@ -177,12 +177,12 @@ def trained_again(stage: StageRequest, digests: Mapping[str, str]) -> str:
 
 
 def fingerprint(run: RunConfiguration) -> dict[str, str]:
-    """Hash the code of the classes in a configuration, as this process imports it."""
+    """Hash the code of the classes in a configuration, as imported by this process."""
     return code.fingerprint(str(node["class_path"]).rpartition(".")[0] for _, node in classes_in(run.config))
 
 
 def identity_of(folder: Path) -> dict[str, Any]:
-    """Read from `identity.json` which run a folder holds. Return nothing if the file is missing or malformed."""
+    """Read `identity.json`, which says which run a folder holds. Return {} if the file is missing or malformed."""
     try:
         content = json.loads(read_bytes(folder / "identity.json"))
         return {
@@ -268,7 +268,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
 
 
 def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list[StageInstance]:
-    """Return the instances of a stage's ancestors, then the stage's. A bare recipe has no ancestors."""
+    """Return the instances of a stage's ancestors, then the stage's instance. A bare recipe has no ancestors."""
     stage, is_recipe = tables.stages.get(wanted), wanted in recipes_of(paper)
     if not is_recipe or (stage is not None and scale in stage.scales):
         expanded = expand(tables, scale, stages=[wanted])
@@ -292,7 +292,7 @@ _WEIGHTS = ("pretrained", "warm_start", "statistics", "checkpoint")
 
 
 def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides that affect results, with digests of weights and the folders of data sets."""
+    """Return the overrides that affect results, with the digests of weights and the folders of data sets in them."""
     changes: dict[str, Any] = {}
     for path, value in stated.items():
         name, last = short_name(path), path.rpartition(".")[2]
@@ -312,7 +312,7 @@ def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _content(path: Path) -> str:
-    """Return a file's checksum, or the lineage of a finished stage's checkpoint, since a later test rewrites it."""
+    """Return a file's checksum. A test rewrites a finished stage's checkpoint, so return the stage's lineage for it."""
     stage = path.parent.parent
     lineage = identity_of(stage).get("lineage_hash") if (stage / "record.json").is_file() else None
     return f"{lineage}/{path.name}" if lineage else digest(path, "sha256")

@@ -64,7 +64,7 @@ def run_stage(request: StageRequest, unless_done: bool = False) -> Record:
 
 @contextmanager
 def _ending_with_signals() -> Iterator[None]:
-    """Stop at a signal. Ignore one that comes after the last check, when nothing is left to stop."""
+    """Stop at a signal. Ignore a signal after the last check, when nothing is left to stop."""
     finished = False
     try:
         with stopping.listening():
@@ -101,7 +101,7 @@ def _explaining_errors(request: StageRequest, preemption: Preemption) -> Iterato
 
 
 def _explained(error: Exception, stage: str) -> Exception | None:
-    """Explain an error in words that help, or return None if its message already does."""
+    """Return an error that says what to do, or None if the message already does."""
     import torch.distributed as dist
 
     text = str(error)
@@ -127,7 +127,7 @@ def _explained(error: Exception, stage: str) -> Exception | None:
 
 
 def stage_configuration(request: StageRequest, required: bool = True) -> dict[str, Any]:
-    """Return a stage's configuration with paths and parents' checkpoints, which must exist if `required`."""
+    """Return a stage's configuration with real paths. If `required`, the parents' checkpoints must exist."""
     run = request.configuration
     config = run.with_placeholders(DATA=str(request.data), RUN=str(request.directory))
     for name, parent in request.parents.items():
@@ -146,7 +146,7 @@ def stage_configuration(request: StageRequest, required: bool = True) -> dict[st
 
 
 def _require_data_sets(section: dict[str, Any]) -> None:
-    """Check that the folders of data sets exist, and describe the user's own, before anything is built."""
+    """Check that the folders of data sets exist, and print what the user's data sets hold, before building anything."""
     from common.data.datasets.folder import OwnFolder
 
     for entry in entries_read(section):

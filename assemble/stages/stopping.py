@@ -49,7 +49,7 @@ class _Listener:
         STOP.received = None
 
     def forget(self) -> None:
-        """Detach a forked child (a loader process), which must not write into its parent's pipe."""
+        """Detach the listener in a forked child (a loader process), which must not write into its parent's pipe."""
         signal.set_wakeup_fd(-1)
         for number in self._before:
             signal.signal(number, signal.SIG_IGN)
@@ -128,7 +128,7 @@ def listening() -> Iterator[None]:
 
 
 def allow(seconds: float) -> None:
-    """Give this process `seconds` from a signal to its next `STOP.check`. After a signal, count them from now."""
+    """Allow `seconds` from a signal to the next `STOP.check`. If a signal already came, count the seconds from now."""
     if _listener is not None:
         _listener.patience = seconds
         if STOP.received is not None:
@@ -137,7 +137,7 @@ def allow(seconds: float) -> None:
 
 @contextmanager
 def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
-    """Forward signals to child processes, Ctrl-C as SIGTERM, and wait for them. They die if this process is killed."""
+    """Forward signals to child processes by calling `child`, Ctrl-C as SIGTERM. If we are killed, the children die."""
     listener = _listener
     if listener is None:
         yield
@@ -151,7 +151,7 @@ def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
 
 
 def at_end(call: Callable[[int], object]) -> None:
-    """Register a call with the signal, for when this process ends without saving. Later calls run first."""
+    """Register `call`, to be called with the signal if this process ends without saving. Run later calls first."""
     if _listener is not None:
         _listener.last_calls.append(call)
 
@@ -159,8 +159,8 @@ def at_end(call: Callable[[int], object]) -> None:
 def end_with_parent(seconds: float = 1.0, by: signal.Signals = signal.SIGKILL) -> None:
     """End this process, a rank or a worker, soon after its parent dies.
 
-    Otherwise a rank waits half an hour for the others and holds its memory and device. A rank blocked in a collective
-    only responds to SIGKILL. On SIGTERM, a training stage is saved.
+    Otherwise a rank waits half an hour for the other ranks and keeps its memory and device. A rank blocked in a
+    collective only responds to SIGKILL. With `by=SIGTERM`, a training stage saves before it ends.
     """
     from multiprocessing import parent_process
 

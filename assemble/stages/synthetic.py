@@ -56,7 +56,7 @@ class StopAfter(pl.Callback):
     """Raises an exception after some batches, so that training stops without its final hooks."""
 
     class Enough(Exception):
-        """The batches are done."""
+        """Says that the wanted number of batches is done."""
 
     def __init__(self, batches: int) -> None:
         self.batches = batches
@@ -126,7 +126,7 @@ def synthetic_training(
 
 
 def built_without_files(run: RunConfiguration, *contexts: AbstractContextManager[Any]) -> StageCLI:
-    """Build a stage's module and data module inside some contexts, without the files that they name."""
+    """Build a stage's module and data module inside some contexts, without the files that the configuration names."""
     config = {**without_files(run), "trainer": {"precision": run.config["trainer"]["precision"]}}
     with quiet():
         return _built(run, config, {"accelerator": "cpu"}, contexts)
@@ -138,7 +138,7 @@ def _built(
     trainer_arguments: Mapping[str, Any],
     contexts: Sequence[AbstractContextManager[Any]],
 ) -> StageCLI:
-    """Build inside some contexts; the trainer writes nothing."""
+    """Build trainer, model and data inside some contexts. The trainer writes no files."""
     nothing = {"logger": False, "enable_checkpointing": False, "default_root_dir": NOWHERE}
     with ExitStack() as stack:
         for context in contexts:

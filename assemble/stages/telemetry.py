@@ -103,7 +103,7 @@ def _rates_of(trainer: pl.Trainer) -> list[float]:
 
 
 def reset_peak_memory() -> None:
-    """Reset the peak memory, if the system supports it."""
+    """Reset the peak memory, if the system allows a reset."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 

@@ -38,7 +38,7 @@ from common.training.callbacks import EpochCount, MissedCheckpoints, Progress, S
 def train_and_test(
     request: StageRequest, config: dict[str, Any], preemption: Preemption, trained: bool
 ) -> records.Record:
-    """Fit (or resume) a stage and test it. If it is already `trained`, keep its last checkpoint as it is."""
+    """Fit (or resume) a stage and test it. If the stage is already `trained`, keep its last checkpoint as it is."""
     started = datetime.now(UTC).replace(microsecond=0)
     run, last, main_process = request.configuration, request.checkpoint(), is_main_process()
     metrics_file = MetricsFile(request.directory / "metrics.csv")
@@ -122,7 +122,7 @@ def _begin_output(request: StageRequest, cli: StageCLI, git: Mapping[str, Any]) 
 
 @contextmanager
 def _finishing(wandb: StageWandbLogger | None) -> Iterator[None]:
-    """Finish the W&B run. It counts as failed if the body raises an error."""
+    """Finish the W&B run. Mark the run as failed if the body raises an error."""
     status = 1
     try:
         yield
@@ -133,7 +133,7 @@ def _finishing(wandb: StageWandbLogger | None) -> Iterator[None]:
 
 
 def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str, Any]) -> StageWandbLogger | None:
-    """Start the stage's W&B run, and note the checkpoints it starts from. Return None if W&B is off."""
+    """Start the stage's W&B run, and log the checkpoints that the stage starts from. Return None if W&B is off."""
     run, revision = request.configuration, git.get("revision") or "unknown"
     draw = request.draw.folder.replace("seed", "s")
 
@@ -199,7 +199,7 @@ def _record_of(
     metrics: dict[str, float | None],
     wandb_id: str | None,
 ) -> records.Record:
-    """Make the record of a finished stage. All ranks must call it, since it adds up their skipped files."""
+    """Make the record of a finished stage. All ranks must call this function, which adds up their skipped files."""
     run, trainer = request.configuration, cli.trainer
     media, identity = request.directory / "media", identity_of(request.directory)
     device = trainer.strategy.root_device
@@ -242,7 +242,7 @@ def _record_of(
 
 
 def _note_results(wandb: StageWandbLogger, request: StageRequest, record: records.Record) -> None:
-    """Note the stage's checkpoints and record in its W&B run."""
+    """Log the stage's checkpoints and record to its W&B run."""
     about = {"config_hash": record.config_hash, "lineage_hash": request.lineage, "steps": record.steps}
     kept = {f"{wandb.version}-{path.stem}": path for path in _checkpoints(request)}
     loggers.note_files(wandb, kept, "checkpoint", used=False, **about)

@@ -1,7 +1,7 @@
 """Compare the first steps of the smoke stages, or of the published recipes, with recorded ones.
 
-The same code computes the same losses and gradient norms on every processor, up to rounding; nearly every fault moves
-them by more. The recorded values (seed 0) and their spread over instruction sets are in
+The same code computes the same losses and gradient norms on every processor, up to rounding. Nearly every fault changes
+them by more than rounding does. The recorded values (seed 0) and their spread over instruction sets are in
 `papers/<paper>/results/smoke/`: `fingerprint.json` has the smoke stages, and `rehearsal.json` the published recipes on
 a rehearsal's tiny data. A separate process runs the stages, in an empty folder with an empty cache, so that no earlier
 file replaces a computation.
@@ -52,7 +52,8 @@ class Fingerprint:
     Attributes:
         made: how the values were recorded: revision, versions, processor and instruction sets.
         code: hashes of the files behind the stages, see `assemble.reporting.code`.
-        spread: largest difference between instruction sets, only where `MARGIN` times it exceeds the floor.
+        spread: largest difference between instruction sets, stored only if `MARGIN` times the difference exceeds the
+            floor.
     """
 
     made: Mapping[str, Any]
@@ -189,7 +190,7 @@ def compare(
     """Find differences that rounding does not explain. Also list relative differences of quantities without a spread.
 
     Args:
-        stages: those that should have values; None for all.
+        stages: the stages that should have values; None for all.
     """
     differences, relative = [], []
     for stage in dict.fromkeys([*recorded.stages, *values] if stages is None else stages):

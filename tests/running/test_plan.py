@@ -125,7 +125,7 @@ def test_the_command_for_memory_and_hours_names_the_given_files(
     planned = plan_stages("avid_cma", wanted)
     schedule._announce(paper_named("avid"), planned, wanted, 1)
     command = f"assemble plan avid --scale paper --hardware cpu --estimate --released '{folder}' --data {tmp_path}"
-    assert f"  memory and hours: {command}\n" in capsys.readouterr().out
+    assert f"  to estimate memory and hours: {command}\n" in capsys.readouterr().out
 
 
 def test_a_plan_as_commands(tmp_path: Path) -> None:
