@@ -26,12 +26,12 @@ def run_distributed(function: Callable[..., Any], world_size: int = 2, *args: An
     """Call `function(rank, *args)` in `world_size` forked processes joined by gloo.
 
     Args:
-        function: a module-level function or a closure; processes are forked, so nothing is pickled on the way in.
+        function: a module-level function or a closure. The processes are forked, so the arguments aren't pickled.
         world_size: number of processes.
         *args: passed on.
 
     Returns:
-        What the processes returned, in rank order. Tensors come back as NumPy arrays.
+        The results of the processes in rank order. Tensors are converted to NumPy arrays.
 
     Raises:
         AssertionError: when a process raises (with its traceback), dies or is late.
@@ -80,7 +80,7 @@ def _child(sender: Connection, rank: int, world_size: int, store: str, function:
     try:
         dist.init_process_group("gloo", store, timedelta(seconds=LONG), world_size, rank)
         value = _plain(function(rank, *args))
-        dist.barrier()  # no process ends while another still needs it
+        dist.barrier()  # wait until no process needs another one
         sender.send((True, value))
         dist.destroy_process_group()
     except BaseException:
@@ -91,7 +91,7 @@ def _child(sender: Connection, rank: int, world_size: int, store: str, function:
 
 
 def _plain(value: Any) -> Any:
-    # Tensors would travel as shared memory that dies with the child.
+    # A tensor would be sent as shared memory, which is freed when the child process ends.
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().numpy()
     if isinstance(value, dict):
@@ -103,7 +103,7 @@ def _plain(value: Any) -> Any:
 
 @contextmanager
 def ending_as_a_group(process: subprocess.Popen[Any]) -> Iterator[None]:
-    """Require that all processes of a session end after the block; kill those left."""
+    """Check that all processes of a session end after the block, and kill the rest."""
     try:
         yield
         until(lambda: not group_runs(process.pid), "a process is left")
@@ -112,13 +112,13 @@ def ending_as_a_group(process: subprocess.Popen[Any]) -> Iterator[None]:
             os.killpg(process.pid, signal.SIGKILL)
 
 
-#: Each worker of pytest has two thousand ports, and uses each only once.
+#: Each pytest worker has its own range of two thousand ports, and uses no port twice.
 _WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
 _PORTS = itertools.count(10_000 + 2_000 * (_WORKER % 10) + os.getpid() % 1_000)
 
 
 def free_port() -> str:
-    """Return a port below those that the system assigns, so that no other process takes it in between."""
+    """Return a port below the system's range of temporary ports, so that no other process takes the port meanwhile."""
     for port in _PORTS:
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))

@@ -1,4 +1,4 @@
-"""MCT with encoders that are tiny, so that a step is fast, and that draw no random numbers."""
+"""Make MCT with tiny encoders for speed, and without any random numbers, so that two processes equal one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STEPS = 8
 
 
 class PooledImages(nn.Module):
-    """An encoder without batch statistics, with which two halves of a batch would not equal the whole batch."""
+    """An image encoder without batch statistics, since the halves of a batch would have different statistics."""
 
     def __init__(self, feature_dim: int = 6) -> None:
         super().__init__()
@@ -23,7 +23,7 @@ class PooledImages(nn.Module):
 
 
 class MeanOfWords(nn.Module):
-    """An encoder without dropout, for which two processes would draw different numbers."""
+    """A text encoder without dropout, since two processes would drop different units."""
 
     def __init__(self, vocabulary_size: int = 256, feature_dim: int = 5) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class MeanOfWords(nn.Module):
         self.embedding = nn.Embedding(vocabulary_size, feature_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        # Average over words, not over the padding, whose length depends on the other captions of a process.
+        # Average over words and not over padding, because the padding depends on the other captions of a process.
         words = (tokens != 0)[:, :, None]
         return (self.embedding(tokens) * words).sum(1) / words.sum(1)
 
@@ -47,7 +47,7 @@ def small_layer(loss: dict[str, Any], **model: Any) -> dict[str, Any]:
                 "text_learning_rate": 0.01,
                 "image_learning_rate": 0.01,
                 "momentum": 0.7,
-                "batch_norm_group": None,  # the encoders have none
+                "batch_norm_group": None,  # the encoders have no batch normalization
                 "loss": {"init_args": loss},
                 **model,
             }

@@ -1,4 +1,4 @@
-"""Run a stage in one process, or in two processes as a launcher starts them."""
+"""Run a stage in one process, or in two processes started as by a launcher."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.distributed.harness import run_distributed
 
 
 def over(layer: dict[str, Any], devices: int) -> dict[str, Any]:
-    """Make a YAML layer whose trainer runs on this many devices."""
+    """Return a YAML layer with a trainer for this many devices."""
     strategy = "ddp" if devices > 1 else "auto"
     return {**layer, "trainer": {**layer["trainer"], "devices": devices, "strategy": strategy}}
 
@@ -30,12 +30,12 @@ def train(stage: StageRequest) -> dict[str, Any]:
 
 
 def train_on_two(stage: StageRequest) -> list[dict[str, Any]]:
-    """Run a stage in two processes. Return `train`'s result for each rank, with the `state` in that rank's memory."""
+    """Run a stage in two processes. Return `train`'s result for each rank, but with that rank's own final `state`."""
     return run_distributed(_train_rank, 2, stage)
 
 
 def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
-    """Run a rank as torchrun starts it."""
+    """Run one rank, with torchrun's environment variables."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
         TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT="0",
@@ -47,7 +47,7 @@ def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
         fit(trainer, model, *args, **kwargs)
         own.update(copy.deepcopy(model.state_dict()))
 
-    # The checkpoint holds what rank 0 has. This process is a fork, so nothing else sees the change.
+    # The checkpoint only has the state of rank 0. The patch is harmless, since this process is a fork.
     pl.Trainer.fit = fit_and_look  # type: ignore[method-assign]
     return {**train(stage), "state": own}
 
@@ -55,7 +55,7 @@ def _train_rank(rank: int, stage: StageRequest) -> dict[str, Any]:
 def require_equal(
     found: dict[str, Any], expected: dict[str, Any], rtol: float, atol: float, without: Collection[str] = ()
 ) -> None:
-    """Require equal states of a module, except for some names."""
+    """Check that a module's state is equal within tolerances, except for the names in `without`."""
     for name, value in expected.items():
         if name in without:
             continue
@@ -68,7 +68,7 @@ def require_equal(
 
 
 def require_close(found: dict[str, Any], expected: dict[str, Any], without: Collection[str] = ()) -> None:
-    """Require equal metrics up to rounding, except for some names."""
+    """Check that metrics are equal up to rounding, except for the names in `without`."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         if name not in without:

@@ -1,4 +1,4 @@
-"""The loss of AVID and CMA in two processes: golden numbers, and equality with one process on the joined batch."""
+"""Compare the loss of AVID and CMA in two processes with golden numbers, and with one process on the joined batch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.distributed.harness import run_distributed
 
 
 def steps_of(rank: int, name: str, golden: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Compute every golden step on this rank's part of the data."""
+    """Run every golden step on this rank's part of the data."""
     if name == "cma":
         objective = BankLoss(negatives=12, within_negatives=5, positives=4, positive_within=1.0).allocate(60, 16)
     else:
         objective = BankLoss(negatives=10).allocate(40, 16)
     fill_banks(objective, golden["bank_v_init"], golden["bank_a_init"])
-    # Only rank 0 starts from the golden banks, and sends them to the others.
+    # Only rank 0 starts with the golden banks. `synchronize` must send these banks to the other ranks.
     if rank > 0:
         objective.video_bank.vectors.mul_(-1)
         objective.audio_bank.vectors.zero_()
@@ -95,8 +95,7 @@ def train(objective: BankLoss, data: tuple[torch.Tensor, ...], part: slice) -> t
 
 @pytest.mark.parametrize("kind", ["avid", "cma"])
 def test_two_processes_equal_one_with_the_joined_batch(kind: str) -> None:
-    # Three steps of eight samples. There are few items, so that an item occurs several times in a batch, on one rank
-    # and on both.
+    # Use three steps of eight samples, and so few items that a batch repeats items on one rank and on both.
     data = *torch.randn(2, 3, 8, 8), torch.randint(4, (3, 8)), torch.randint(30, (3, 8, 7))
     gradients, banks = train(seeded_objective(kind), data, slice(None))
     parts = run_distributed(lambda rank: train(seeded_objective(kind), data, slice(4 * rank, 4 * rank + 4)))
@@ -105,7 +104,8 @@ def test_two_processes_equal_one_with_the_joined_batch(kind: str) -> None:
             np.testing.assert_allclose(part_bank, bank, rtol=1e-6, atol=1e-7)
         assert len(part_gradients) == 3
     for step, gradient in enumerate(gradients):
-        # A rank averages over its half of the batch; averaging over the ranks gives the mean over the whole batch.
+        # Each rank's loss is a mean over its half of the batch, so halve the gradients to get the mean over the whole
+        # batch.
         joined = np.concatenate([part[0][step] for part in parts], axis=1) / 2
         np.testing.assert_allclose(joined, gradient, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(parts[0][1][0], parts[1][1][0])
@@ -156,7 +156,7 @@ def test_tensors_of_many_types_travel_together() -> None:
     def rows(rank: int) -> list[torch.Tensor | None]:
         draw = torch.Generator().manual_seed(rank)
         return [
-            torch.randn(3, 4, generator=draw)[:, ::2],  # strided
+            torch.randn(3, 4, generator=draw)[:, ::2],  # not contiguous
             None,
             torch.randint(2**40, (3,), generator=draw),
             torch.rand(3, 5, generator=draw) > 0.5,

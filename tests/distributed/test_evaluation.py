@@ -1,4 +1,4 @@
-"""Evaluation with two processes counts every sample once and gives the numbers of one process."""
+"""Check that an evaluation with two processes counts every sample once and equals the evaluation with one."""
 
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ def gather_uneven(rank: int) -> Any:
 
 def mean_of_uneven(rank: int) -> Any:
     meter, silent = OncePerSample("score"), OncePerSample("score")
-    # Seven samples dealt out as a distributed sampler does: round robin, the first one again to fill up.
+    # A distributed sampler deals out seven samples in turns, and repeats the first sample to fill up.
     index = torch.tensor([[0, 2, 4, 6], [1, 3, 5, 0]][rank])
     for start in (0, 2):
         part = index[start : start + 2]

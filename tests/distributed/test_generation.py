@@ -1,4 +1,4 @@
-"""Metrics of generated images are the same with two processes, even if one has one more sample."""
+"""Compare the metrics of generated images with one and two processes, and with uneven numbers of samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.xmc_gan.test_miniature import Reader, drawn, painted
 
 
 def own_batches(rank: int, world: int, count: int) -> list[torch.Tensor]:
-    """Return the batches of a process, as the loaders of the suite distribute samples."""
+    """Return the batches of a process, distributed as by the suite's data loaders."""
     return list(torch.tensor(list(range(rank, count, world))).split(8))
 
 

@@ -1,4 +1,4 @@
-"""A stage gives one record and the same weights through torchrun, through srun, and as a plan for sbatch."""
+"""Check that a stage gives one record and the same weights with torchrun and srun, and as a plan for sbatch."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _environment(**more: str) -> dict[str, str]:
 
 
 def _task(command: list[str], environment: dict[str, str]) -> str:
-    """Return what a command prints in a new process."""
+    """Run a command in a new process, and return its output."""
     os.environ.update(environment)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert main(command) == 0
@@ -45,7 +45,7 @@ def _task(command: list[str], environment: dict[str, str]) -> str:
 
 
 def _srun(command: list[str]) -> str:
-    """Start what `srun` would start on one node with two tasks, as forks, which need not import everything again."""
+    """Run a command as `srun` does with two tasks on one node. The tasks are forks, which saves the imports."""
     job = {
         "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "stage", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2",
         "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
@@ -78,7 +78,7 @@ def test_torchrun_and_srun_equal_one_process(tmp_path: Path) -> None:
         (record,) = runs.rglob("record.json")
         state = torch.load(next(runs.rglob("last.ckpt")), weights_only=True)["state_dict"]
         for name, expected in one["state"].items():
-            # The queues hold the rows of a batch in another order.
+            # With two processes, the rows of a batch enter the queues in another order.
             if isinstance(expected, Tensor) and not name.startswith("loss."):
                 torch.testing.assert_close(
                     state[name], expected, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}"
@@ -125,7 +125,7 @@ DAEMONS = ("munged", "slurmctld", "slurmd")
 
 
 class Cluster:
-    """One node of SLURM on the loopback device, for this run of the tests."""
+    """Run SLURM with one node on the loopback device, for these tests only."""
 
     def __init__(self, folder: Path) -> None:
         host = socket.gethostname().partition(".")[0]
@@ -180,7 +180,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def _submitted(cluster: Cluster, script: str) -> list[str]:
-    """Submit a printed plan, and return the numbers of its jobs."""
+    """Submit a printed plan, and return the job numbers."""
     variables = re.findall(r"^(stage_\d+)=", script, re.MULTILINE)
     return cluster.ask("sh", "-c", "\n".join([script, f"echo {' '.join(f'${name}' for name in variables)}"])).split()
 
@@ -188,7 +188,7 @@ def _submitted(cluster: Cluster, script: str) -> list[str]:
 def test_slurm_runs_a_plan_and_cancels_what_waits_for_a_failed_stage(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A percent sign in the folder is not part of the pattern for the log's name.
+    # A percent sign in the folder's name must not count as a placeholder in SLURM's file name pattern.
     selected = ["--scale", "smoke", "--stages", "esc@avid"]
     scripts = {
         name: _plan("avid", *selected, "--seeds", str(seed), "--runs", str(tmp_path / f"{name} 5%x"), capsys=capsys)
@@ -208,7 +208,7 @@ def test_slurm_runs_a_plan_and_cancels_what_waits_for_a_failed_stage(
 
 
 def test_slurm_requeues_and_cancels_a_stage_with_loaders(cluster: Cluster, tmp_path: Path) -> None:
-    """Every process gets each signal, also loaders and W&B's process."""
+    """SLURM sends each signal to every process, including the data loaders and W&B's process."""
     layer, log = tmp_path / "long.yaml", tmp_path / "log"
     long = {"trainer": {"max_epochs": 10_000, "log_every_n_steps": 1}, "data": {"init_args": {"num_workers": 1}}}
     layer.write_text(yaml.safe_dump(long), encoding="utf-8")
@@ -227,7 +227,7 @@ def test_slurm_requeues_and_cancels_a_stage_with_loaders(cluster: Cluster, tmp_p
     saved = re.search(r"stopped by SIGUSR1 after step (\d+) and saved", text)
     assert saved is not None, text
     assert text.count(f"job {job} was requeued") == 1
-    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # SLURM lets a requeued job wait two minutes
+    cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # by default, SLURM waits for two minutes
     until(lambda: trains(int(saved[1]) + 3))
     cluster.ask("scancel", job)
     until(lambda: cluster.state(job) == "CANCELLED" and "stopped by SIGTERM" in log.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Two processes train M3P to the same weights as one process with the joined batch, and score every pair once."""
+"""Compare M3P trained by two processes with one process on the joined batch, and score each pair once."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from assemble.stages.request import StageRequest
 from tests.distributed.stages import over, require_close, require_equal, train, train_on_two
 from tests.m3p.stages import stage
 
-# Without dropout, since every process draws its masks separately.
+# No dropout, since each process would drop different units.
 MODEL = {
     "init_args": {
         "model": {"init_args": {"encoder": {"init_args": {"dropout": 0.0, "attention_dropout": 0.0}}}},
         "clip_norm": None,
     }
 }
-# In double precision, the order of a sum changes it by only 1e-16.
+# In double precision, the order of the terms changes a sum by only 1e-16.
 TRAINER = {"max_epochs": 1, "log_every_n_steps": 1, "precision": "64-true"}
 LAYERS: dict[str, dict[str, Any]] = {
     "m3p": {
@@ -54,7 +54,7 @@ def _plain_steps(module: pl.LightningModule, learning_rate: float, warmup_steps:
 
 @pytest.mark.parametrize("recipe", ["m3p", "fine_tune"])
 def test_two_processes_equal_one(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Plain SGD without clipping, since Adam and clipping would hide a gradient that is twice too large.
+    # Use plain SGD without clipping, because Adam and clipping would hide a gradient that is twice too large.
     monkeypatch.setattr("papers.m3p.module.adam", _plain_steps)
     one = train(_request(recipe, tmp_path / "one", 1))
     ranks = train_on_two(_request(recipe, tmp_path / "two", 2))

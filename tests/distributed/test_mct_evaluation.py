@@ -1,4 +1,4 @@
-"""MCT's protocols in two processes count every sample once and give the numbers and gradients of one process."""
+"""Compare MCT's protocols in two processes with one process: results, gradients, and each sample counted once."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ PROCESSES = 2
 
 
 def gradients_of_search(batch: dict[str, Tensor], options: dict[str, Any]) -> tuple[float, dict[str, Tensor]]:
-    module = search(**options).train()  # as when training starts: the encoder stays in evaluation mode
+    module = search(**options).train()  # keeps the encoder in evaluation mode
     loss = module.training_step(batch, 0)
     loss.backward()
     return loss.item(), {name: p.grad for name, p in module.space.named_parameters() if p.grad is not None}
@@ -30,13 +30,13 @@ def part_of_gradients(rank: int, batch: dict[str, Tensor], options: dict[str, An
     loss, gradients = gradients_of_search(part, options)
     for gradient in gradients.values():
         dist.all_reduce(gradient)
-        gradient /= PROCESSES  # as data parallelism averages
+        gradient /= PROCESSES  # as in data parallelism
     return loss, gradients
 
 
 @pytest.mark.parametrize("options", [{"hardest": True}, {"hardest": False}, {"mask_same_image": False}])
 def test_search_has_the_gradient_of_the_joined_batch(options: dict[str, Any]) -> None:
-    # Images 0 and 1 occur twice, with other captions, so that both processes have them.
+    # Images 0 and 1 occur twice with different captions, so that both processes have these images.
     keys = [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1), (0, 3), (0, 4), (0, 5)]
     batch = torch.utils.data.default_collate([Captioned(8)[key] for key in keys])
     loss, gradients = gradients_of_search(batch, options)
@@ -59,7 +59,7 @@ def gradients_of_bridge(batch: dict[str, Tensor]) -> tuple[float, dict[str, Tens
 
 def test_every_process_trains_the_bridge_on_the_joined_batch() -> None:
     points = torch.randint(0, 1000, (8, WIDTH), generator=torch.Generator().manual_seed(1))
-    points[5] = points[2]  # an equal caption on the other process
+    points[5] = points[2]  # both processes have this caption
     batch = {"image": points, "tokens": points, "lengths": torch.full((8,), WIDTH), "image_index": torch.arange(8)}
     loss, gradients = gradients_of_bridge(batch)
     parts = [{name: value.chunk(PROCESSES)[rank] for name, value in batch.items()} for rank in range(PROCESSES)]
@@ -71,7 +71,7 @@ def test_every_process_trains_the_bridge_on_the_joined_batch() -> None:
 
 
 class Saver(pl.Callback):
-    """Writes the weights when training ends, since the processes that trained end, too."""
+    """Save the weights at the end of training, because the training processes exit."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

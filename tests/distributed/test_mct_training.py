@@ -1,4 +1,4 @@
-"""Two processes train MCT to the same weights, averages and queues as one process with the joined batch."""
+"""Compare weights, averages and queues of MCT trained by two processes with one process on the joined batch."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ BATCH = 16
 
 
 def _rank_major(size: int) -> Tensor:
-    """Return, for each slot of one process's queue, the place of its row in the queue of two processes, [size].
+    """Return, for each slot of the single process's queue, the slot that holds the same row with two processes, [size].
 
-    Rank r takes rows r, r + 2, ... of a global batch, and the gathered batch holds those of rank 0 first. A batch that
+    Rank r takes rows r, r + 2, ... of a global batch, and the gathered batch has the rows of rank 0 first. A batch that
     wraps around the end of the queue is sorted by row number before it is written.
     """
     written = torch.arange(STEPS * BATCH)
     row = written % BATCH
     place = written - row + row // 2 + (row % 2) * (BATCH // 2)
     slots = torch.full((size,), -1)
-    # If several rows are written to a slot, the last one stays.
+    # If several rows are written to a slot, the last row stays.
     for number in range(len(written)):
         slots[number % size] = number
     at = torch.full((len(written),), -1)
@@ -37,9 +37,9 @@ def _rank_major(size: int) -> Tensor:
 @pytest.mark.parametrize(
     "model",
     [
-        # Four batches to a queue, so a slot holds the same global batch in both runs.
+        # The queue holds exactly four batches, so each slot has the same global batch in both runs.
         {"loss": {"queue_size": 64, "queue_warm": "masked"}},
-        # The queue is larger than what is written, so random entries stay.
+        # The queue is larger than the number of rows written, so random entries remain.
         {"loss": {"queue_size": 200, "inter_loss": "infonce"}, "heads": {"shared": True}},
     ],
     ids=lambda model: str(model["loss"]["queue_size"]),
@@ -63,9 +63,9 @@ def test_two_processes_equal_one(tmp_path: Path, model: dict[str, Any]) -> None:
                 moved += not torch.equal(found, expected)
                 found = found[place]
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
-    assert moved  # else this test would not test the order
+    assert moved  # otherwise, the order was not tested
     assert int(one["state"]["loss.queues.ii.pointer"]) == STEPS * BATCH % size
-    # Don't compare retrieval: ranks jump if two similarities are equal up to rounding. Another test counts the samples.
+    # Don't compare retrieval, since rounding can swap the ranks of similar pairs. Another test counts the samples.
     assert ranks[0]["metrics"].keys() == one["metrics"].keys()
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
     assert ranks[0]["metrics"]["test/uniformity"] == pytest.approx(
@@ -75,10 +75,10 @@ def test_two_processes_equal_one(tmp_path: Path, model: dict[str, Any]) -> None:
 
 
 def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) -> None:
-    """The queue cuts the oldest batch, and which of its rows stay depends on their order.
+    """Check queues that hold only a part of the oldest batch.
 
-    Two processes keep other samples of that batch than one process does. Both runs must hold all newer samples. Both
-    ranks must agree bit for bit, also with the shuffled key batch and an encoder with batch statistics.
+    The order of that batch's rows, which depends on the number of processes, decides which rows stay. Both runs must
+    hold all newer samples. Both ranks must agree bit for bit, also with shuffled keys and batch statistics.
     """
     layer = small_layer({"queue_size": 24}, batch_norm_group=4)
     del layer["model"]["init_args"]["image_encoder"]
@@ -89,7 +89,7 @@ def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) 
     states = [rank["state"] for rank in ranks]
     for name, value in states[0].items():
         if ".running_" in name:
-            continue  # statistics of this rank's half
+            continue  # each rank has the statistics of its half
         other = states[1][name]
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(other)), name
     written = STEPS // 2 * BATCH
@@ -101,10 +101,10 @@ def test_two_processes_with_queues_that_a_batch_does_not_divide(tmp_path: Path) 
 
 
 def test_a_group_of_batch_normalization_over_two_processes(tmp_path: Path) -> None:
-    """A network with batch normalization: weights, averages, keys and the statistics that evaluation uses."""
+    """Compare weights, averages, keys and running statistics of networks with batch normalization."""
     layer = small_layer({"queue_size": 64, "queue_warm": "masked"}, batch_norm_group=16)
     del layer["model"]["init_args"]["image_encoder"], layer["model"]["init_args"]["text_encoder"]
-    layer["trainer"]["precision"] = "64-true"  # the last maps have few values, so batch statistics magnify rounding
+    layer["trainer"]["precision"] = "64-true"  # batch statistics of few values magnify rounding
     ranks = train_on_two(request("mct/moco_v2", tmp_path / "two", layer=over(layer, 2)))
     one = train(request("mct/moco_v2", tmp_path / "one", layer=over(layer, 1)))
     place, compared = _rank_major(64) % 64, 0

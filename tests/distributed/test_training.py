@@ -1,4 +1,4 @@
-"""Two processes train AVID to the same weights, banks and normalizer as one process with the joined batch."""
+"""Compare weights, banks and normalizer of AVID trained by two processes with one process on the joined batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.stages import read_metrics, request
 
 
 class NormalizedLinear(nn.Module):
-    """An encoder with batch statistics. Two halves of a batch equal the whole if groups have a fixed size."""
+    """An encoder with batch statistics. With groups of a fixed size, two half batches equal the whole batch."""
 
     def __init__(self, channels: int, feature_dim: int = 6) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ LAYER: dict[str, Any] = {
         "limit_val_batches": 1.0,
         "check_val_every_n_epoch": 2,
     },
-    # The validation loss uses these. Their number is odd, so one process has one more than the other.
+    # The validation loss uses these clips. Their number is odd, so one process has one clip more than the other.
     "data": {"init_args": {"world": {"init_args": {"pretrain": 61}}}},
     "model": {
         "init_args": {
@@ -59,14 +59,14 @@ LAYER: dict[str, Any] = {
 
 
 def _negatives_by_anchor(self: BankLoss, index: Tensor, positives: Tensor, training: bool) -> Tensor:
-    """Draw negatives that depend on the anchor, not on the process."""
+    """Return negatives that depend on the anchor only, and not on the process."""
     rows = torch.arange(self.negatives)[None] * 7 + index[:, None] * 3 + self.step
     return (index[:, None] + 1 + rows % (self.num_items - 1)) % self.num_items
 
 
 @pytest.mark.parametrize("group", [4, 8])
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int) -> None:
-    """Batch statistics are over four samples (one group per process) or over all eight (both processes)."""
+    """Test batch statistics over four samples (one group per process) and over all eight (both processes)."""
     monkeypatch.setattr(BankLoss, "draw_negatives", _negatives_by_anchor)
     shared = ("--batch_norm_group", str(group))
     stages = [
@@ -76,12 +76,12 @@ def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     validated = [read_metrics(stage.directory / "metrics.csv")["val/loss"] for stage in stages]
     assert validated[1] == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in validated[0]]
     for rank in ranks:
-        # These losses are of this rank's half.
+        # Each rank logs the losses of its half of the batch.
         require_equal(rank["state"], one["state"], 1e-4, 2e-6, without=("progress.first", "progress.recent"))
     require_close(ranks[0]["metrics"], one["metrics"], without=("test/loss_first", "test/loss_last"))
 
 
-#: For each pass: its kind, a layer that rank 1 doesn't use, and whether the pass ends with an average.
+#: For each pass: its kind, a layer that rank 1 doesn't use, and whether the gradients are averaged after the pass.
 PASSES = [
     ("a", None, True), ("b", None, False), ("a", None, True), ("b", None, True), ("b", "2", True), ("a", "1", True),
 ]  # fmt: skip
@@ -135,9 +135,9 @@ def test_gradients_are_sent_once_each_while_the_backward_pass_runs() -> None:
                 torch.testing.assert_close(torch.as_tensor(averaged[name]), mean, rtol=0, atol=1e-15)
             assert sum(int(event[5:]) for event in events if "send" in event) == len(names)  # no gradient is sent twice
     first, accumulated, overlapped, lacking, _ = (events for events, _ in ranks[0])
-    assert first == ["a", "3", "2", "1", "0", "send 5"]  # note the order
+    assert first == ["a", "3", "2", "1", "0", "send 5"]  # the pass that records the order
     assert accumulated == ["b", "3", "2", "1", "0", "a", "3", "send 2", "2", "1", "send 2", "0", "send 1", "send 1"]
     assert overlapped == ["b", "3", "2", "1", "0", "send 5"]
     assert lacking == ["b", "3", "send 2", "2", "1", "send 2", "0", "send 1"]
-    # A gradient that never comes delays its bucket and those behind it, in the same order.
+    # A gradient that never comes delays its own bucket and all later buckets, which keep their order.
     assert ranks[1][3][0] == ["b", "3", "send 2", "1", "0", "send 2", "send 1"]

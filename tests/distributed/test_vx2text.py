@@ -1,4 +1,4 @@
-"""Two processes train VX2TEXT to the same weights as one process with the joined batch, and answer each item once."""
+"""Compare VX2TEXT trained by two processes with one process on the joined batch, and check the answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.distributed.stages import over, require_close, require_equal, train, 
 from tests.stages import read_metrics, request
 from tests.vx2text.stages import WITHOUT_PARENTS, batch_of, started
 
-# Without dropout, since every process draws its masks separately. The number of test samples is odd.
+# No dropout, since each process would drop different units. The number of test samples is odd.
 LAYER: dict[str, Any] = {
     "trainer": {
         "max_epochs": 2,
@@ -24,8 +24,8 @@ LAYER: dict[str, Any] = {
         "limit_val_batches": 1.0,
         "check_val_every_n_epoch": 2,
         "log_every_n_steps": 1,
-        # In double precision, the order of a sum changes it by only 1e-16. In single precision, rounding can look like
-        # a wrong weight, since AdamW divides a gradient that is only rounding by itself.
+        # In double precision, the order of the terms changes a sum by only 1e-16. In single precision, a gradient that
+        # is only rounding error would give a full step, because AdamW divides each gradient by its size.
         "precision": "64-true",
         "gradient_clip_val": None,
     },
@@ -51,7 +51,7 @@ def _request(runs: Path, devices: int) -> StageRequest:
 
 
 def test_two_processes_equal_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Plain SGD without clipping, since AdamW and clipping would hide a gradient that is twice too large.
+    # Use plain SGD without clipping, because AdamW and clipping would hide a gradient that is twice too large.
     monkeypatch.setattr(torch.optim, "AdamW", torch.optim.SGD)
     stages = _request(tmp_path / "one", 1), _request(tmp_path / "two", 2)
     one, ranks = train(stages[0]), train_on_two(stages[1])
@@ -69,8 +69,8 @@ def _validated(module: Any, batches: list[dict[str, Any]]) -> list[tuple[float, 
 
     def log(name: str, value: Tensor, batch_size: float, sync_dist: bool) -> None:
         assert name == "val/loss"
-        assert sync_dist  # Lightning then adds up value x weight, and the weights, over processes
-        assert isinstance(batch_size, float)  # and, for integer weights, rounds the quotient
+        assert sync_dist  # Lightning adds up value x weight and the weights over all processes
+        assert isinstance(batch_size, float)  # with integer weights, Lightning rounds the mean
         logged.append((value.item(), batch_size))
 
     module.log = log
@@ -83,7 +83,7 @@ def _validated(module: Any, batches: list[dict[str, Any]]) -> list[tuple[float, 
 def test_a_process_with_a_batch_less_is_not_waited_for_in_validation(tmp_path: Path) -> None:
     cli = started("avsd", tmp_path)
     module, batch = cli.model.eval(), batch_of(cli, "valid", 3)
-    # Answers of different lengths: a mean over batches would not be the mean over words.
+    # The answers have different lengths, so the mean over batches differs from the mean over words.
     batch["labels"][0, 1:] = -100
     ones = [
         {name: value[n : n + 1] if isinstance(value, Tensor | list) else value for name, value in batch.items()}
@@ -102,10 +102,10 @@ def _part_of_loss(rank: int, logits: Tensor, labels: Tensor) -> tuple[Tensor, Te
     loss = text_loss(own, labels[rank::2])
     loss.backward()
     assert own.grad is not None
-    return loss.detach(), own.grad / 2  # as data parallelism averages
+    return loss.detach(), own.grad / 2  # as in data parallelism
 
 
-# In the second case, one of two processes has no word to learn from.
+# In the second case, one of the two processes has no word to learn from.
 @pytest.mark.parametrize("lengths", [(6, 1, 3, 0, 2), (6, 0, 3, 0, 2)])
 def test_answers_of_different_lengths_weigh_by_their_words(lengths: tuple[int, ...]) -> None:
     logits = torch.randn(5, 6, 7)

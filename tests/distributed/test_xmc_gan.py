@@ -1,4 +1,4 @@
-"""Several processes train XMC-GAN with the gradients of one, for any groups of negatives and statistics."""
+"""Compare XMC-GAN's gradients in several processes with one process, for all groups of negatives and statistics."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Gradients = dict[str, Tensor]
 
 
 def _gradients(options: dict[str, Any], rows: slice, joint: bool) -> tuple[Gradients, Tensor, Tensor]:
-    """Return gradients and loss of one step on some rows of the batch, and the running statistics after it."""
+    """Run one step on some rows of the batch. Return the gradients, the loss, and the new running statistics."""
     module = tiny(**options)
     batch, z = tiny_batch(8)
     part = {name: value[rows] for name, value in batch.items()}
     step = module.joint_step if joint else module.discriminator_step
-    # Only gradients are compared, so the weights must not change.
+    # Only the gradients are compared, so keep the weights.
     for optimizer in module.optimizers():  # type: ignore[union-attr]
         optimizer.step = lambda: None  # type: ignore[method-assign]
     loss = step(part, z[rows])
@@ -36,10 +36,10 @@ def _gradients(options: dict[str, Any], rows: slice, joint: bool) -> tuple[Gradi
 @pytest.mark.parametrize(
     ("processes", "group"),
     [
-        (2, None),  # the whole batch, over both
-        (2, 4),  # a group on each
-        (2, 2),  # two groups on each
-        (4, 4),  # each group on two of the four
+        (2, None),  # a group on both processes
+        (2, 4),  # one group per process
+        (2, 2),  # two groups per process
+        (4, 4),  # two processes per group
     ],
 )
 def test_groups_equal_those_of_one_process(processes: int, group: int | None, joint: bool) -> None:
@@ -51,9 +51,9 @@ def test_groups_equal_those_of_one_process(processes: int, group: int | None, jo
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert (torch.as_tensor(found[name]) - value).abs().max() <= 2e-5 * scale, name
-    # A checkpoint keeps the statistics of rank 0, which are those of the first group.
+    # A checkpoint has the statistics of rank 0, which are the statistics of the first group.
     torch.testing.assert_close(torch.as_tensor(ranks[0][2]), variance)
-    # A rank's contrastive losses are over its groups, its hinge loss over its images.
+    # A rank's contrastive losses cover its groups, and its hinge loss covers its images.
     mean = sum(float(torch.as_tensor(rank[1])) for rank in ranks) / processes
     assert mean == pytest.approx(float(loss), rel=1e-5)
 
@@ -67,7 +67,7 @@ def test_groups_differ_from_the_whole_batch() -> None:
 LAYER = {
     "trainer": {"limit_train_batches": 2},
     "model": {"init_args": {"loss": {"init_args": {"negatives_group": 2}}}},
-    "data": {"init_args": {"test_samples": 11, "test_batch_size": 5}},  # one rank has one more batch to match
+    "data": {"init_args": {"test_samples": 11, "test_batch_size": 5}},  # one rank has one test batch more
 }
 
 
@@ -75,7 +75,7 @@ def test_a_stage_of_two_processes_keeps_its_replicas_equal(tmp_path: Path) -> No
     ranks = train_on_two(request("xmc_gan/xmc_gan", tmp_path, *WITHOUT_PARENTS, layer=over(LAYER, 2)))
     assert ranks[0]["steps"] == ranks[1]["steps"] == 2
     assert ranks[0]["metrics"] == ranks[1]["metrics"]
-    # Running statistics, too: those of rank 0 are sent when training ends.
+    # The running statistics are equal too, because rank 0 sends its statistics when training ends.
     assert len(ranks[0]["state"]) > 50
     assert any(".running_" in name for name in ranks[0]["state"])
     for name in ranks[0]["state"]:

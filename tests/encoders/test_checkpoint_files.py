@@ -1,4 +1,4 @@
-"""Reading an encoder's weights from any kind of file."""
+"""Test how an encoder's weights are read from every kind of file."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_wherever_it_lies(tmp_path: Path, content: Any, new_format: bool) -> Non
     encoder = network(2)
     load_encoder(encoder, path, PREFIXES)
     require_equal(encoder, network())
-    # What was read does not depend on the file any more.
+    # The encoder has a copy of the weights, so the file may change afterwards.
     path.write_bytes(b"\0" * path.stat().st_size)
     require_equal(encoder, network())
 
@@ -90,14 +90,14 @@ def test_another_architecture_changes_nothing(tmp_path: Path) -> None:
     for part in ("model.pretrained", str(path), "layer1.1.conv1.weight", "layer4.0.conv1.weight"):
         assert part in str(caught.value)
     assert all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())
-    # In the other direction no weight is missing, but a deeper network's weights must not fit one with fewer blocks.
+    # A deeper network has all the weights that a shallower network needs, but the file must not load into the latter.
     deeper = saved(tmp_path / "deep.ckpt", state_of(network(layers=(2, 1, 1, 1))))
     with pytest.raises(CheckpointError, match=r"layer1\.1\.conv1\.weight"):
         load_encoder(network(2), deeper, PREFIXES)
 
 
 class Malice:
-    """Runs something when unpickled."""
+    """An object that runs code when unpickled."""
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return (exec, ("raise SystemExit('ran')",))

@@ -1,4 +1,4 @@
-"""The networks against the released ones (names, shapes, counts and outputs), and at other widths and depths."""
+"""Compare the networks with the released ones (names, shapes, counts and outputs), and test other widths and depths."""
 
 import json
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def reduced_model() -> AVID:
     return AVID(R2Plus1D(depth=10, stem_pool=False), AudioConvNet(small=True), *heads)
 
 
-# Functions build the networks. Otherwise every process that collects tests would build and keep them.
+# Build the networks in the test. Otherwise every process that collects tests would build and keep them.
 @pytest.mark.parametrize(
     ("make", "expected"),
     [
@@ -57,7 +57,7 @@ def golden() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def weighted_model() -> AVID:
-    """The model with the reproducible weights that the golden outputs were made with."""
+    """Make the model with the seeded weights that the golden outputs were computed with."""
     official = json.loads((GOLDEN / "official_state_dict.json").read_text())["model"]
     state: dict[str, torch.Tensor] = {}
     for position, (key, shape) in enumerate(official.items()):
@@ -129,7 +129,7 @@ def test_embeddings_with_batch_statistics(
     with torch.no_grad():
         video, audio = weighted_model(*clips)
     weighted_model.load_state_dict(before)
-    # Statistics of so few values magnify rounding.
+    # Batch statistics of so few values magnify rounding.
     assert_close(video, golden["video_emb_trainmode"], share=3e-4)
     assert_close(audio, golden["audio_emb_trainmode"])
 

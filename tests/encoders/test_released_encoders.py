@@ -1,4 +1,4 @@
-"""R(2+1)D under torchvision's names and CNN14: parameters, names of the released weights, and outputs."""
+"""Test R(2+1)D under torchvision's names and CNN14: parameters, names of the released weights, and outputs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_parameters_with_and_without_the_head_of_527() -> None:
 
 
 def plain(state: dict[str, Tensor], x: Tensor, blocks: int) -> Tensor:
-    """The network in evaluation mode, step by step."""
+    """Compute the network in evaluation mode, step by step."""
 
     def norm(x: Tensor, name: str, axis: int) -> Tensor:
         shape = [1] * x.ndim

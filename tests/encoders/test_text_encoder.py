@@ -1,4 +1,4 @@
-"""The text encoders: BERT from released files or at random, and the recurrent network of cross-modal search."""
+"""Test the text encoders: BERT from released files or with random weights, and the recurrent network of the search."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def captions(rows: int = 4, length: int = 9) -> Tensor:
 
 @pytest.fixture
 def released(tmp_path: Path) -> Path:
-    """Files as a released BERT has them: with a pooler and the heads of pre-training."""
+    """Write files like those of a released BERT, with a pooler and the pre-training heads."""
     from transformers import BertConfig, BertForPreTraining
 
     torch.manual_seed(3)

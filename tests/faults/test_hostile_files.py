@@ -1,4 +1,4 @@
-"""Damaged files, files of other models, paths that are no files, and names with terminal control codes."""
+"""Test damaged files, files of other models, paths that are not files, and names with terminal control codes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_flipped_byte_is_noticed_before_a_stage_goes_on(tmp_path: Path) -> Non
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    # The tensors are memory-mapped, and mapping alone doesn't check their checksums.
+    # Reading maps the tensors into memory without checking their checksums.
     assert read_checkpoint(path)["global_step"] == 3
     with pytest.raises(CheckpointError, match=r"last\.ckpt: damaged, the checksum of its part .*data/0 does not match"):
         require_intact(path)
@@ -55,7 +55,7 @@ def test_a_checkpoint_of_another_module_is_refused_by_name(tmp_path: Path, capsy
 
 
 def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> None:
-    """Opening a pipe without a writer would wait forever (found by `make fuzz`)."""
+    """Opening a pipe without a writer would block forever (found by `make fuzz`)."""
     path = tmp_path / "a.yaml"
     os.mkfifo(path)
     readers: tuple[Callable[[Path], object], ...] = (
@@ -79,7 +79,7 @@ def test_no_reader_of_a_text_or_an_array_waits_for_a_pipe(tmp_path: Path) -> Non
 
 
 def test_media_lead_to_no_other_file_and_to_no_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To FFmpeg, a relative name can be an address, and a playlist names other files and addresses."""
+    """FFmpeg reads some relative names as addresses, and a playlist names other files and addresses."""
     monkeypatch.chdir(tmp_path)
     write_video(Path("clip.mp4"), seconds=0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:

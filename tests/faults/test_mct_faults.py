@@ -1,4 +1,4 @@
-"""Wrong input to the stages of MCT stops before training and says what to do; broken images are skipped and counted."""
+"""Check that MCT's stages stop before training on wrong input, and that they skip and count broken images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SMALL = {"train": 32, "val": 6}
 
 @pytest.fixture
 def before_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors must come before the first step."""
+    """Fail if the first training step begins, since errors must come earlier."""
 
     def step(self: MCTModule, batch: Any, batch_idx: int) -> None:
         raise AssertionError("training has begun")
@@ -29,7 +29,7 @@ def before_training(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    """Make a folder in COCO's layout, so that a test can damage it."""
+    """Make a folder in COCO's layout that a test can damage."""
     world = ShapesWorld(seed=5, **SMALL)
     world.prepare(["coco"])
     root = tmp_path / "coco"
@@ -58,7 +58,7 @@ def test_trains_without_broken_images_which_are_counted_and_named(coco: Path, tm
     tested = record.data["test (coco)"]
     assert (tested["samples"], tested["skipped"]) == (6, 1)
     assert tested["skipped_names"] == [f"val2017/{held_out.name}"]
-    # Its captions have no image to find, so chance is that of five images.
+    # The broken image can't be found, so chance is computed for the other five images.
     assert record.metrics["test/t2i_chance_medr"] == 2.5
 
     with pytest.raises(TooManyBrokenFiles, match=r"coco: 1 of 32 files.*max_skipped_fraction"):

@@ -1,4 +1,4 @@
-"""Stopping a run of many stages, or running it while another process runs the same stages."""
+"""Test stopping a run of many stages, and running it while another process runs the same stages."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from tests.machine import LONG, runs, until
 
 
 def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
-    """SIGTERM to the main process, as from a scheduler or `kill`, ends the stages that run in parallel.
+    """Stop the stages that run in parallel when the main process gets SIGTERM, as from a scheduler or `kill`.
 
-    Sending it twice changes nothing.
+    A second SIGTERM changes nothing.
     """
     command = [sys.executable, "-m", "assemble", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
     options = ["--stages", "moco_v2", "mct", "--runs", str(tmp_path)]
@@ -37,7 +37,7 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     with ending_as_a_group(process):
-        # Both workers have begun when both folders are locked.
+        # When both folders are locked, both workers have begun.
         until(lambda: len(list(tmp_path.rglob(".*.lock"))) >= 2 or process.poll() is not None)
         process.terminate()
         time.sleep(0.3)
@@ -65,7 +65,7 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
 
 
 class _Begun:
-    """Replaces a planned stage in a worker: ends at once, or trains until a signal and then saves."""
+    """Replacement for a planned stage in a worker. Ends at once, or trains until a signal and then saves."""
 
     def __init__(self, folder: Path, trains: bool) -> None:
         self.folder, self.trains = folder, trains
@@ -78,7 +78,7 @@ class _Begun:
         while self.trains and not asked:
             time.sleep(0.05)
         if self.trains:
-            time.sleep(0.5)  # the pool signals again when it notices that another worker is gone
+            time.sleep(0.5)  # the pool sends a second signal when another worker dies
             (self.folder / "saved").touch()
         signal.signal(signal.SIGTERM, before)
         if not self.trains:
@@ -117,7 +117,7 @@ def test_what_another_run_finished_meanwhile_is_not_run_again(tmp_path: Path, mo
 
 
 class _Broken(Executor):
-    """A pool whose process is killed at its first task, as the kernel does when memory runs out."""
+    """A pool whose process is killed at the first task, as the kernel does when memory runs out."""
 
     def submit(self, *_: Any, **__: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -134,7 +134,7 @@ def test_a_worker_that_is_killed_is_told_in_a_line(tmp_path: Path, monkeypatch: 
 
 def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) -> None:
     saved = tmp_path / "saved"
-    # It asks its parent to end, as `kill` would, and takes a second to save.
+    # The child asks its parent to end, as `kill` would, and needs a second to save.
     save = f"trap 'sleep 1; touch {saved}; exit 143' TERM"
     child = f"{save}; read x; kill -TERM {os.getpid()}; while :; do sleep 0.1; done"
     with (
@@ -151,7 +151,7 @@ def test_a_stage_in_a_process_of_its_own_is_told_and_waited_for(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("signals", "waits", "status", "told"),
     [
-        ([signal.SIGINT, signal.SIGINT], True, 130, [15, 9]),  # Ctrl-C comes to children as SIGTERM
+        ([signal.SIGINT, signal.SIGINT], True, 130, [15, 9]),  # the command sends its children SIGTERM for Ctrl-C
         ([signal.SIGTERM, signal.SIGINT], True, 143, [15, 9]),
         ([signal.SIGHUP, signal.SIGTERM], False, 129, []),
         ([signal.SIGUSR1], False, 138, []),

@@ -1,4 +1,4 @@
-"""A signal at any moment, also during imports, rendering and tables, ends the command and fails no stage."""
+"""Check that a signal at any moment, even during imports, rendering and tables, ends the command and fails no stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over
 from tests.machine import LONG, until
 
-#: A command that waits three seconds for a stage to be saved. The same file starts the ranks.
+#: A program that runs a command and gives a stage three seconds to save. The ranks run the same file.
 IMPATIENT = """
 import sys
 from assemble.commands.main import main
@@ -45,13 +45,13 @@ def _stop(process: subprocess.Popen[str], after: float, number: int) -> None:
     try:
         output, _ = process.communicate(timeout=after)
         assert process.returncode == 0, output
-        return  # the run finished sooner than when it was timed
+        return  # this run was faster than the timed run
     except subprocess.TimeoutExpired:
-        # Wait until it listens: before that, a signal ends it at once.
+        # Wait until the process catches SIGTERM. An earlier signal would end the process at once.
         until(lambda: process.poll() is not None or _listens(process.pid))
         if process.returncode is not None:
             return
-        # Ctrl-C goes to every process of a terminal.
+        # A terminal sends Ctrl-C to every process.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
     with ending_as_a_group(process):
         output, _ = process.communicate(timeout=LONG)
@@ -61,7 +61,7 @@ def _stop(process: subprocess.Popen[str], after: float, number: int) -> None:
 
 
 def _listens(pid: int) -> bool:
-    """Whether a process catches SIGTERM."""
+    """Check whether a process catches SIGTERM."""
     caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
     return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
@@ -84,7 +84,7 @@ def test_reproduce_stopped_at_random_points_resumes(tmp_path: Path) -> None:
     assert whole.returncode == 0, output
     seconds, draw = time.monotonic() - began, random.Random(0)
     for turn, number in enumerate((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)):
-        cache = {"ASSEMBLE_CACHE": str(tmp_path / "cache")} if turn == 0 else {}  # it renders its world
+        cache = {"ASSEMBLE_CACHE": str(tmp_path / "cache")} if turn == 0 else {}  # render the world again
         process = _start([*command, str(tmp_path / "stopped")], **cache)
         _stop(process, seconds * draw.random(), number)
     resumed = _start([*command, str(tmp_path / "stopped")])
@@ -106,12 +106,12 @@ def test_a_rank_that_waits_for_a_frozen_one_ends_both(tmp_path: Path) -> None:
     os.kill(ranks[0], signal.SIGSTOP)
     latest = time.monotonic() + 60
     while not _waits(process.pid) and time.monotonic() < latest:
-        pass  # an earlier signal would end it, too
+        pass  # an earlier signal would end it as well
     _stop(process, 0.1, signal.SIGTERM)
 
 
 def _waits(pid: int) -> bool:
-    """Check whether a process waits for another one: in two seconds it takes under 0.4 s of CPU time."""
+    """Check whether a process is waiting: it uses less than 0.4 s of CPU time in two seconds."""
 
     def hundredths() -> int:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
@@ -123,7 +123,7 @@ def _waits(pid: int) -> bool:
 
 
 def _ranks(parent: int) -> list[int]:
-    """Return the ranks that a process started. Its other children, such as git, are short-lived."""
+    """Return the ranks that a process started. Other children, such as git, are short-lived."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text(encoding="ascii").split()
     found = []
     for pid in children:

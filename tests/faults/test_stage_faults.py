@@ -1,4 +1,4 @@
-"""Wrong input stops with a message that says what to do; broken files are skipped, counted and reported."""
+"""Check that wrong input gives a message that says what to do, and that broken files are skipped and reported."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_cma_without_avid(tmp_path: Path) -> None:
         StageError, match=r"starts from .*last.ckpt .*first run `assemble reproduce avid --scale smoke --stages avid`"
     ):
         run_stage(request("avid/avid_cma", tmp_path))
-    for recipe in ("avid/cma", "avid/ablation_cma"):  # no stages of the tables, so no command trains AVID
+    for recipe in ("avid/cma", "avid/ablation_cma"):  # the tables have no such stages, so the message names no command
         with pytest.raises(ValueError, match=r"(?s)CMA starts from a trained AVID: .*model.warm_start"):
             run_stage(request(recipe, tmp_path))
 
@@ -78,7 +78,7 @@ def test_a_full_disk_while_writing_the_record_loses_nothing(
     assert "record.json" in printed
     assert printed.count("Free space") == 1
     assert not (stage.directory / "record.json").exists()
-    # Rerunning the command needs no training, since the checkpoint exists.
+    # The checkpoint exists, so rerunning the command needs no training.
     record = run_stage(stage)
     assert record.steps == 4
     assert (stage.directory / "record.json").is_file()
@@ -89,7 +89,7 @@ def test_a_full_disk_while_writing_a_checkpoint_keeps_the_one_before(
 ) -> None:
     path = tmp_path / "checkpoints" / "last.ckpt"
     WholeCheckpoints("AVID").save_checkpoint({"global_step": 1}, path)
-    # The file is not written to another folder first, which may be on another disk.
+    # A temporary file in another folder may be on another disk, so the writer must not use one.
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     WholeCheckpoints("AVID").save_checkpoint({"global_step": 2}, path)
 
@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_named_and_what_to_do(tmp_path: Path, capsys: py
         run_stage(stage)
     assert main(["embed", "avid", __file__, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
     assert "last.ckpt" in capsys.readouterr().err
-    # A damaged configuration next to it is named, too.
+    # A damaged configuration in the same folder is reported as well.
     (stage.directory / "config.yaml").write_text("model: [", encoding="utf-8")
     assert main(["embed", "avid", __file__, "--checkpoint", str(checkpoint), "--output", str(tmp_path / "x.npz")]) == 2
     assert "config.yaml: not valid YAML" in capsys.readouterr().err
@@ -187,14 +187,14 @@ def test_an_error_of_a_loader_process_is_told_in_its_own_words(
 def test_a_stopped_stage_says_where_it_resumes(
     number: int, saved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An error after the signal doesn't count as a failure of the stage."""
+    """An error after the signal must not count as a failure of the stage."""
 
     def stopped(stage: StageRequest, *_: Any, **__: Any) -> None:
         if saved:
             (stage.directory / "checkpoints").mkdir(parents=True, exist_ok=True)
             (stage.directory / "checkpoints" / "last.ckpt").touch()
         os.kill(os.getpid(), number)
-        while STOP.received is None:  # another thread may have taken it
+        while STOP.received is None:  # another thread may get the signal
             time.sleep(0.01)
         raise AttributeError("module 'numpy' has no attribute 'void'")
 

@@ -1,9 +1,9 @@
-"""Damaged files for every reader: `make fuzz`, or `python -m tests.fuzz --minutes 3 --seed 0`.
+"""Read damaged files with every reader: `make fuzz`, or `python -m tests.fuzz --minutes 3 --seed 0`.
 
-A case takes a target's good files, damages one and reads all of them in a new process. A finding is whatever
-ends the process, takes longer than `PATIENCE`, ends in an error that is none of those that commands put
-into words or whose text names neither the file nor its folder, or changes a file that is only read. Cases follow from
-the seed alone, so a found one is repeated by its number.
+A case copies a target's good files, damages one file, and reads all files in a new process. A case is a finding if the
+process dies, takes longer than `PATIENCE`, raises an error that no command puts into words, doesn't name the file or
+its folder in the error, or changes a file that it should only read. The seed and the case's number determine the case,
+so `--case` repeats a finding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 
 from tests.fuzz.targets import TARGETS, Target
 
-#: Seconds of a case.
+#: Time limit of a case in seconds.
 PATIENCE = 120.0
 #: Errors that `assemble` prints in one line.
 WORDED = (OSError, ValueError, RuntimeError)
@@ -50,12 +50,12 @@ def cut(content: bytes, rng: np.random.Generator) -> bytes:
 
 
 def change_lines(content: bytes, rng: np.random.Generator) -> bytes:
-    """Leave lines out and double others."""
+    """Remove some lines and repeat others."""
     return b"".join(line * int(rng.integers(0, 3)) for line in content.splitlines(keepends=True))
 
 
 def insert(content: bytes, rng: np.random.Generator) -> bytes:
-    """Insert something large, deep or of another kind in a random place."""
+    """Insert something large, deep or of another type at a random place."""
     pieces = (
         b"\xff\xfe", b"\0", b"9" * 5000, b"x" * 200_000, b"[" * 5000, b"{" * 200, b'"', b"-1", b"NaN", b"1e999",
         b"null", b"\r\n", b",,,,", b"../../../etc/passwd", b"\x1b[2J", b"!!python/name:os.system",
@@ -82,7 +82,7 @@ PLACES = ("pipe", "folder", "loop", "gone", "unreadable link")
 
 
 def damage(path: Path, rng: np.random.Generator) -> str:
-    """Damage a file; returns how."""
+    """Damage a file, and return a description of the damage."""
     kind = int(rng.integers(len(CONTENTS) + len(PLACES)))
     if kind < len(CONTENTS):
         path.write_bytes(CONTENTS[kind](path.read_bytes(), rng))
@@ -104,7 +104,7 @@ def damage(path: Path, rng: np.random.Generator) -> str:
 
 
 def state_of(folder: Path) -> dict[str, str]:
-    """Digests of all regular files."""
+    """Return the hashes of all regular files."""
     return {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))
@@ -126,7 +126,7 @@ def read(target: Target, folder: Path, sender: Any) -> None:
 
 
 def judge(target: Target, folder: Path, path: Path) -> tuple[str, str]:
-    """Return the outcome of reading: `read`, `told`, or a finding with its text."""
+    """Return the outcome of reading: `read`, `told` for an error that names the file, or a finding with its text."""
     before = state_of(folder)
     receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(target=read, args=(target, folder, sender))

@@ -1,4 +1,4 @@
-"""The targets of the fuzzer: good files, and everything that reads them."""
+"""Define the targets of the fuzzer: good files, and everything that reads them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from tests.trained import checkpoint
 
 
 class Target(NamedTuple):
-    """A function that writes good files to a folder, and one that reads them all. A command returns its exit status."""
+    """A function that writes good files to a folder, and one that reads them. A command returns its exit status."""
 
     write: Callable[[Path], object]
     read: Callable[[Path], object]
 
 
-#: Methods of data sets that read files, by name; each gets a split, a language or nothing, as it asks for.
+#: Names of the methods of data sets that read files. Their signature says whether to pass a split or a language.
 READING = ("labels", "boxes", "annotations", "captions", "moments", "questions", "dialogs", "sentences", "subtitles")
 
 
@@ -68,7 +68,7 @@ def _read_all(kind: Callable[[Path], MediaDataset]) -> Callable[[Path], object]:
                 try:
                     call()
                 except DatasetMissing:
-                    pass  # the good files are also only a part of the data set
+                    pass  # the good files have no other splits
                 except Exception as error:
                     errors.append(error)
         if errors:
@@ -139,7 +139,7 @@ def _report(folder: Path) -> int:
 
 def _compare(folder: Path) -> int:
     main(["compare", "avid", "--runs", str(folder / "runs")])
-    return 0  # it skips what it cannot read, and its exit status means something else
+    return 0  # compare skips unreadable files, and its status has another meaning
 
 
 def _write_words(folder: Path) -> None:

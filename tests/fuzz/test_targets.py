@@ -1,4 +1,4 @@
-"""The good files of the fuzzer are good: a target whose files nothing reads would find nothing."""
+"""Check that all readers accept the fuzzer's good files. Otherwise the fuzzer would find nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.fuzz.__main__ import judge
 from tests.fuzz.targets import TARGETS
 
 
-# One trains a stage first.
+# The target of `assemble embed` trains a stage first, so it is slow.
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "assemble embed")) for n in TARGETS])
 def test_good_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Word-region alignment: the numbers of UNITER's and ViLT's code, padding and gradients."""
+"""Test word-region alignment against the numbers of UNITER's and ViLT's code, with padding and gradients."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_padded_batch_equals_pairs_one_by_one(words: list[int], seed: int, bet
         torch.testing.assert_close(batch[row], alone[0], rtol=1e-4, atol=1e-5)
         own = plan[row, :found, :length]
         assert plan[row].sum().item() == pytest.approx(own.sum().item(), abs=1e-6)
-        # Columns, which are scaled last, sum to exactly one over the words. The total is one.
+        # The columns are scaled last, so they sum to exactly one over the words. The total is one.
         torch.testing.assert_close(own.sum(0), torch.full((length,), 1 / length), rtol=1e-4, atol=1e-5)
         assert own.sum().item() == pytest.approx(1, abs=1e-4)
 

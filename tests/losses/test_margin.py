@@ -1,4 +1,4 @@
-"""Margin losses and masked softmax: VSE++'s numbers, the formulas, and anchors without negatives."""
+"""Test the margin losses and masked softmax: VSE++'s numbers, the formulas, and anchors without negatives."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_an_anchor_without_negatives_costs_nothing_and_has_no_gradient(kind: Any
     assert gradients[0][1] == 0
     hardest = torch.tensor([[True, False, False], [False, False, False]])
     assert torch.equal(gradients[1] != 0, hardest if kind == "max" else NO_NEGATIVE)
-    # A mask may have one row for all anchors, and masked scores may have any value.
+    # One row of a mask may serve all anchors, and masked scores may have any value.
     shared = torch.zeros(1, 3, dtype=torch.bool)
     wild = torch.full((2, 3), math.inf)
     assert torch.equal(loss_of(wild, shared), torch.zeros(2))
@@ -96,7 +96,7 @@ def test_an_anchor_without_negatives_costs_nothing_and_has_no_gradient(kind: Any
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("reduction", ["sum", "mean", "max"])
 def test_half_precision_is_raised_to_float32(dtype: torch.dtype, reduction: Any) -> None:
-    # A sum of 65,536 hinges of 0.5 exceeds float16, and bfloat16 would stop counting.
+    # A sum of 65,536 hinges of 0.5 overflows float16, and in bfloat16 the sum would stop growing.
     positive, negatives = torch.full((2,), 0.25, dtype=dtype), torch.full((2, 65536), 0.5, dtype=dtype)
     loss = queue_hinge(positive, negatives, 0.25, reduction)
     assert loss.dtype == torch.float32

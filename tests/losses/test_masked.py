@@ -1,4 +1,4 @@
-"""The losses of masked words and regions: UNITER's numbers, and batches in which nothing was masked."""
+"""Test the losses of masked words and regions: UNITER's numbers, and batches in which nothing was masked."""
 
 from __future__ import annotations
 

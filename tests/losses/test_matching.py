@@ -1,4 +1,4 @@
-"""Devices of all losses, and matching of pairs: UNITER's numbers, the plateau of N candidates, and pairs in a batch."""
+"""Test the matching losses (UNITER's numbers, N candidates, pairs in a batch), and the devices of all losses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_pairs_of_a_batch_are_candidates_both_ways(size: int, groups: int, seed:
         cells += [F.softplus(-logits[row, col] if col == row else logits[row, col]) for col in own]
     torch.testing.assert_close(softmax, (torch.stack(one).mean() + torch.stack(two).mean()) / 2)
     torch.testing.assert_close(binary, torch.stack(cells).mean())
-    # If all groups differ, the result is the same as without groups: candidates by rows and by columns.
+    # If all groups differ, the loss equals the loss without groups, which averages over rows and columns.
     different = in_batch_matching(logits, torch.arange(size))
     torch.testing.assert_close(different, in_batch_matching(logits))
     pairs = torch.arange(size)
@@ -60,7 +60,7 @@ def test_pairs_of_a_batch_are_candidates_both_ways(size: int, groups: int, seed:
 
 def test_of_several_numbers_one_that_is_equal_is_enough() -> None:
     logits = torch.randn(4, 4, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    # 0 and 1 share the first number, 1 and 3 the second.
+    # Samples 0 and 1 share the first number, and samples 1 and 3 share the second.
     sum(in_batch_matching(logits, torch.tensor([[7, 1], [7, 2], [8, 3], [9, 2]]))).backward()  # type: ignore[union-attr]
     assert logits.grad is not None
     assert (logits.grad == 0).nonzero().tolist() == [[0, 1], [1, 0], [1, 3], [3, 1]]
@@ -76,5 +76,5 @@ def test_of_several_numbers_one_that_is_equal_is_enough() -> None:
     ],
 )
 def test_tensors_of_two_devices_never_meet(loss: Callable[[Tensor], Tensor]) -> None:
-    with FakeTensorMode():  # knows shapes and devices, computes nothing
+    with FakeTensorMode():  # tracks shapes and devices only
         assert loss(torch.empty(3, 3, device="cuda")).device.type == "cuda"

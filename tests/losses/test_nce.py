@@ -1,4 +1,4 @@
-"""Noise-contrastive estimation: the released code's numbers, and scores that would overflow."""
+"""Test noise-contrastive estimation: the released code's numbers, and scores that would overflow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.avid_cma.test_loss_golden import load, tensor
 def test_nce_equals_the_released_code(call: int) -> None:
     golden = load("nce_core")
     positives, negatives = (tensor(golden[f"{kind}_{call}"]).requires_grad_() for kind in ("pos", "neg"))
-    # Calls 0 and 4 estimate the normalizer, 1 and 2 continue with that of call 0, and 3 has a preset one.
+    # Calls 0 and 4 estimate the normalizer, calls 1 and 2 reuse the normalizer of call 0, and call 3 has a fixed one.
     source = golden["neg_0"] if call < 3 else golden[f"neg_{call}"]
     normalizer = estimate_normalizer(tensor(source)) if call != 3 else torch.tensor(2.5)
     loss = nce_per_anchor(positives, negatives, normalizer).mean()
@@ -49,7 +49,7 @@ def test_info_nce_is_the_written_formula(batch: int, num_positives: int, num_neg
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_scores_neither_overflow_nor_lose_the_sum(dtype: torch.dtype) -> None:
-    # exp(1 / 0.07) is 1.6e6, beyond float16; 1024 equal addends are beyond bfloat16.
+    # exp(1 / 0.07) is 1.6e6, which overflows float16. A sum of 1,024 equal terms is too long for bfloat16.
     positives = torch.tensor([[1 / 0.07], [-1 / 0.07]], dtype=dtype)
     negatives = torch.full((2, 1024), 1 / 0.07, dtype=dtype)
     normalizer = estimate_normalizer(negatives)

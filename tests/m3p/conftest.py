@@ -1,4 +1,4 @@
-"""Tiny data sets, shared by the tests of a module."""
+"""Write tiny data sets once for all tests of a module."""
 
 from __future__ import annotations
 

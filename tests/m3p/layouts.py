@@ -1,4 +1,4 @@
-"""Tiny data sets for M3P in the layouts of the real ones: captions in four languages, text, dictionaries, regions."""
+"""Write tiny data sets for M3P in the published layouts: captions in four languages, text, dictionaries, regions."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ LANGUAGES = tuple(sorted(WORDS))
 
 
 def sentence(language: str, number: int, length: int = 3) -> str:
-    """Write a caption that encodes its number, as words in a positional system."""
+    """Write a caption whose words encode its number as digits."""
     words = WORDS[language]
     return " ".join(words[number // len(words) ** place % len(words)] for place in range(length))
 
 
 def regions_of(number: int) -> Regions:
-    """Make the regions of a picture. Their features encode its number, and class 0 is among them."""
+    """Make the regions of a picture. The features encode the picture's number, and one region has class 0."""
     count = 1 + number % 4
     features = np.zeros((count, WIDTH), dtype=np.float32)
     features[:, 0], features[:, 1], features[:, 2] = 2, 2 * (number + 1), np.arange(count)
@@ -66,7 +66,7 @@ class Layouts:
 
     @classmethod
     def write(cls, root: Path, images: int = 12, test_images: int = 5) -> Layouts:
-        """Write the data sets."""
+        """Write all data sets, and return their folder."""
         captions = root / "conceptual_captions"
         captions.mkdir(parents=True)
         write_conceptual_captions(captions, {"train": [sentence("en", number) for number in range(images)]})
@@ -99,7 +99,7 @@ class Layouts:
 
     @property
     def tokenizer(self) -> XLMRTokenizer:
-        """Make a tokenizer of all words that is not prepared yet."""
+        """Make a tokenizer of all words, without preparing it."""
         return XLMRTokenizer(str(self.root / "vocabulary"), max_tokens=20)
 
     def sets(self) -> dict[str, LanguageSet]:
@@ -109,7 +109,7 @@ class Layouts:
         return CodeSwitcher(str(self.root / "dictionaries"), ["de", "fr"], **options)
 
     def shared(self) -> dict[str, Any]:
-        """Options of both data modules."""
+        """Return the options of both data modules."""
         return {
             "tokenizer": self.tokenizer,
             "sets": self.sets(),
@@ -121,7 +121,7 @@ class Layouts:
         }
 
     def pretraining(self, stage: str = "fit", rank: int = 0, world_size: int = 1, **options: Any) -> PretrainingData:
-        """A data module as a trainer uses it."""
+        """Make a pre-training data module, set up as by a trainer."""
         chosen: dict[str, Any] = {
             "captions": [LanguageSet(ConceptualCaptions(self.root / "conceptual_captions"))],
             "text": WikipediaText(self.root / "wikipedia"),
@@ -133,24 +133,24 @@ class Layouts:
         return attached(PretrainingData(**self.shared() | chosen | options), stage, rank, world_size)
 
     def retrieval(self, stage: str = "fit", **options: Any) -> RetrievalData:
-        """A data module as a trainer uses it."""
+        """Make a fine-tuning data module, set up as by a trainer."""
         return attached(RetrievalData(**self.shared() | {"train_sets": ["multi30k_en"]} | options), stage)
 
 
 def small_model(**changes: Any) -> M3P:
-    """A model of the layouts' width."""
+    """Make a model whose sizes fit the data sets."""
     torch.manual_seed(0)
     sizes = {"vocabulary_size": 160, "feature_dim": WIDTH, "positions": 40, "languages": 4}
     return M3P(M3PEncoder(**tiny_sizes(**sizes | changes)), 12)
 
 
 def quiet_trainer(folder: Path, *callbacks: Callback, **options: Any) -> pl.Trainer:
-    """A trainer of one epoch on the CPU."""
+    """Make a trainer of one epoch on the CPU."""
     return trainer(folder, max_epochs=1, callbacks=list(callbacks), **options)
 
 
 def pictures_of(batch: Mapping[str, Any]) -> list[int]:
-    """Which picture each row of a batch has, from the direction of its features; -1 where all are masked."""
+    """Return the picture in each row of a batch, decoded from the region features, or -1 if all regions are masked."""
     found = []
     for regions in batch["regions"].numpy():
         seen = regions[regions[:, 0] > 0]

@@ -1,4 +1,4 @@
-"""Stages of M3P at the smoke scale, with a region network that knows nothing."""
+"""Build stages of M3P at the smoke scale with an untrained region network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.stages import request
 
 
 def region_network(folder: Path) -> Path:
-    """A checkpoint as the stage `regions` leaves it."""
+    """Write a checkpoint like the one that the stage `regions` writes."""
     torch.manual_seed(0)
     module = RegionClassifier(classes=60, channels=(4, 4, 8, 64), side=32)
     path = folder / "regions.ckpt"
@@ -23,6 +23,6 @@ def region_network(folder: Path) -> Path:
 
 
 def stage(recipe: str, runs: Path, *arguments: str, layer: dict[str, Any] | None = None) -> StageRequest:
-    """A recipe that starts from random weights."""
+    """Return a stage of the recipe that starts from random weights."""
     given = ["--data.region_network", str(region_network(runs.parent / "network")), "--model.pretrained", "null"]
     return request(f"m3p/{recipe}", runs, *given, *arguments, layer=layer)

@@ -1,4 +1,4 @@
-"""Code-switching: rates of the released code, punctuation and capitals, entries, and wrong dictionaries."""
+"""Test code-switching: rates of the released code, punctuation, capitals, entries, and wrong dictionaries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CAPTIONS = 4000
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The dictionary that the released functions were measured on, one file per language."""
+    """Write the dictionary that was used to measure the released functions, one file per language."""
     folder = tmp_path_factory.mktemp("dictionaries")
     for target in TARGETS:
         lines = [f"{word}\t{text}" for word, languages in TRANSLATIONS.items() for text in languages.get(target, [])]
@@ -54,7 +54,7 @@ def test_every_word_has_the_rates_of_the_released_code(folder: Path, name: str) 
     switched = 1 - reds.pop("red", 0) / CAPTIONS
     assert switched == pytest.approx(golden["expected"], abs=four_errors(expected, CAPTIONS) + 1e-12)
     assert switched == pytest.approx(golden["word_switched_rate"], abs=1.5 * four_errors(expected, CAPTIONS) + 1e-12)
-    # Two words of this caption have entries.
+    # The dictionary has two words of this caption.
     rate = 1 - sentence + sentence * (1 - word) ** 2
     assert unchanged / CAPTIONS == pytest.approx(rate, abs=four_errors(rate, CAPTIONS) + 1e-12)
     assert rate == pytest.approx(golden["expected_unchanged"], abs=1e-9)
@@ -122,7 +122,7 @@ def test_coverage(folder: Path) -> None:
 
 
 def test_forms_of_a_dictionary(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """MUSE writes blanks, FreeDict exports tabs; translations may be of several words."""
+    """Read MUSE's files with blanks, FreeDict's with tabs, and translations of several words."""
     content = "\ufeffdog Hund\r\nice cream\tdas  Eis\ncat\tKatze\ncat\tKater\n\nnothing\nhot dog\t\n \tx\n"
     (tmp_path / "en-de.txt").write_text(content, encoding="utf-8")
     assert read_dictionary(tmp_path / "en-de.txt") == [
@@ -134,7 +134,7 @@ def test_forms_of_a_dictionary(tmp_path: Path, caplog: pytest.LogCaptureFixture)
 def test_without_names_all_dictionaries_that_are_there_are_taken(folder: Path, tmp_path: Path) -> None:
     everything = switcher(folder, ())
     assert everything.targets == tuple(sorted(TARGETS))
-    for part in ("en-de.0-5000.txt", "en-de.5000-6500.txt"):  # MUSE's splits of one dictionary are not languages
+    for part in ("en-de.0-5000.txt", "en-de.5000-6500.txt"):  # MUSE splits a dictionary into these files
         (folder / part).write_text("dog\tHund\n", encoding="utf-8")
     assert switcher(folder, ()).targets == everything.targets
     named = switcher(folder, sorted(TARGETS))

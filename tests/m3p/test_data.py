@@ -1,4 +1,4 @@
-"""Data modules of M3P: what a step holds, negatives, masking, pooled and switched captions, what is skipped."""
+"""Test M3P's data modules: steps, negatives, masking, pooled and code-switched captions, and skipped files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PLAIN: dict[str, Any] = {"xmlm_steps": 0, "text": None, "masking": None}
 
 
 def steps(data: Any, count: int = 1) -> list[dict[str, Any]]:
-    """The first training steps."""
+    """Return the first training steps."""
     loader = iter(data.train_dataloader())
     return [next(loader) for _ in range(count)]
 
@@ -98,7 +98,7 @@ def test_regions_and_boxes_as_the_model_wants_them(layouts: Layouts) -> None:
 
 
 def test_masking_of_pairs(layouts: Layouts) -> None:
-    """At most one modality of a pair is masked, only true pairs have labels, and targets are the detector's classes."""
+    """Mask at most one modality of a pair. Only true pairs have labels, and the targets are the detector's classes."""
     masking = Masking(words=0.5, regions=0.5)
     data = layouts.pretraining(xmlm_steps=0, text=None, masking=masking, steps_per_epoch=40)
     read_text = hidden = 0
@@ -112,9 +112,9 @@ def test_masking_of_pairs(layouts: Layouts) -> None:
             zeroed = ~group["regions"].any(2) & group["region_mask"]
             masked = (group["tokens"] == data.tokenizer.mask_id).any(1)
             assert not (zeroed.any(1) & masked).any()
-            # Negatives are masked, too.
+            # Negative pairs are masked as well.
             assert zeroed[~true].any() or masked[~true].any()
-            # Every true pair has something to predict, except pictures with only background.
+            # Every true pair has something to predict, unless the picture shows only background.
             assert ((words.any(1) | regions.any(1))[true]).sum() >= 3
             assert not words[:, 0].any()
             assert not (words & ~group["token_mask"]).any()
@@ -151,17 +151,17 @@ def test_pairs_in_a_batch(layouts: Layouts) -> None:
         assert pictures == [number_of(text) for text in texts_of(group, data)]
         assert group["group"].unique().shape == (6,)
         seen += pictures
-    # Two batches of six are an epoch of the twelve images.
+    # The epoch has twelve images in two batches of six.
     assert sorted(seen) == list(range(12))
 
 
 def test_rows_of_text_are_of_languages_of_their_own(layouts: Layouts) -> None:
-    """With as many groups as ranks, every rank reads one language at a time, and the ranks read different ones."""
+    """With one group per rank, each rank reads one language at a time, which may differ from the other rank's."""
     ranks = [steps(layouts.pretraining(text_groups=2, rank=rank, world_size=2), 5) for rank in range(2)]
     languages = np.array([[[block["languages"].unique().item() for block in s["xmlm"]] for s in own] for own in ranks])
     assert languages.shape == (2, 5, 3)
     assert (languages[0] != languages[1]).any()
-    # One process reads the rows of both, in alternating blocks of equal size.
+    # A single process reads the rows of the two ranks in alternating blocks of equal size.
     for step, own in enumerate(steps(layouts.pretraining(text_groups=2), 5)):
         for draw, block in enumerate(own["xmlm"]):
             assert block["languages"].tolist() == languages[:, step, draw].tolist() * 2
@@ -183,7 +183,7 @@ def test_small_sets_are_gone_through_again(layouts: Layouts) -> None:
     ]
     for first in (0, 3, 6):
         assert sorted(n for batch in batches[first : first + 3] for n in batch) == list(range(12))
-    assert len(set(batches)) > 3  # in another order each time
+    assert len(set(batches)) > 3  # each pass has another order
 
 
 def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
@@ -193,10 +193,10 @@ def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
     group = steps(data)[0]["relations"][0]["i2t"]
     for text in texts_of(group, data):
         assert set(text.split()) <= known
-    # A caption built from words equals the tokenizer's result for the whole caption.
+    # Tokens joined from single words equal the tokens of the whole caption.
     for row, text in zip(group["tokens"].tolist(), texts_of(group, data)):
         assert data.tokenizer.encode(text) == [token for token in row if token != 1]
-    # Captions of one group are switched one by one, the caption of the other group once.
+    # The captions of the group `i2t` are switched separately. The group `t2i` repeats one caption, switched once.
     once = texts_of(steps(data)[0]["relations"][0]["t2i"], data)
     assert len(set(once[:4])) == 1
     assert data.coverage["covered"] == 1.0
@@ -224,12 +224,12 @@ def test_five_captions_an_image_and_epoch(layouts: Layouts, train_sets: list[str
             for text in texts:
                 assert text in {sentence(one, 8 * image + place) for one in languages for place in range(5)}
             seen.setdefault(image, []).append(texts)
-    if own > 1:  # drawn again in every epoch
+    if own > 1:  # each epoch draws other captions
         assert any(first != second for first, second in seen.values())
 
 
 def test_pooled_captions_are_drawn_by_their_number(layouts: Layouts) -> None:
-    """[9]: of 5 + 5 + 1 + 1 captions, French and Czech have a twelfth of the draws each."""
+    """[9]: one of 5 + 5 + 1 + 1 captions is French and one is Czech, so 1/12 of the drawn captions are each."""
     data = layouts.retrieval(train_sets=[f"multi30k_{one}" for one in WORDS])
     pairs = data.training_pairs[0]
     counts = dict.fromkeys(WORDS, 0)
@@ -252,7 +252,7 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
             }  # fmt: skip
             texts = [number_of(text) // 8 for text in texts_of(group, data)]
             same = torch.tensor([text == picture for text, picture in zip(texts, pictures_of(group))]).view(4, 4)
-            # An image's other captions are not its negatives.
+            # Other captions of the same image never serve as negatives.
             assert torch.equal(same.nonzero()[:, 1], group["positive"])
             assert same.sum() == 4
 
@@ -267,9 +267,9 @@ def test_negatives_are_uniform_without_siblings(layouts: Layouts) -> None:
 
 
 def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Path) -> None:
-    """Pool sets like COCO and COCO-CN: the second has further images, and may have the only regions of some.
+    """Pool data sets like COCO and COCO-CN. The second one adds images, and only it may have regions of some images.
 
-    A set with its own splits adds no images to its source, since COCO-CN may train on images that COCO tests.
+    A data set with its own splits adds no images to its source, since COCO-CN may train on images that COCO tests.
     """
     other = Layouts.write(tmp_path / "other", images=15)
     sets = {"one": layouts.sets()["multi30k_en"], "other": other.sets()["multi30k_fr"]}
@@ -298,7 +298,7 @@ def test_groups_of_several_sets_do_not_mix() -> None:
     assert pool.caption(4)[1] == 0
     a, b, c, d = pool.groups.tolist()
     assert a == b
-    assert len({a, c, d}) == 3  # d has the number 1 in its set
+    assert len({a, c, d}) == 3  # d's group has number 1 in its own data set
 
 
 # -- evaluation --------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_fewer_images_and_captions(layouts: Layouts) -> None:
 
 
 def test_captions_of_the_test_are_as_long_as_they_are(layouts: Layouts) -> None:
-    """Like the released code, don't cut test captions unless asked to. The encoder must have positions for them."""
+    """Keep the length of test captions unless asked to cut them, like the released code. The positions must suffice."""
     tokenizer = layouts.tokenizer
     tokenizer.max_tokens = 4
     whole, cut = (
@@ -407,8 +407,8 @@ def test_images_without_regions_are_left_out_and_counted(tmp_path: Path) -> None
 def test_text_stands_behind_the_same_number_of_rows_everywhere(
     layouts: Layouts, tmp_path: Path, vlm_candidates: str
 ) -> None:
-    """A caption's encoding must not depend on how many regions the other pictures of its batch have."""
-    few = Layouts.write(tmp_path / "few", images=12, test_images=1)  # the only picture searched has one region
+    """Check that a caption's encoding doesn't depend on the number of regions of other pictures in the batch."""
+    few = Layouts.write(tmp_path / "few", images=12, test_images=1)  # only one test picture, with one region
     for own, most in ((layouts, 4), (layouts, 7), (few, 4)):
         options: dict[str, Any] = {"max_regions": most, "vlm_candidates": vlm_candidates, "batch_size": 2}
         for data in (own.pretraining(**PLAIN, **options), own.retrieval(**options)):

@@ -1,4 +1,4 @@
-"""Scores of all pairs and the retrieval with them. Ties, padding and interruptions change nothing."""
+"""Test the scores of all pairs and the retrieval. Ties, padding and interruptions must not change the result."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def test_every_image_gets_as_many_captions_as_are_asked_for(counts: list[int], e
     assert owner[columns].bincount().tolist() == [each] * len(counts)
     for image, count in enumerate(counts):
         chosen = columns[owner[columns] == image].bincount(minlength=len(owner))
-        assert chosen.max() <= -(-each // count)  # no caption repeats before all were drawn
+        assert chosen.max() <= -(-each // count)  # no caption repeats before all are used
 
 
 def model_and_gallery() -> tuple[M3P, tuple[torch.Tensor, ...]]:
-    """A model, and the inputs of `score_pairs`."""
+    """Return a model and the inputs of `score_pairs`."""
     torch.manual_seed(0)
     model = M3P(M3PEncoder(**tiny_sizes(feature_dim=8)), 4).eval()
     mask = valid(torch.randint(1, REGIONS + 1, (IMAGES,)), REGIONS)
@@ -84,7 +84,7 @@ def test_tiles_of_any_size_score_each_pair_alone(budget: int, together: int, mon
 
 
 def test_half_precision_makes_no_ties() -> None:
-    """Logits rounded to bfloat16 have hundreds of ties, and ties with the correct one rank before it."""
+    """Keep scores in float32. In bfloat16 there are hundreds of ties, and a tie counts against the correct item."""
     model, gallery = model_and_gallery()
     with torch.no_grad():
         model.match_head.score.weight.mul_(20.0)
@@ -95,7 +95,7 @@ def test_half_precision_makes_no_ties() -> None:
     assert not torch.equal(scores, scores.bfloat16().float())
     assert len(scores.unique()) == len(expected.unique())
     torch.testing.assert_close(scores, expected, rtol=0.05, atol=0.2)
-    # The same holds if the weights have half precision, as with bf16-true.
+    # Weights in half precision, as with bf16-true, give no ties either.
     half = gallery[0].bfloat16(), *gallery[1:]
     scores = score_pairs(model.bfloat16(), *half, 10**6)
     assert not torch.equal(scores, scores.bfloat16().float())
@@ -125,11 +125,11 @@ def test_an_interrupted_scoring_goes_on_where_it_stopped(tmp_path: Path, monkeyp
     partial = tmp_path / "scores" / "en.0.pt"
     with pytest.raises(Stopped):
         score_pairs(model, *gallery, 10**6, partial)
-    scored[:] = [1, 1]  # three of five tiles are done, and two are left
+    scored[:] = [1, 1]  # three of five tiles were saved
     monkeypatch.setattr(M3P, "score_tile", lambda *args: (scored.append(1), tile(*args))[1])
     assert torch.equal(score_pairs(model, *gallery, 10**6, partial), whole)
     assert len(scored) == 4
-    # With other weights or captions, all pairs are scored again.
+    # If weights or captions change, all pairs are scored again.
     with torch.no_grad():
         model.match_head.score.bias.add_(1.0)
     torch.testing.assert_close(score_pairs(model, *gallery, 10**6, partial), whole + 1)
@@ -143,7 +143,7 @@ def test_a_test_joins_images_captions_and_sets(kind: type[RetrievalTest], tmp_pa
     model, gallery = model_and_gallery()
     features, boxes = torch.randn(IMAGES, REGIONS, 8), torch.rand(IMAGES, REGIONS, 5)
     owners = torch.arange(CAPTIONS) % IMAGES * 10
-    owners[5] = 35  # the features of this one are missing
+    owners[5] = 35  # the image of this caption is missing
     captions = {"tokens": gallery[2], "token_mask": gallery[3], "owner": owners}
     sets = [
         SimpleNamespace(
@@ -159,7 +159,7 @@ def test_a_test_joins_images_captions_and_sets(kind: type[RetrievalTest], tmp_pa
     test = kind(500, None)
     test.reset(SimpleNamespace(trainer=trainer, device=torch.device("cpu"), model=model))
     with torch.inference_mode():
-        for rows in torch.arange(IMAGES).flip(0).split(3):  # in any order, under numbers with gaps
+        for rows in torch.arange(IMAGES).flip(0).split(3):  # the order and the image numbers are arbitrary
             images = {"regions": features[rows], "boxes": boxes[rows], "region_mask": gallery[1][rows]}
             test.update({"index": rows * 10, **images}, 0)
         found = test.compute()

@@ -1,4 +1,4 @@
-"""The losses against the released code's numbers, with the gradient of every parameter."""
+"""Compare the losses with the released code's numbers, including the gradient of every parameter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def golden_group() -> dict[str, torch.Tensor]:
 
 
 def block_of(tokens: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A block of text as `MultitaskSteps` gives it."""
+    """Make a block of text in the format of `MultitaskSteps`."""
     places = (labels >= 0).flatten().nonzero()[:, 0]
     return {
         "tokens": tokens, "token_mask": mask, "word_places": places, "word_targets": labels.flatten()[places]
@@ -78,7 +78,7 @@ def test_text_loss_is_that_of_the_released_code() -> None:
     golden, model = arrays("xmlm_loss"), tiny_model()
     tokens, masked = golden["token_ids_LxB"].T, golden["pred_mask_LxB"]
     labels = torch.full(masked.shape, -1)
-    labels[masked] = golden["targets"]  # in the order of the released arrays, positions first
+    labels[masked] = golden["targets"]  # the released arrays put positions first
     block = block_of(tokens, valid(golden["lengths"], 9), labels.T)
     torch.testing.assert_close(text_terms(model, block)["xmlm"].double(), golden["loss"], rtol=0, atol=2e-6)
     hidden = model.encoder(tokens, block["token_mask"])
@@ -101,7 +101,7 @@ def test_generic_supervisions_train_all_they_should(kind: str) -> None:
     terms = terms_of(model, group, soft_classes=True, alignment=1.0)
     assert {"alignment", "itm", "mrm_class"} <= terms.keys()
     hard = terms_of(model, group)["mrm_class"]
-    torch.testing.assert_close(terms["mrm_class"] * 1600, hard, rtol=1e-4, atol=1e-5)  # a mean over elements
+    torch.testing.assert_close(terms["mrm_class"] * 1600, hard, rtol=1e-4, atol=1e-5)  # the mean is over 1,600 classes
     (terms["alignment"] + terms["itm"]).backward()
     assert model.encoder.region.feature.weight.grad.abs().sum() > 0
 
@@ -135,7 +135,7 @@ def test_alignment_and_matching_are_of_a_true_and_the_next_pair_of_each_group(ki
 def test_a_false_pair_never_shows_the_same_where_another_does_not() -> None:
     true, false = InBatch.true_and_false({"group": torch.tensor([4, 4, 9])})
     assert true.tolist() == [0, 4, 8]
-    # Image 0's next caption shows the same image, so the negative is the caption after it.
+    # Image 0's next caption shows the same image, so the negative is the caption after the next.
     assert false.tolist() == [0 * 3 + 2, 1 * 3 + 2, 2 * 3 + 0]
     _, false = InBatch.true_and_false({"group": torch.tensor([4, 4, 4])})
     assert false.tolist() == [1, 3 + 2, 6 + 0]
@@ -171,7 +171,7 @@ def test_pairs_are_scored_as_each_alone_without_those_that_show_the_same_and_the
     found = terms_of(model, alone, contrast=1.0, temperature=0.3)
     torch.testing.assert_close(found["contrast"], in_batch_matching(scores)[0])
     assert "contrast" not in terms_of(model, alone)
-    # The mean leaves out regions that do not count.
+    # The mean ignores masked regions.
     alone["region_mask"] = torch.arange(5).expand(3, 5) < 3
     image = model.encoder.region(group["regions"], group["boxes"])[:, :3].mean(1)
     scores = F.cosine_similarity(image[:, None], text[None], dim=2) / 0.3
@@ -227,7 +227,7 @@ def test_terms_make_what_they_need_on_the_device_of_their_inputs(kind: str, monk
     monkeypatch.setattr("common.memory.collective.mean_over_ranks", mean)
     group = golden_group() if kind == "t2i" else in_batch_group()
     found = placed(group)
-    with FakeTensorMode() as mode:  # knows shapes and devices, computes nothing
+    with FakeTensorMode() as mode:  # tracks shapes and devices only
         with torch.device("cuda"):
             model = M3P(M3PEncoder(**tiny_sizes()))
         there = {name: mode.from_tensor(value).to("cuda") for name, value in found.items()}

@@ -1,4 +1,4 @@
-"""Masking: rates of the released code, what is never masked, and that something is always masked."""
+"""Test masking: the released code's rates, what is never masked, and that each row has something masked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_words_have_the_rates_of_the_released_code(length: int) -> None:
     assert chosen.any(axis=1).all()
     counts = [(masked[chosen] == MASK).sum(), (masked[chosen] == tokens[chosen]).sum()]
     counts.append(chosen.sum() - sum(counts))
-    # A random word equals the true word, and `<mask>`, with probability 1 / VOCABULARY each.
+    # A random word may be the true word or `<mask>`, each with probability 1 / VOCABULARY.
     shares = np.array([0.8 + 0.1 / VOCABULARY, 0.1 + 0.1 / VOCABULARY, 0.1 - 0.2 / VOCABULARY])
     assert chisquare(counts, shares * chosen.sum()).pvalue > 1e-3
     assert counts[0] / chosen.sum() == pytest.approx(golden["mask"], abs=2 * four_errors(0.8, int(chosen.sum())))
@@ -61,11 +61,11 @@ def test_boundary_tokens_and_padding_are_never_masked(rows: list[int], share: fl
     masked, labels = mask_words(tokens, maskable, noise, MASK, VOCABULARY, Masking(words=share))
     assert (labels[~maskable] == -1).all()
     assert (masked[~maskable] == tokens[~maskable]).all()
-    # A caption without pieces has nothing to be masked.
+    # An empty caption has no word to mask.
     assert ((labels != -1).any(axis=1) == (lengths > 0)).all()
     if share == 0.0:
         assert np.argwhere(labels != -1).tolist() == [[row, 1] for row in np.flatnonzero(lengths)]
-    # Rows do not depend on each other.
+    # A row's masks don't depend on other rows.
     alone = mask_words(tokens[:1], maskable[:1], noise[:1], MASK, VOCABULARY, Masking(words=share))
     assert (alone[0] == masked[:1]).all()
     assert (alone[1] == labels[:1]).all()
@@ -82,12 +82,12 @@ def test_regions_have_the_rates_of_the_released_code() -> None:
     assert golden["expected_labelled_rate"] == pytest.approx(expected, abs=1e-9)
     assert chosen.mean() == pytest.approx(expected, abs=four_errors(expected, chosen.size))
     assert not (zeroed & ~chosen).any()
-    # If no region was chosen, one is, and it is always zeroed. The released code asks to predict it but leaves it.
+    # If no region is chosen, we choose and zero one. The released code predicts that region without zeroing it.
     forced = 0.85**count / count
     kept = 0.9 * 0.15 / expected + forced / expected
     assert zeroed.sum() / chosen.sum() == pytest.approx(kept, abs=four_errors(kept, int(chosen.sum())))
     assert golden["expected_zeroed_of_labelled"] == pytest.approx(0.9 * 0.15 / expected, abs=1e-9)
-    # All places are equally likely.
+    # All positions are equally likely.
     assert chisquare(chosen.sum(axis=0)).pvalue > 1e-3
 
 
@@ -122,7 +122,7 @@ def test_text_has_the_rates_of_the_released_code() -> None:
     chosen = labels != -1
     assert not chosen[:, 0].any()
     assert not chosen[:, 300:310].any()
-    assert (labels == 2).any()  # closing tokens inside the text may be masked
+    assert (labels == 2).any()  # end tokens inside the text may be masked
     eligible = 64 * (512 - 11)
     assert chosen.sum() / eligible == pytest.approx(0.15, abs=four_errors(0.15, eligible))
     assert chosen.sum() / eligible == pytest.approx(golden["selected_rate_of_eligible"], abs=0.008)

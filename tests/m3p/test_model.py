@@ -1,4 +1,4 @@
-"""The encoder and its heads against the released code's numbers, and their sizes."""
+"""Compare the encoder, its heads and their sizes with the released code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_text_alone_is_that_of_the_released_code() -> None:
     golden, model = arrays("joint_forward"), tiny_model()
     tokens, mask = golden["token_ids_LxB"].T, valid(golden["lengths"], 8)
     torch.testing.assert_close(model.encoder(tokens, mask), golden["text_only_hidden_LxBxD"].transpose(0, 1), **CLOSE)
-    languages = golden["lang_ids_LxB"][0]  # of all tokens of a text
+    languages = golden["lang_ids_LxB"][0]  # one language per text
     expected = golden["text_only_with_langs_hidden_LxBxD"].transpose(0, 1)
     torch.testing.assert_close(model.encoder(tokens, mask, languages=languages), expected, **CLOSE)
 
@@ -40,12 +40,12 @@ def test_one_language_has_no_embedding() -> None:
 
 
 def test_fewer_regions_than_rows_are_masked_where_they_are() -> None:
-    """Unlike us, the released code keeps the rows of missing regions and drops the last words."""
+    """Mask missing regions. The released code instead keeps their rows and drops the last words."""
     golden, quirk, model = arrays("joint_forward"), arrays("joint_forward_ragged_quirk"), tiny_model()
     tokens, mask = golden["token_ids_LxB"].T, valid(golden["lengths"], 8)
     regions, region_mask = F.normalize(golden["features"], dim=-1), valid(quirk["image_lengths"], 5)
     hidden = joint(model, tokens, mask, regions, golden["loc"], region_mask)
-    torch.testing.assert_close(hidden[0], quirk["joint_hidden_SxBxD"][:, 0], **CLOSE)  # all five are there
+    torch.testing.assert_close(hidden[0], quirk["joint_hidden_SxBxD"][:, 0], **CLOSE)  # this image has all five regions
     assert not torch.allclose(hidden[1], quirk["joint_hidden_SxBxD"][:, 1], atol=1e-3)
     other = torch.where(region_mask[..., None], regions, torch.randn_like(regions))
     torch.testing.assert_close(joint(model, tokens, mask, other, golden["loc"], region_mask), hidden)

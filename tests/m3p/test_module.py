@@ -1,4 +1,4 @@
-"""The training modules: schedule, which parameters train, what a step logs, and options that conflict."""
+"""Test the training modules: schedule, trained parameters, logged values, and options that conflict."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.m3p.tiny import values
 
 
 def trained(module: pl.LightningModule, data: Any, folder: Path, steps: int = 2) -> dict[str, float]:
-    """Metrics of a few steps and of the test."""
+    """Train for a few steps and test. Return the metrics of both."""
     trainer = quiet_trainer(folder, limit_train_batches=steps)
     trainer.fit(module, datamodule=data)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -92,7 +92,7 @@ def test_every_task_trains_and_search_follows(vlm_candidates: str, layouts: Layo
 
 
 def test_fine_tuning_is_as_long_as_published() -> None:
-    """150 epochs of 3,125 iterations, whatever the set, with two updates in the first of every four."""
+    """Train for 150 epochs of 3,125 iterations on any data set, with two updates in every fourth iteration."""
     updates = 2 * math.ceil(150 * 3125 / 4)
     found = {}
     for name, stage in load("m3p").stages.items():

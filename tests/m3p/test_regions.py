@@ -1,4 +1,4 @@
-"""The miniature's region features are learned by a stage, computed once, and read like published ones."""
+"""Check that a stage learns the miniature's region features, and that they are computed once and read as usual."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_features_are_made_once(
     monkeypatch.setattr(regions, "region_rows", counting)
     assert prepare_regions(dataset, "train", checkpoint) == folder
     assert asked == []
-    # Another data set of the same pictures shares the features, and adds those of its other splits.
+    # A data set of the same pictures reuses the features, and adds only those of its other splits.
     chinese = COCOCN(write_coco_cn(tmp_path / "coco_cn"), dataset.root)
     assert prepare_regions(chinese, "train", checkpoint) == folder
     assert asked == []

@@ -1,4 +1,4 @@
-"""Text streams, the draw of languages, and the step schedule: the released code's numbers, and repeatability."""
+"""Compare text streams, drawn languages and the step schedule with the released code, and repeat them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_blocks_hold_every_token_once(count: int, batch: int, bptt: int) -> None
     assert (blocks[:, 0] == 2).all()
     found = blocks[blocks != 2]
     assert len(set(found.tolist())) == len(found)
-    # Every row lacks the last token of its piece, since the first column shifts the others.
+    # The first column shifts the tokens by one, so every row lacks the last token of its part.
     assert len(found) >= count - batch
     for row in blocks:
         own = row[row != 2]
@@ -87,16 +87,16 @@ def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
         np.testing.assert_array_equal(pairs, same_pairs)
     (languages,), relations = one.draws(0)
     assert languages.shape == (4000, 3, 2)
-    assert relations.shape == (4000, 2, 2)  # never more draws than there are sets
+    assert relations.shape == (4000, 2, 2)  # at most one draw per data set
     counts = np.bincount(languages[..., 0].ravel(), minlength=4)
     assert counts[3] == 0
     assert chisquare(counts[:3], np.array([0.5, 0.3, 0.2]) * 12000).pvalue > 1e-3
-    # With replacement: a step may read a language twice.
+    # Languages are drawn with replacement, so a step may read one language twice.
     assert (np.diff(np.sort(languages[..., 0], axis=1), axis=1) == 0).any()
     assert (languages != one.draws(1)[0][0]).any()
     assert (languages != schedule(1).draws(0)[0][0]).any()
 
-    # Every group of rows draws separately, and the first group as if it were the only one.
+    # Each group of rows draws its own languages. The first group's languages don't depend on the number of groups.
     several, same_pairs = schedule(groups=3).draws(0)
     np.testing.assert_array_equal(several[0], languages)
     np.testing.assert_array_equal(same_pairs, relations)
@@ -125,7 +125,7 @@ def test_tokens_of_many_texts_are_kept(
     assert kept.stat().st_mtime_ns == stamp
     stream_tokens(TEXTS, tokenizer, "other texts")
     assert len(list((tmp_path / "tokens").iterdir())) == 2
-    monkeypatch.setenv("ASSEMBLE_CACHE", str(kept))  # a file where a folder should be
+    monkeypatch.setenv("ASSEMBLE_CACHE", str(kept))  # a file, so no folder can be made
     assert stream_tokens(TEXTS, tokenizer, "third texts").tolist() == expected
 
 

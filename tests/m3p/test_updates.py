@@ -1,4 +1,4 @@
-"""When weights are updated: updates per iteration, the losses in each, and resuming in the middle of a cycle."""
+"""Test when the weights are updated: number of updates, the losses in each update, and resuming inside a cycle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from papers.m3p.pairs import PairCollator
 from tests.m3p.layouts import Layouts, quiet_trainer, small_model
 from tests.m3p.tiny import MASKED
 
-#: Groups per iteration: fine-tuning reads two (t2i and i2t), pre-training also three blocks of text.
+#: Loss groups per iteration: fine-tuning has two (t2i and i2t), pre-training adds three blocks of text.
 KINDS = {"fine_tuning": 2, "pre_training": 5}
 RATE, WARM_UP, CLIP = 0.01, 3, 0.5
 
@@ -41,7 +41,7 @@ def data(kind: str, layouts: Layouts) -> Any:
 
 
 class Watch(Callback):
-    """Notes each update: iteration, groups since the last update, and weights. Can save a checkpoint."""
+    """Record the iteration, the groups since the last update, and the weights of each update. Can save a checkpoint."""
 
     def __init__(self, save_after: int | None = None, path: Path | None = None) -> None:
         self.updates: list[tuple[int, int]] = []
@@ -72,7 +72,7 @@ class Watch(Callback):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_group_of_an_updating_iteration_makes_an_update(kind: str, layouts: Layouts, tmp_path: Path) -> None:
-    """In fine-tuning, a cycle of four iterations has two updates: the first has seven losses, the second only one."""
+    """Fine-tuning makes two updates in a cycle of four iterations. The first has seven losses and the second one."""
     groups, watch, own = KINDS[kind], Watch(), module(kind)
     run = quiet_trainer(tmp_path, watch, limit_train_batches=11)
     run.fit(own, datamodule=data(kind, layouts))
@@ -108,11 +108,11 @@ def test_updates_are_those_of_a_loop_by_hand(kind: str, updates: str, layouts: L
             group["lr"] = RATE * rate(made)
         torch.nn.utils.clip_grad_norm_(expected.parameters(), CLIP)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)  # zeros, so that Adam continues with its momentum
+        optimizer.zero_grad(set_to_none=False)  # keep zeros, so that Adam still applies momentum
         made += 1
 
     def read(batch: Any) -> Any:
-        """Yield the losses of one group after the other."""
+        """Yield the losses of each group in turn."""
         for block in batch["xmlm"]:
             yield text_terms(expected, block)
         for relation in batch["relations"]:
@@ -134,14 +134,14 @@ def test_updates_are_those_of_a_loop_by_hand(kind: str, updates: str, layouts: L
     found = own.model.state_dict()
     for name, value in expected.state_dict().items():
         if name.endswith("key.bias"):
-            continue  # it shifts all scores of a query equally, so its gradient is only rounding, which Adam scales up
+            continue  # no effect after softmax, so its gradient is only rounding, which Adam scales up
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("updates", ["per_group", "per_cycle"])
 @pytest.mark.parametrize("after", [4, 5])
 def test_a_cycle_that_is_stopped_goes_on(updates: str, after: int, layouts: Layouts, tmp_path: Path) -> None:
-    """The run resumes bit for bit, although the state is saved between accumulated gradients and their update."""
+    """Resume bit for bit from a state that was saved between accumulated gradients and their update."""
     path = tmp_path / "stopped.ckpt"
     whole, resumed = module("pre_training", updates=updates), module("pre_training", updates=updates)
     quiet_trainer(tmp_path, Watch(after, path), limit_train_batches=11).fit(
@@ -187,7 +187,7 @@ def selecting(**options: Any) -> M3PModule:
 def test_the_best_weights_are_left(
     accuracies: tuple[float, ...], best: int, layouts: Layouts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Weights are compared after iterations 2, 4, 6 and 7 (the last). Of two equal ones, the earlier is kept."""
+    """Compare weights after iterations 2, 4, 6 and 7 (the last). If two are equally good, keep the earlier."""
     given = iter(accuracies)
     monkeypatch.setattr(M3PModule, "validate", lambda module: {"accuracy": next(given)})
     own, seen = selecting(), Watch()

@@ -1,4 +1,4 @@
-"""Weights from released checkpoints, from XLM-R and from our stages, and errors for other files."""
+"""Test weights from released checkpoints, from XLM-R and from our stages, and the errors for other files."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def xlm_r(**changes: Any) -> Any:
 
     torch.manual_seed(1)
     network = XLMRobertaForMaskedLM(XLMRobertaConfig(**(SIZES | changes))).eval()
-    for parameter in network.parameters():  # norms and biases other than 1 and 0
+    for parameter in network.parameters():  # so that norms and biases differ from 1 and 0
         torch.nn.init.normal_(parameter, std=0.5)
     return network
 

@@ -1,4 +1,4 @@
-"""The tiny model of the golden files, and batches from them."""
+"""Build the tiny model of the golden files, and batches from these files."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import Tensor
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.weights import RELEASED
 
-#: Weights of the losses of masked words and regions.
+#: Weights of the losses for masked words and regions.
 MASKED = {"mlm": 1.0, "mrm_class": 1.0, "mrm_regression": 1.0}
 GOLDEN = Path(__file__).parents[1] / "golden" / "m3p"
 
 
 def arrays(name: str) -> dict[str, Tensor]:
-    """Arrays of a golden file."""
+    """Read the arrays of a golden file."""
     with np.load(GOLDEN / f"{name}.npz") as file:
         return {key: torch.from_numpy(np.array(file[key])) for key in file.files}
 
@@ -30,7 +30,7 @@ def values(name: str) -> Any:
 
 
 def four_errors(rate: float, count: int) -> float:
-    """Four standard errors of a rate."""
+    """Return four standard errors of a rate."""
     return 4 * math.sqrt(rate * (1 - rate) / count)
 
 
@@ -43,7 +43,7 @@ def tiny_sizes(**changes: Any) -> dict[str, Any]:
 
 
 def tiny_model(**changes: Any) -> M3P:
-    """The golden model, evaluating."""
+    """Load the golden model in evaluation mode."""
     model = M3P(M3PEncoder(**tiny_sizes(**changes)))
     state = arrays("tiny_weights")
     model.load_state_dict({name: state[RELEASED[name]] for name in model.state_dict()})
@@ -53,7 +53,7 @@ def tiny_model(**changes: Any) -> M3P:
 def joint(
     model: M3P, tokens: Tensor, token_mask: Tensor, regions: Tensor, boxes: Tensor, region_mask: Tensor | None = None
 ) -> Tensor:
-    """Hidden states [B, R + L, D] of regions followed by text; None for all regions."""
+    """Return hidden states [B, R + L, D] of regions followed by text. Without `region_mask`, use all regions."""
     region_mask = torch.ones(regions.shape[:2], dtype=torch.bool) if region_mask is None else region_mask
     image = model.encoder.start_regions(regions, boxes, region_mask)
     text = model.encoder.start_text(tokens, token_mask, image.shape[1])
@@ -61,7 +61,7 @@ def joint(
 
 
 def placed(group: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A group of pairs as `PairCollator` gives it, from the released code's labels of all words and regions."""
+    """Convert pairs from the released code's labels of all words and regions to the format of `PairCollator`."""
     rows = torch.arange(len(group["tokens"]))
     if "positive" in group:
         rows = rows[:: len(rows) // len(group["positive"])] + group["positive"]
@@ -79,7 +79,7 @@ def placed(group: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def labels_of(group: dict[str, Tensor], kind: str) -> Tensor:
-    """Labels [P, L] of `word`s or [P, R] of `region`s of all pairs of a batch, -1 where nothing is predicted."""
+    """Return labels of each `word` [P, L] or `region` [P, R] of all pairs, -1 where nothing is predicted."""
     count, length = group["regions"].shape[1], group["tokens"].shape[1]
     size = length if kind == "word" else count
     labels = torch.full((len(group["tokens"]), size), -1)
@@ -93,5 +93,5 @@ def labels_of(group: dict[str, Tensor], kind: str) -> Tensor:
 
 
 def valid(lengths: Tensor, width: int) -> Tensor:
-    """Mask [B, width] of the first positions."""
+    """Return a mask [B, width] of the first positions."""
     return torch.arange(width)[None] < lengths[:, None]

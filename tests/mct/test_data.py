@@ -1,4 +1,4 @@
-"""The data of MCT's pre-training: which caption follows which flip, and tags."""
+"""Test MCT's pre-training data: tags, and the caption for each flip of an image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.protocols.test_data import SMALL
 
 
 class FixedFlips:
-    """A transform that draws the given flips."""
+    """A transform with given flips instead of random ones."""
 
     def __init__(self, flips: tuple[bool, ...]) -> None:
         self.drawn = iter(flips)
@@ -53,7 +53,7 @@ def test_a_caption_follows_the_flip_of_the_image_it_meets(tmp_path: Path, flips:
     assert sample["image_query"].shape == sample["image_key"].shape == (3, 20, 24)
     query, key = (tokenizer.decode(sample[f"tokens_{name}"]) for name in ("query", "key"))
     plain, swapped = "a ball left of the bright box.", "a ball right of the bright box."
-    # J_ic compares the query's image with the key's caption, J_ci the key's image with the query's caption.
+    # J_ic compares the query's image with the key's caption. J_ci compares the key's image with the query's caption.
     assert key == (swapped if flips[0] and swap else plain)
     assert query == (swapped if flips[1] and swap else plain)
 
@@ -68,4 +68,4 @@ def test_tags_and_ids_are_those_of_the_image(tmp_path: Path) -> None:
         assert sample["tags"].tolist() == annotations.tags[item].tolist()
         assert sample["image_id"] == annotations.image_ids[item]
         assert sample["index"] == item
-    assert not pairs[0]["tags"].any()  # an image without instances
+    assert not pairs[0]["tags"].any()  # this image shows no objects

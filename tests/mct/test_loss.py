@@ -1,4 +1,4 @@
-"""MCT's losses and queues: combinations of losses, masks, tags, first steps, precision, restore, impossible input."""
+"""Test MCT's losses and queues: combinations, masks, tags, first steps, precision, restoring, impossible input."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_without_tags_the_tag_loss_is_the_instance_loss_to_the_last_bit() -> Non
         assert torch.equal(out["tag"], out["ii"])
         assert out["positives"] == 1
         contrast.enqueue(keys, ids, tags_of(3, step))
-    # The image's key is a positive even if epsilon exceeds all similarities of tags.
+    # The image's own key is a positive even if epsilon exceeds all similarities of tags.
     out = full(epsilon=4.0)(queries, keys, ids, torch.ones(3, 4))
     assert torch.equal(out["tag"], out["ii"])
 
@@ -107,7 +107,7 @@ def test_keys_of_the_own_image_take_no_part() -> None:
 
 @pytest.mark.parametrize("same_image", [True, False])
 def test_reports_and_positives_count_the_slots_that_count(same_image: bool) -> None:
-    # Anchor 0 would be beaten by its own image's slot 0; anchor 1 by slot 2, and slot 3 ties with its own key.
+    # Slots 0 and 2 show the images of anchors 0 and 1 and beat their keys. Slot 3 ties with anchor 1's key.
     similar = torch.tensor([[1.0, 0.25, 0.5, 0.0], [0.5, 0.0, 1.0, 0.75]])
     ids = torch.tensor([5, 6])
     contrast = full(queue_size=4, margin=0.5, temperature=0.25, mask_same_image=same_image)
@@ -117,7 +117,7 @@ def test_reports_and_positives_count_the_slots_that_count(same_image: bool) -> N
     out = contrast(rows, {name: 0.75 * row for name, row in rows.items()}, ids, torch.tensor([[1, 0, 0, 0]] * 2))
     for name in WIDTHS:
         assert out[f"accuracy_{name}"] == (0.5 if same_image else 0.0)
-    for name in ("ic", "ci"):  # 0.25 is on the margin, not within it
+    for name in ("ic", "ci"):  # 0.25 equals the margin, so it doesn't count
         assert out[f"active_{name}"] == (1.5 if same_image else 2.5)
     mask = torch.tensor([[False, True, True, True], [True, True, False, True]]) if same_image else None
     related = torch.tensor([[True, True, True, False]]).expand(2, 4)
@@ -189,7 +189,7 @@ def test_gradient_flows_to_queries_only_and_reading_changes_nothing() -> None:
     queries = {name: query.requires_grad_() for name, query in embeddings(3).items()}
     keys = {name: key.requires_grad_() for name, key in embeddings(3, 1).items()}
     arguments = queries, keys, torch.arange(3), tags_of(3)
-    with torch.inference_mode():  # a validation step may come first
+    with torch.inference_mode():  # validation may run first
         validated = contrast(*arguments)
     out = contrast(*arguments)
     out["loss"].backward()
@@ -217,6 +217,6 @@ def test_the_gradient_is_that_of_the_loss() -> None:
 
 
 def test_each_queue_starts_from_a_seed_of_its_own() -> None:
-    # No two queues or seeds give equal queues, and the queues are those of earlier versions.
+    # Each queue and each seed gives different vectors, which are the same as in earlier versions.
     for position, queue in enumerate(full(seed=2).queues.values()):
         assert torch.equal(queue.vectors, KeyQueue(12, queue.dim, seed=4 * 2 + position).vectors)

@@ -1,4 +1,4 @@
-"""The losses of MCT against numbers computed from the formulas (see golden/README.md)."""
+"""Compare MCT's losses with numbers computed from the formulas (see golden/README.md)."""
 
 from __future__ import annotations
 

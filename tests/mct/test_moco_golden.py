@@ -1,4 +1,4 @@
-"""Towers, momentum average, shuffled keys and queue against training steps of MoCo (see golden/README.md)."""
+"""Compare towers, momentum average, shuffled keys and queue with training steps of MoCo (see golden/README.md)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.mct.test_loss_golden import close, load
 
 
 class Encoder(nn.Module):
-    """The part of the golden encoder before its head."""
+    """The golden encoder without its head."""
 
     feature_dim = 12
 
@@ -33,7 +33,7 @@ class Encoder(nn.Module):
 
 
 class Step(nn.Module):
-    """One step of MoCo, made of the parts that MCT is made of."""
+    """A training step of MoCo, built from MCT's parts."""
 
     def __init__(self, golden: dict[str, Tensor]) -> None:
         super().__init__()
@@ -54,13 +54,13 @@ class Step(nn.Module):
         return self.objective({"ii": query}, {"ii": self.keys})["loss"]
 
     def enqueue(self) -> None:
-        """Enqueue the keys. MoCo does so before the backward pass, but compares with a copy of the old queue."""
+        """Enqueue the keys. MoCo enqueues before the backward pass, but compares with a copy of the old queue."""
         assert self.keys is not None
         self.objective.enqueue({"ii": self.keys})
 
 
 def renamed(golden: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Golden state under the names of `Step`."""
+    """Rename the golden state to the names of `Step`."""
     state: dict[str, Tensor] = {}
     for name, value in golden.items():
         name = name.removeprefix(prefix) if name.startswith(prefix) else ""
@@ -127,7 +127,7 @@ def test_two_ranks_with_shuffled_batch_normalization_equal_momentum_contrast() -
         close(result["keys"], golden[f"rank{rank}/k_unshuffled"])
         close(result["queues"], golden["queue_after_step"])
         assert check_state(result["state"], golden, f"rank{rank}/final/") == (24 if rank == 0 else 10)
-    # Values that the golden file has only for rank 0 are equal on both ranks.
+    # The golden file has these values only for rank 0, and both ranks must have equal values.
     for name, value in results[0]["state"].items():
         if ".bn." not in name:
             np.testing.assert_array_equal(value, results[1]["state"][name])

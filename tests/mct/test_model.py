@@ -1,4 +1,4 @@
-"""Towers and their keys: heads, precision, shuffled groups, and what is refused."""
+"""Test the towers and their keys: heads, precision, shuffled groups, and errors."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_groups_of_a_random_order_are_normalized_by_themselves_and_put_back(
     keys = encode_keys(pair.key, rows)
     groups = 6 // group
     for first in range(groups):
-        # Place p of the order belongs to group p mod G.
+        # Position p in the shuffled order belongs to group p mod G.
         together = permutation[first::groups]
         alone = plain(rows[together])
         for name, key in keys.items():
@@ -124,7 +124,7 @@ def test_rows_differ_in_the_losses_alone(scale: str) -> None:
         assert arguments == expected
         changed = {name for name in losses[1] if losses[0][name] != losses[1][name]}
         assert changed <= {"weight_ii", "weight_tag", "weight_cc", "weight_cross"}
-    # The bridge uses the same encoders, images, captions and vocabulary.
+    # The bridge must use the same encoders, images, captions and vocabulary.
     bridge = resolve("mct", "bridge", scale=scale).config
     for name in ("image_encoder", "text_encoder"):
         assert bridge["model"]["init_args"][name] == joint["model"]["init_args"][name]

@@ -1,4 +1,4 @@
-"""MCT's training: every choice of losses, the averages, the queues and the end of the schedule."""
+"""Test MCT's training: every choice of losses, the averages, the queues, and the end of the schedule."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from papers.mct.networks import Heads
 from tests.protocols.parts import trainer
 
 QUEUE, BATCH, TAGS, VOCABULARY = 64, 16, 4, 20
-# Weights of J_ii, J_tag, J_cc and of the two image-caption losses.
+# Weights of J_ii, J_tag, J_cc and the two image-caption losses.
 CHOICES = [(1, 0, 0, 0), (0, 1, 0, 0), (1, 0, 1, 0), (0, 0, 0, 1), (1, 1, 1, 1)]
 
 
 class Images(nn.Module):
-    """An image encoder with batch normalization, small enough to be run hundreds of times."""
+    """An image encoder with batch normalization, small enough for hundreds of runs."""
 
     feature_dim = 8
 
@@ -51,7 +51,7 @@ class Texts(nn.Module):
 
 
 class Data(pl.LightningDataModule):
-    """Random samples in the form that the paper's data module gives. The last one has no tag."""
+    """Random samples in the format of the paper's data module. The last sample has no tag."""
 
     vocabulary_size, batch_size = VOCABULARY, BATCH
 
@@ -81,7 +81,7 @@ class Data(pl.LightningDataModule):
 
 def module(**fields: Any) -> MCTModule:
     torch.manual_seed(0)
-    # The loss does not draw from the generator that initializes the encoders.
+    # The loss must not use the generator that initializes the encoders.
     loss = {
         "weight_tag": 1.0,
         "intra_dim": 5,
@@ -98,7 +98,7 @@ def module(**fields: Any) -> MCTModule:
 
 
 class Watch(Callback):
-    """Notes losses and learning rates of every batch, and checks the averages after it."""
+    """Record the losses and learning rates of every batch, and check the averages after every batch."""
 
     def __init__(self) -> None:
         self.terms: list[dict[str, Tensor]] = []
@@ -129,7 +129,7 @@ class Watch(Callback):
 
 
 def _towers(pl_module: MCTModule) -> list[tuple[str, tuple[nn.Module, nn.Module]]]:
-    """Each tower and its average."""
+    """Return each tower with its momentum average."""
     named = ((name, getattr(pl_module.model, name), getattr(pl_module.average, name)) for name in ("image", "text"))
     return [(name, (query, key)) for name, query, key in named if query is not None]
 
@@ -151,7 +151,7 @@ def test_every_choice_of_losses(weights: tuple[float, ...], shared: bool) -> Non
     text = Texts() if cc or cross else None
     model = module(**fields, heads=Heads(shared=shared), inter_reduction="sum", text_encoder=text)
     names = set(model.state_dict())
-    # A disabled loss has no module, since distributed training refuses parameters without gradient.
+    # A disabled loss has no parameters, since distributed training rejects parameters without a gradient.
     assert any(name.startswith("model.text.") for name in names) == bool(cc or cross)
     queues = {name.split(".")[2] for name in names if name.startswith("loss.queues.")}
     assert queues == {n for n, on in (("ii", ii or tag), ("cc", cc), ("ic", cross), ("ci", cross)) if on}

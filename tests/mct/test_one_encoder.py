@@ -1,4 +1,4 @@
-"""The single encoder of MCT's comparison: its parameters, masking and matching, and the effect of padding."""
+"""Test the single encoder of MCT's comparison: parameters, masking, matching, and the effect of padding."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH, VOCABULARY, MASK = 8, 20, 4
 
 
 class Map(nn.Module):
-    """An image encoder without batch statistics. Its map has four places."""
+    """An image encoder without batch statistics, whose map has four positions."""
 
     feature_dim = 5
 
@@ -37,7 +37,7 @@ class Map(nn.Module):
 
 
 def module(**options: Any) -> Any:
-    """The module; `logged` is what it logged."""
+    """Make the module. Its attribute `logged` collects the logged metrics."""
     torch.manual_seed(0)
     text = BertEncoder(None, VOCABULARY, 8, 2, 2, 16, max_tokens=9, dropout=0.0, initializer_range=0.5)
     found = OneEncoder(Map(), text, **{"candidates": 4, **options})
@@ -129,7 +129,7 @@ def test_words_are_masked_and_boundary_tokens_are_not(words: list[int], share: f
 
 @pytest.mark.parametrize("why", ["image", "words"])
 def test_what_shows_the_same_is_no_negative(why: str) -> None:
-    """Pairs 0 and 2 are in one group. If they show the same, their two cross scores have no gradient."""
+    """Pairs 0 and 2 are in one group. If they have the same image or words, their two cross scores have no gradient."""
     found, batch = module(), some_batch()
     if why == "image":
         batch["image_id"][2] = 0
@@ -147,7 +147,7 @@ def test_what_shows_the_same_is_no_negative(why: str) -> None:
     found.match(batch, found.model.start_images(batch["image_query"])).backward()
     counted = torch.ones(4, 4, dtype=torch.bool)
     counted[0, 1] = counted[1, 0] = False
-    # Two groups of four: samples 0, 2, 4, 6 and samples 1, 3, 5, 7.
+    # There are two groups of four: samples 0, 2, 4, 6 and samples 1, 3, 5, 7.
     assert [one.shape for one in kept] == [(4, 4), (4, 4)]
     assert kept[0].grad is not None
     assert torch.equal(kept[0].grad != 0, counted)
@@ -170,7 +170,7 @@ def test_views_are_those_of_the_towers(tmp_path: Path) -> None:
     assert masked.keys() - plain.keys() == {"tokens_query_masked", "tokens_key_masked"}
     for name, value in plain.items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(masked[name])), name
-    assert "image_key" not in data.collate([masked, masked])  # the one view that is never read
+    assert "image_key" not in data.collate([masked, masked])  # the module never reads this view
 
 
 def test_a_batch_is_whole_groups_on_each_device() -> None:
@@ -201,7 +201,7 @@ def test_two_processes_have_the_gradient_of_the_joined_batch() -> None:
 
 
 def test_own_ranks_are_those_of_the_scores() -> None:
-    """Five captions of three images, two with the same words. Text 4 belongs to an image that cannot be read."""
+    """Rank five captions of three images. Two captions are equal, and text 4 belongs to an image that can't be read."""
     found, batch = module().eval(), some_batch()
     images, tokens = batch["image_query"][:3], batch["tokens_key"][:5].clone()
     tokens[3] = tokens[0]
@@ -220,7 +220,7 @@ def test_own_ranks_are_those_of_the_scores() -> None:
     ], 1)  # fmt: skip
     first = [float((scores[:, column] >= scores[own, column]).sum() == 1) for column, own in enumerate([0, 1, 2, 2])]
     assert found.logged["test/t2i_r1"] == pytest.approx(100 * sum(first) / 4)
-    # Captions 0 and 3 have the same words, so both are correct for images 0 and 2.
+    # Captions 0 and 3 have the same words, so each is correct for images 0 and 2.
     right = torch.tensor([[1, 0, 0, 1], [0, 1, 0, 0], [1, 0, 1, 1]], dtype=torch.bool)
     best = scores.where(right, -torch.inf), scores.where(~right, -torch.inf)
     for name, axis in (("t2i", 0), ("i2t", 1)):
@@ -230,7 +230,7 @@ def test_own_ranks_are_those_of_the_scores() -> None:
 
 
 def part_of_retrieval(rank: int, images: int, processes: int) -> dict[str, float]:
-    """Return what a process logs if it has every `processes`-th image and caption."""
+    """Return what a process logs for every `processes`-th image and caption."""
     found, batch = module().eval(), some_batch()
     found.on_test_start()
     rows = torch.arange(BATCH)[rank::processes]

@@ -1,4 +1,4 @@
-"""VirTex: the names in its checkpoints, the decoders' masks, its loss, its training and its test."""
+"""Test VirTex: the names in its checkpoints, the decoders' masks, the loss, training and testing."""
 
 from __future__ import annotations
 
@@ -82,10 +82,10 @@ def test_directions_share_all_but_the_transformer() -> None:
 
 
 def test_explicit_padding_masks_would_change_nothing_that_counts() -> None:
-    """VirTex adds a mask of the future, masks padding keys, and computes all positions at once."""
+    """Compare with VirTex, which masks future and padding keys, and computes all positions at once."""
     decoder = CaptionDecoder(8, **SMALL, dropout=0.0).eval()
     for parameter in decoder.parameters():
-        # Use larger weights than at the start, so that everything has an effect.
+        # The weights are larger than at initialization, so that each input has an effect.
         nn.init.normal_(parameter, std=0.3)
     tokens = some_captions()
     counts = tokens != 0
@@ -116,7 +116,7 @@ def test_padding_never_changes_the_loss() -> None:
     with torch.no_grad():
         loss = module.training_step(batch, 0)
         torch.testing.assert_close(module.training_step(wider, 0), loss)
-        # Add both directions. Each is a mean over all tokens of the batch that count.
+        # Add the losses of both directions. Each loss is a mean over all real tokens of the batch.
         grid = module.visual["cnn"].forward_map(batch["image"])  # type: ignore[operator]
         parts = [
             torch.cat([
@@ -131,7 +131,7 @@ def test_padding_never_changes_the_loss() -> None:
 
 
 class Squares(Dataset[dict[str, Any]]):
-    """Images of one color. The caption names it, and says `thing` if the lower half is bright."""
+    """Images of one color. The caption names the color, and adds `thing` if the lower half is bright."""
 
     def __init__(self, size: int, tokenizer: WordVocabulary) -> None:
         self.size, self.tokenizer = size, tokenizer
@@ -232,11 +232,11 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
 
 
 def _trained_on(rank: int, rows: list[list[int]]) -> list[Any]:
-    """Loss and gradients of a step on some rows."""
+    """Return the loss and the gradients of a step on some rows."""
     module, data = quick(), SquareData()
     data.setup("fit")
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    module.visual.eval()  # else each process would normalize only its images
+    module.visual.eval()  # batch statistics would differ per process
     squares = Squares(4, data.tokenizer)
     loss = module.training_step(collate([squares[row] for row in rows[rank]]), 0)
     loss.backward()
@@ -244,7 +244,7 @@ def _trained_on(rank: int, rows: list[list[int]]) -> list[Any]:
 
 
 def test_captions_of_two_processes_weigh_by_their_tokens() -> None:
-    """The captions of one process are longer than those of the other."""
+    """The captions of one process are longer than those of the other process."""
     whole = _trained_on(0, [[0, 1, 2, 3]])
     parts = run_distributed(_trained_on, 2, [[0, 2], [1, 3]])
     for expected, *found in zip(whole, *parts, strict=True):
@@ -264,5 +264,5 @@ def test_bicaptioning_reads_forwards_and_backwards(tmp_path: Path) -> None:
         assert row[:length].tolist() == other[:length].flip(0).tolist()
         assert (row[0], other[0]) == (1, 2)
     held_out = data.test_dataloader().dataset
-    # The first caption, without flips: the same every time.
+    # The held-out caption is always the first one, and the image is not flipped.
     assert held_out[1]["tokens"] == held_out[1]["tokens"] == data.words.encode("Image 5007, caption 0.")

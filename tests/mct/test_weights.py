@@ -1,4 +1,4 @@
-"""Backbones from released checkpoints and ours, and their export to other libraries, under the released names."""
+"""Test backbones from released checkpoints and ours, and the export under the released names for other libraries."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.encoders.test_checkpoint_files import network, saved, state_of
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "mct" / "ckpt_layout.json").read_text(encoding="utf-8"))
 MOCO, VIRTEX = GOLDEN["moco_v2_resnet50"], GOLDEN["virtex_bicaptioning_R50_L1_H1024"]
-# (torchvision's name, detectron2's name, shape) of every tensor of a ResNet-50 without classifier
+# (torchvision's name, detectron2's name, shape) of every tensor of a ResNet-50 without classifier.
 RESNET50 = [(ours, theirs, shape) for _, ours, theirs, shape in MOCO["rows"] if ours is not None]
 
 
@@ -176,6 +176,6 @@ def test_detectron2_export(resnet50_file: Path, resnet50: dict[str, Tensor], tmp
     }
     for ours, theirs, _ in RESNET50:
         assert torch.equal(torch.from_numpy(content["model"][theirs]), resnet50[ours])
-    # Older numpy must be able to read it.
+    # An older numpy must be able to read the file.
     named = {text for _, text, _ in pickletools.genops(raw) if isinstance(text, str) and "numpy" in text}
     assert named == {"numpy"}

@@ -1,4 +1,4 @@
-"""Memory banks, queues of keys, momentum encoders, and the groups of a batch on any number of devices."""
+"""Test memory banks, queues of keys, momentum encoders, and groups of a batch on any number of devices."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_update_is_the_sequential_loop(index: list[int], momentum: float, seed: 
     before = bank.vectors.clone()
     expected = before.clone()
     for row, embedding in zip(index, embeddings):
-        # Every occurrence blends with the row from before the step, and the last one stays.
+        # If an item occurs twice, each occurrence is averaged with the old row, and the last result stays.
         expected[row] = F.normalize(momentum * before[row] + (1 - momentum) * embedding, dim=0)
     bank.write(torch.tensor(index), embeddings)
     torch.testing.assert_close(bank.vectors, expected)
@@ -77,7 +77,7 @@ def test_any_batches_are_first_in_first_out(size: int, batches: list[int], with_
             reference.append((key, number, row))
         written += batch
     assert queue.pointer.item() == written % size
-    # Start at the oldest row, which in a full queue is the slot after the newest.
+    # Start at the oldest row. In a full queue, the oldest row follows the newest.
     slots = [(written - len(reference) + position) % size for position in range(len(reference))]
     for slot, (key, number, row) in zip(slots, reference):
         assert torch.equal(queue.vectors[slot], key)
@@ -124,7 +124,7 @@ def test_masks_of_both_warm_modes() -> None:
         assert mask.tolist() == [
             [False, False, True, empty, empty],
             [True, True, True, empty, empty],
-            [True, True, True, empty, empty],  # unknown images are not the same image
+            [True, True, True, empty, empty],  # two unknown images are not the same
         ]
 
 
@@ -277,7 +277,7 @@ def test_the_average_starts_as_a_copy_without_gradient_and_trains_along() -> Non
 
 
 def group_of(size: int, batch_size: int, processes: int) -> dict[int, frozenset[int]]:
-    """Return the group of every sample, as the ranks compute it."""
+    """Return the group of every sample, computed as the ranks do."""
     found: dict[int, frozenset[int]] = {}
     own = {rank: torch.arange(batch_size)[rank::processes] for rank in range(processes)}
     for rank, samples in own.items():

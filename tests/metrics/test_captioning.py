@@ -1,4 +1,4 @@
-"""Caption scores: golden numbers of coco-caption, properties, edge cases."""
+"""Test caption scores: golden numbers of coco-caption, properties, and edge cases."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ def score(candidates: dict, references: dict, *args: object, **options: object) 
     return score_captions(candidates, references, *args, with_meteor=False, **options)  # type: ignore[arg-type]
 
 
-# Golden numbers
+# Tests of golden numbers
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -49,7 +49,7 @@ def test_golden_scores_from_golden_tokens() -> None:
     for metric, (mean, per_item) in results.items():
         assert mean == pytest.approx(GOLDEN["corpus"]["coco"][metric], abs=1e-9)
         golden = [item["scores"]["coco"][metric] for item in ITEMS]
-        # Compare relatively as well: 1e-16 must not pass for 1e-8 because both are small.
+        # Compare relative errors too. Otherwise 1e-16 would pass for 1e-8, because both are small.
         np.testing.assert_allclose(per_item, golden, rtol=1e-9, atol=1e-15 if metric == "cider" else 0)
 
 
@@ -59,7 +59,7 @@ def test_golden_word_filters(protocol: str) -> None:
     assert [prepare(item["hyp"]) for item in ITEMS] == [item["filtered_hyp"][protocol] for item in ITEMS]
 
 
-# Protocols
+# Tests of protocols
 
 
 def test_protocols_treat_the_sides_as_stated() -> None:
@@ -74,7 +74,7 @@ def test_protocols_treat_the_sides_as_stated() -> None:
     }
 
 
-# Properties and edges
+# Tests of properties and edge cases
 
 
 SENTENCE = st.lists(st.sampled_from("abcde"), max_size=9).map(" ".join)
@@ -117,7 +117,7 @@ def test_captions_without_a_partner_are_refused() -> None:
             CaptionSet(candidates, references)
 
 
-# METEOR where Java is missing
+# Tests of METEOR without Java
 
 
 def test_missing_meteor_is_none_and_one_line(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

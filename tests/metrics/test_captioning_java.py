@@ -1,4 +1,4 @@
-"""Running METEOR with a replacement for Java, and with the real one if it exists."""
+"""Run METEOR with a replacement for Java, and with the real Java if installed."""
 
 import importlib.util
 import json
@@ -17,8 +17,8 @@ GOLDEN_FOLDER = Path(__file__).parents[1] / "golden" / "vx2text"
 GOLDEN = json.loads((GOLDEN_FOLDER / "caption_metrics.json").read_text())
 SEPARATORS = "\n\r\x0b\x0c\x1c\x85\u2028\u2029"
 
-# Answers like METEOR: one line of statistics per SCORE, one score per segment and the total per EVAL. The lines are
-# long, so a caller that writes everything before it reads would hang. Logs its input.
+# Answers like METEOR, and logs its input: each SCORE gets a line of statistics, each EVAL one score per segment and the
+# total. The lines are long, so a caller that writes everything before reading would block.
 METEOR = """
 import sys
 asked = open(sys.argv[0] + ".asked", "a", encoding="utf-8")
@@ -39,7 +39,7 @@ for line in iter(sys.stdin.buffer.readline, b""):
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Replace Java by a program, and the package's jars by empty ones. Return a function that takes the program."""
+    """Replace Java by a program, and the package's jars by empty files. Return a function that installs the program."""
 
     def install(source: str) -> Path:
         program = tmp_path / "java"

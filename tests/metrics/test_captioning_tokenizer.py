@@ -1,4 +1,4 @@
-"""The tokenizer without Java: the golden strings, and properties of any text."""
+"""Test the tokenizer that needs no Java, on the golden strings and on random texts."""
 
 import json
 import time
@@ -29,7 +29,7 @@ def test_golden_captions() -> None:
         assert [tokenize(text) for text in item["refs"]] == item["tok"]["coco"]["refs"]
 
 
-# The original's results for forms that the golden strings lack.
+# Results of the original tokenizer for forms that the golden strings lack.
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -74,7 +74,7 @@ def test_any_text_gives_clean_lower_case_tokens(text: str) -> None:
     assert all(token and not token.startswith(" ") and " " not in token for token in tokens)
     assert not any(len(one) for token in tokens for one in token if one in "\n\r\u2028\u2029\x0b\x0c\x85")
     assert tokens == [token.lower() for token in tokens]
-    # The white space between words doesn't matter.
+    # The kind of white space between words doesn't matter.
     assert ptb_tokens(f"\u2029{text}\n") == tokens
     assert ptb_tokens(" ".join(text.split())) == tokens
 
@@ -83,7 +83,7 @@ def test_any_text_gives_clean_lower_case_tokens(text: str) -> None:
     "unit", ["a", "a.", "a.1.", "a@", "<a b='", "<!--", "a'", "don't ", "1 ", "A&", "http://a..", "\u00e9."]
 )
 def test_long_texts_take_time_in_proportion(unit: str) -> None:
-    # Each form begins many times in 100,000 characters, for which a quadratic search would take minutes.
+    # Each form starts many times in 100,000 characters. A quadratic search would take minutes.
     began = time.process_time()
     assert len("".join(ptb_tokens(unit * (100_000 // len(unit))))) > 10
     assert time.process_time() - began < 60

@@ -1,4 +1,4 @@
-"""Accuracy measures against hand-made cases, golden numbers and their defining properties."""
+"""Test accuracy measures with hand-made cases, golden numbers and their defining properties."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_mean_counts_each_sample_once(indices: list[int], batch: int) -> None:
 
 def test_entries_of_one_sample_are_averaged() -> None:
     meter = OncePerSample("right")
-    with torch.device("meta"):  # all tensors are made on the device of the values
+    with torch.device("meta"):  # tensors must follow the values' device
         empty = meter.compute("cpu")
     assert (empty["count"].item(), empty["right"].isnan()) == (0, True)
     meter.update(torch.tensor([5, 2, 5, 5, 5]), right=torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0]))

@@ -1,4 +1,4 @@
-"""Frechet distance, inception score, R-precision, object accuracy: official values and properties."""
+"""Test the Frechet distance, inception score, R-precision and object accuracy: official values and properties."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_sums_over_batches_give_the_moments_of_all_rows(offset: float) -> None:
     statistics = FeatureStatistics()
     for part in torch.arange(160).split(23):
         statistics.update(part, rows[part])
-        statistics.update(part[:3], rows[part[:3]] + 100)  # the same samples again, which count once
+        statistics.update(part[:3], rows[part[:3]] + 100)  # repeated samples, which count once
     found, expected = statistics.compute(), Moments.of(rows)
     assert found.count == 160
     np.testing.assert_allclose(found.mean, expected.mean, rtol=1e-12)
@@ -131,7 +131,7 @@ def test_r_precision_of_perfect_random_and_collapsed_embeddings() -> None:
     text = torch.randn(3000, 16, generator=generator)
     assert r_precision(text * 3, text) == (100.0, 0.0)
     mean, spread = r_precision(torch.randn(3000, 16, generator=generator), text)
-    assert mean == pytest.approx(1.0, abs=0.6)  # one of a hundred
+    assert mean == pytest.approx(1.0, abs=0.6)  # chance: one in a hundred
     assert 0 < spread < 2
     assert r_precision(torch.ones(3000, 16), torch.ones(3000, 16))[0] == 0
     assert r_precision(torch.full((3000, 16), torch.nan), text)[0] == 0
@@ -149,7 +149,7 @@ def test_equal_texts_are_not_drawn_against_each_other() -> None:
 @settings(max_examples=20)
 @given(seed=st.integers(0, 999), count=st.integers(5, 30), candidates=st.integers(2, 12))
 def test_drawn_texts_are_others_and_all_different(seed: int, count: int, candidates: int) -> None:
-    # Exactly one other text scores higher than an image's text, so an image is a hit if the draw misses that text.
+    # Exactly one other text scores higher than an image's own text. The image is a hit if that text isn't drawn.
     text = torch.eye(count)
     image = torch.eye(count) + 2 * torch.eye(count).roll(1, 1)
     hits = first_ranked(image, text, None, candidates, seed)
@@ -169,7 +169,7 @@ def test_r_precision_meter_counts_every_sample_once(monkeypatch: pytest.MonkeyPa
         meter.update(part, image[part], text[part], identity[part])
         meter.update(part[:1], -image[part[:1]], text[part[:1]], identity[part[:1]])
     found = meter.compute()
-    monkeypatch.setitem(first_ranked.__globals__, "_SCORES", 1000)  # some rows at a time
+    monkeypatch.setitem(first_ranked.__globals__, "_SCORES", 1000)  # in blocks of rows
     assert found == r_precision(image, text, identity, 20, 5)
 
 

@@ -1,4 +1,4 @@
-"""The released networks that measure generated images, with random weights in the released layouts."""
+"""Test the released networks that score generated images, with random weights in the released layouts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_inception(tmp_path: Path) -> None:
     features, probabilities = inception(images)
     assert features.shape == (2, 2048)
     torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
-    # Torchvision's preprocessing of images that are normalized with ImageNet's statistics.
+    # Torchvision normalizes with these statistics of ImageNet.
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     resized = torch.nn.functional.interpolate(images, (299, 299), mode="bilinear", antialias=True)
     with torch.no_grad():
@@ -45,7 +45,7 @@ def test_inception(tmp_path: Path) -> None:
 
 
 def test_inception_of_2015_takes_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ported, path = MagicMock(), tmp_path / "inception.pth"  # torch-fidelity, which brings the real one, is optional
+    ported, path = MagicMock(), tmp_path / "inception.pth"  # torch-fidelity has the real network but is optional
     monkeypatch.setattr("torchmetrics.image.fid.NoTrainInceptionV3", ported)
     with pytest.raises(CheckpointError, match=r"inception\.pth"):
         TensorFlowInception(path)
@@ -97,14 +97,14 @@ def test_clip(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer"}))
     clip = ClipEmbeddings(tmp_path)
     assert frozen(clip)
-    pictures = (torch.arange(64 * 64) % 7 % 2 * 255).byte().view(1, 1, 64, 64).expand(2, 3, 64, 64)  # overshoots
+    pictures = (torch.arange(64 * 64) % 7 % 2 * 255).byte().view(1, 1, 64, 64).expand(2, 3, 64, 64)  # may overshoot
     own = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)(list(pictures), return_tensors="pt")
     looked_at: list[torch.Tensor] = []
     clip.model.vision_model.register_forward_pre_hook(
         lambda module, inputs, options: looked_at.append(options["pixel_values"]), with_kwargs=True
     )
     assert clip.images(pictures / 255).shape == (2, 8)
-    torch.testing.assert_close(looked_at[0], own["pixel_values"], rtol=0, atol=0.04)  # the original rounds to bytes
+    torch.testing.assert_close(looked_at[0], own["pixel_values"], rtol=0, atol=0.04)  # CLIP's processor rounds to bytes
     texts = clip.texts(["a red dog", "a cat " * 30])
     assert texts.shape == (2, 8)
     torch.testing.assert_close(clip.texts(["a red dog"]), texts[:1])

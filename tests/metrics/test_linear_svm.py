@@ -1,4 +1,4 @@
-"""Linear machines on windows, and average precision of classes that occur together."""
+"""Test linear SVMs on windows, and the average precision of classes that occur together."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ class TestOneClass:
         assert verdict.average_precision == 1
         tie = evaluate_class(self.rows(0, label, 9.0), label, self.rows(1, label, 9.0), label, costs=[1, 0.1, 10])
         assert tie.cost == 1
-        label = np.array([1, 1] + [0] * 20)  # fewer folds
+        label = np.array([1, 1] + [0] * 20)  # two positives allow fewer folds
         verdict = evaluate_class(self.rows(0, label, 9.0), label, self.rows(1, label, 9.0), label)
         assert verdict.average_precision == 1
 

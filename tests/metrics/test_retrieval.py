@@ -1,4 +1,4 @@
-"""Retrieval measures: the official numbers, the definitions, and edge cases."""
+"""Test retrieval metrics: the official numbers, the definitions, and edge cases."""
 
 from pathlib import Path
 from unittest.mock import patch
@@ -70,7 +70,7 @@ def test_identity_is_perfect_and_collapse_is_worthless() -> None:
 
 
 def naive_caption_ranks(scores: np.ndarray, caption_image: list[int], text: list[int]) -> tuple[list[int], list[int]]:
-    """Ranks by the definition, one query at a time."""
+    """Compute the ranks by their definition, one query at a time."""
     images, captions = scores.shape
     i2t, t2i = [], []
     for i in range(images):
@@ -100,7 +100,7 @@ class TestCaptions:
         self, seed: int, images: int, captions: int, texts: int, max_scores: int, coarse: bool
     ) -> None:
         draw = np.random.default_rng(seed)
-        # An image has any number of captions, also none, in any order. Coarse embeddings often tie.
+        # An image has any number of captions (or none) in any order. Coarse embeddings often tie.
         image, caption = (
             torch.from_numpy(draw.integers(-1, 2, (rows, 2)).astype(float) if coarse else draw.normal(size=(rows, 4)))
             for rows in (images, captions)
@@ -110,7 +110,7 @@ class TestCaptions:
         scores = (image @ caption.T).numpy()
         own = torch.from_numpy(owner)
         for equal in (None, torch.from_numpy(text)):
-            with torch.device("meta"), patch.object(retrieval, "_SCORES", max_scores):  # on the embeddings' device
+            with torch.device("meta"), patch.object(retrieval, "_SCORES", max_scores):  # must not allocate there
                 found = caption_ranks(image, caption, own, equal)
             expected = naive_caption_ranks(
                 scores, owner.tolist(), list(range(captions)) if equal is None else text.tolist()
@@ -124,7 +124,7 @@ class TestCaptions:
         half_broken = torch.tensor([[1.0, 0.0], [torch.nan, 0.0]])
         found = caption_retrieval(image, half_broken, torch.arange(2))
         assert found["t2i_r1"].item() == 50
-        assert found["i2t_r1"].item() == 0  # the broken caption counts as better than the sound one
+        assert found["i2t_r1"].item() == 0  # the NaN caption ranks above the valid one
 
     def test_equal_texts_count_within_a_fold_only(self) -> None:
         image = torch.eye(2)
@@ -134,7 +134,7 @@ class TestCaptions:
         assert caption_retrieval(image, caption, torch.arange(2), 1, text)["t2i_medr"].item() == 1
 
     def test_median_is_rounded_down(self) -> None:
-        # The median of ranks 0 and 3 is 1.5, rounded down 1, and 2 if counted from one.
+        # The ranks are 0 and 4. Their median 2 is counted from one, so it is 3.
         image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         caption = torch.tensor([[0.9, 0.9], [0.1, 0.2], [0.1, 0.3], [0.1, 0.4], [0.1, 0.1]])
         owner = torch.tensor([0, 0, 0, 0, 1])

@@ -1,4 +1,4 @@
-"""A logger that keeps what it is given."""
+"""Provide a logger that keeps all it receives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 
 class Kept(WandbLogger):
-    """What a logger of Weights & Biases is given."""
+    """A logger of Weights & Biases that keeps all it receives."""
 
     def __init__(self) -> None:
         self.images: list[str] = []

@@ -1,4 +1,4 @@
-"""Figures of any rows, texts and fonts are written whole and logged, and never show boxes instead of characters."""
+"""Check that figures of any rows, texts and fonts are saved and logged, and never show boxes for characters."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_grid_has_titles_texts_and_frames(tmp_path: Path) -> None:
     axis = figure.axes[0]
     assert len(axis.images) == 3
     boxes = np.array([image.get_extent() for image in axis.images])
-    # No image is distorted: its shape on the page is that of its pixels.
+    # No image is distorted: the aspect ratio on the page equals that of the pixels.
     np.testing.assert_allclose((boxes[:, 2] - boxes[:, 3]) / (boxes[:, 1] - boxes[:, 0]), [6 / 8, 3, 6 / 8])
     assert len([patch for patch in axis.patches if isinstance(patch, Rectangle)]) == 1
     width, height = saved(figure, tmp_path / "grid.png")

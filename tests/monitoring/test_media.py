@@ -1,4 +1,4 @@
-"""Tables as CSV and in Weights & Biases, and the clips that a run keeps."""
+"""Test tables as CSV files and in Weights & Biases, and the clips that a run keeps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_table_is_a_csv_and_a_table_of_weights_and_biases(tmp_path: Path) -> N
         assert [*csv.reader(file)] == [columns, *([text, str(rank)] for text, rank in rows)]
     assert kept.tables == {"found_table": (columns, rows)}
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["found.csv"]
-    # Arrays are images.
+    # An array is logged as an image.
     log_table(module, "grid_table", ("caption", "real"), [("a", np.zeros((4, 4, 3), dtype=np.uint8))])
     columns, rows = kept.tables["grid_table"]
     assert columns == ["caption", "real"]

@@ -1,4 +1,4 @@
-"""The lock for all systems is complete and hashed, and `make setup` chooses PyTorch's builds, without a network."""
+"""Check that the lock covers all systems with hashes, and that `make setup` picks PyTorch's builds offline."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.machine import LONG
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
-#: A requirement of the lock, and the hashes below it.
+#: Each requirement in the lock, with the hashes below the requirement.
 ENTRIES = {
     Requirement(entry.partition(" \\\n")[0]): re.findall(r"--hash=(\S+)", entry)
     for entry in re.split(r"\n(?=\S)", LOCK.strip())
 }
-#: `sys_platform`, `platform_system` and `platform_machine`.
+#: The values of `sys_platform`, `platform_system` and `platform_machine`.
 SYSTEMS = {
     "Linux, x86-64": ("linux", "Linux", "x86_64"),
     "Linux, ARM": ("linux", "Linux", "aarch64"),
@@ -38,7 +38,7 @@ EXTRAS = ("dev", "features", "wandb-reports")
 
 
 def pinned(environment: dict[str, str]) -> dict[str, str]:
-    """Return the versions, by name, that a machine gets."""
+    """Return the version of each package that a machine gets."""
     found: dict[str, str] = {}
     for entry in ENTRIES:
         if entry.marker is None or entry.marker.evaluate(environment):
@@ -78,7 +78,7 @@ def test_each_system_gets_what_the_project_asks_for(system: str, python: str) ->
 
 
 def wheel(folder: Path, name: str, version: str) -> str:
-    """Write an empty package into an index in a folder, and return the lock's line for it."""
+    """Write an empty package into an index in a folder, and return the package's line in the lock."""
     place = folder / name / f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
     place.parent.mkdir(parents=True)
     about = f"{place.name.removesuffix('-py3-none-any.whl')}.dist-info"
@@ -126,7 +126,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def setup(clone: Path, *variables: str) -> tuple[str, dict[str, str]]:
-    """Run `make setup`, and return what it printed and the versions that it installed."""
+    """Run `make setup`, and return its output and the installed versions."""
     places = {"UV_DEFAULT_INDEX": (clone / "packages").as_uri(), "UV_CACHE_DIR": str(clone / "cache")}
     done = subprocess.run(
         ["make", "setup", f"PYTHON={sys.executable}", f"TORCH_INDEX={(clone / 'cpu').as_uri()}", *variables],

@@ -1,4 +1,4 @@
-"""The site has every page, all its links lead to files, and it builds if mkdocs is installed."""
+"""Check that the site has every page, that all links lead to files, and that the site builds if mkdocs is installed."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_it_builds_without_a_warning(tmp_path: Path) -> None:
     assert "from_pretrained" in page
     assert "Unit vectors" in page
     assert (tmp_path / "site" / "search" / "search_index.json").is_file()
-    # A reader's browser fetches nothing from other servers.
+    # The page must load nothing from other servers.
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(?:https?:)?//', home)
 

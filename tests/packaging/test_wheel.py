@@ -1,6 +1,6 @@
-"""The wheel holds all files that the commands read. It is built from a copy, and used outside any checkout.
+"""Check that the wheel has all files that the commands read. It is built from a copy and used outside any checkout.
 
-It is unpacked and not installed, since that needs neither a network nor an installer; Python cannot tell them apart.
+The tests unpack the wheel instead of installing it, which works without a network. Python can't tell the difference.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def away(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a user's folder, with nothing of this project in it."""
+    """Make a user's folder that contains nothing of this project."""
     return tmp_path_factory.mktemp("away")
 
 
@@ -72,7 +72,7 @@ def python(site: Path, folder: Path, *arguments: str) -> subprocess.CompletedPro
 
 
 def assemble(site: Path, folder: Path, *commands: str, after: str = "") -> str:
-    """Return what commands and a line of code print in one process."""
+    """Run commands and then a line of code in one process, and return the output."""
     program = (
         f"from assemble.commands.main import main\nfor line in {commands}: assert main(line.split()) == 0\n{after}"
     )
@@ -107,7 +107,7 @@ def test_the_version_and_the_command_are_those_of_the_package(site: Path, away: 
 
 
 def test_commands_that_do_not_train_work_without_a_checkout_and_torch(site: Path, away: Path) -> None:
-    """They also compute the same code hashes of a stage as a checkout."""
+    """Check also that a stage has the same code hashes as in a checkout."""
     about = "from assemble.stages.request import fingerprint; from assemble.stages.configuration import resolve; "
     about += "import json, sys; print(json.dumps(fingerprint(resolve('avid', 'cma')))); "
     about += "assert not {'torch', 'lightning'} & sys.modules.keys()"
@@ -157,7 +157,7 @@ def test_a_foreign_package_beside_a_script_is_named(site: Path, tmp_path: Path, 
         done = python(site, tmp_path, "-c", "from papers.avid_cma import AVID")
         assert done.returncode == 1
         assert f"ImportError: `import common` finds {foreign}" in done.stderr
-    # A user's folder of the same name may come first on the path: the command says so in one line.
+    # If a user's folder of the same name comes first on the path, the command says so in one line.
     command = (
         "import sys; sys.path.insert(0, sys.argv.pop(1)); from representation_assemble import main; sys.exit(main())"
     )
