@@ -2,5 +2,5 @@
 
 commands      the command line, one file for each group of commands
 stages        from a recipe to a record: configuration, plan, run, rehearse, verify
-reporting     records, tables, claims and reports, without torch
+reporting     records, tables, claims and reports; doesn't import torch
 """

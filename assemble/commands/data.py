@@ -132,7 +132,7 @@ def _fetch(paper: str, root: Path, name: str, accepted: bool, mirror: str | None
 
 
 def _released(paper: str) -> list[OpenData]:
-    """Return the authors' weights that can be downloaded, and print where to get the others."""
+    """Return the authors' weights that `--fetch` can download, and print where to get the other weights."""
     from assemble.reporting.tables import load
     from common.data import fetch as fetching
 

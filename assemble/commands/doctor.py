@@ -91,7 +91,7 @@ def _gpus() -> list[str]:
 
 
 def _requirements() -> dict[str, list[str]]:
-    """Return the required packages by extra. The first entry lists those that every run needs."""
+    """Return the required packages by extra. The first entry lists the packages that every run needs."""
     from importlib.metadata import requires
 
     packages: dict[str, list[str]] = {"": []}

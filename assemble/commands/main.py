@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(given: list[str]) -> Callable[[], int]:
-    """Parse a command line into a command and its arguments. Print help or the version directly."""
+    """Parse a command line into a command and its arguments. `--help` and `--version` print and exit."""
     if given == ["help"]:
         given = ["--help"]
     if not given or given[0].startswith("-"):
@@ -68,7 +68,7 @@ def _parsed(given: list[str]) -> Callable[[], int]:
 
 
 def _status_of(error: BaseException) -> int:
-    """Print an error and return the exit status. Raise it again if only a bug can cause it."""
+    """Print an error and return the exit status. If only a bug can cause the error, raise it again."""
     if isinstance(error, Preempted):
         return error.status
     if isinstance(error, KeyboardInterrupt):

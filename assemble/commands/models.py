@@ -29,7 +29,7 @@ NAMED = 10
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Add the flags of commands that use a trained model."""
+    """The flags of commands that use a trained model."""
 
     checkpoint: Annotated[Path, CHECKPOINT]
     device: Annotated[str, "device to run on: cpu or cuda"] = "cpu"
@@ -37,7 +37,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class EncoderOptions(ModelOptions):
-    """Add the flags of commands that embed files or texts."""
+    """The flags of commands that embed files or texts."""
 
     regions: Annotated[Path | None, "file of the images' region features, if the model has no detector"] = None
 
@@ -85,7 +85,7 @@ def _suffixes(kind: str) -> frozenset[str]:
 
 
 def _files(paths: Sequence[Path], kinds: Sequence[str]) -> list[Path]:
-    """List the given files, and all files of these kinds below the given folders, sorted by name."""
+    """List the given files, and the files of these kinds (such as `image`) below the given folders, sorted by name."""
     from common.data.datasets.base import walk
 
     suffixes = frozenset[str]().union(*(_suffixes(kind) for kind in kinds))
@@ -236,7 +236,7 @@ def retrieve(
 
 
 def _pair(of_paper: Any, query: str, among: Path, arrays: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the kinds of the query and of the results, the first pair that fits the files."""
+    """Return the kinds of the query and of the results: the model's first pair of kinds that fits the files."""
     if arrays and of_paper.retrieval != "vectors":
         raise StageError(f"{of_paper.paper} compares files, not vectors: give their folder, not {among}")
     media = [kind for kind in of_paper.embeds if kind != "text"]
@@ -268,7 +268,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 
 
 def _special(command: str, paper: str, options: ModelOptions) -> Any:
-    """Load the trained model of a paper, for a command that calls one of its methods."""
+    """Load the trained model of a paper. Fail if the model lacks the method named like the command."""
     kind = _kind(paper, options, command, lambda kind: hasattr(kind, command))
     return kind.from_export(options.checkpoint, options.device)
 

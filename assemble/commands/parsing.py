@@ -28,8 +28,8 @@ class Option:
     """Describe how a parameter is given on the command line.
 
     Attributes:
-        help: text, or a function that returns it.
-        parse: converts the text; by default, the parameter's type.
+        help: the help text, or a function that returns it.
+        parse: converts the argument's text; by default, the parameter's type.
         const: returns the value when the flag is given without one.
     """
 
@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:
-    """Return a converter that accepts one of `choices`. Its error suggests the nearest one."""
+    """Return a converter that accepts one of `choices`. Its error suggests the nearest choice."""
 
     def parse(text: str) -> str:
         if text not in choices:
@@ -111,7 +111,7 @@ def parse(command: Command, name: str, given: Sequence[str]) -> functools.partia
     places, groups, overrides = _fill(parser, command)
 
     def dashed(argument: str) -> str:
-        """Write a flag with dashes. Users of LightningCLI also write underscores, as in `--print_config`."""
+        """Replace a flag's underscores by dashes, since LightningCLI's users write underscores: `--print_config`."""
         name, equals, value = argument.partition("=")
         flag = name.replace("_", "-")
         return f"{flag}{equals}{value}" if flag in parser._option_string_actions else argument
@@ -138,7 +138,7 @@ def parse(command: Command, name: str, given: Sequence[str]) -> functools.partia
 
 
 def _fill(parser: argparse.ArgumentParser, command: Command) -> tuple[list[str], dict[str, Any], bool]:
-    """Add a command's arguments. Return the positional ones, the dataclasses, and whether it accepts overrides."""
+    """Add a command's arguments. Return the positional ones, the dataclasses, and whether overrides are accepted."""
     hints = get_type_hints(command, include_extras=True)
     places: list[str] = []
     groups: dict[str, Any] = {}

@@ -249,7 +249,7 @@ def compare(
 
 
 def _compare_curves(name: str, scale: str, folder: Path, against: Path | None) -> bool | None:
-    """Print where curves leave the recorded band, and return whether any does (None if that is unknown)."""
+    """Print where curves leave the recorded band. Return whether any curve does, or None if that is unknown."""
     from assemble.commands.find import print_rows
     from assemble.reporting import code
     from assemble.reporting.divergence import LEAST, diverging, recorded, with_curves

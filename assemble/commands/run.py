@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Where:
-    """Add the flags for the scale, machine, folders and given files of a run."""
+    """The flags for a run's scale, machine and folders, and for the files that replace stages."""
 
     scale: Scale = "mini"
     hardware: Annotated[str, "cpu, gpu1, gpu8, slurm: a file in configs/hardware"] = "cpu"
@@ -42,7 +42,7 @@ class Where:
 
 @dataclass(frozen=True)
 class OneStage(Where):
-    """Add the flags of the commands for one stage."""
+    """The flags of commands for one stage."""
 
     seed: Annotated[
         int, Option("seed of the initial weights, the order of samples and the miniature data", parse=parse_seed)
@@ -51,7 +51,7 @@ class OneStage(Where):
 
 @dataclass(frozen=True)
 class TrainedStage(OneStage):
-    """Add the flags of `test`."""
+    """The flags of `test`."""
 
     checkpoint: Annotated[Path | None, "checkpoint to test; default: the stage's checkpoints/last.ckpt"] = None
     validation: Annotated[bool, "compute the loss on the validation data instead"] = False
@@ -62,7 +62,7 @@ Rerun = Annotated[bool, "after a code change: rerun the stages that older code t
 
 @dataclass(frozen=True)
 class ManyStages(Where):
-    """Add the flags of the commands for a paper's stages."""
+    """The flags of commands for a paper's stages."""
 
     seeds: Annotated[Sequence[int], Option("one or more; default: 0", parse=parse_seed)] = (0,)
     tables: Annotated[Sequence[str], "only these tables (ids)"] = ()

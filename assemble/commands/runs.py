@@ -55,7 +55,7 @@ def _described(run: Run) -> dict[str, object]:
 
 
 def _show(runs: Sequence[Run]) -> None:
-    """Print one row per run. Omit empty columns."""
+    """Print a table with one row per run. Omit empty columns."""
     from assemble.reporting.runs import text_of
 
     heads = [name for name in COLUMNS if any(run.fields.get(name) not in (None, "") for run in runs)]
@@ -69,7 +69,7 @@ def _show(runs: Sequence[Run]) -> None:
 
 
 def _diff(first: Run, second: Run) -> int:
-    """Print the fields in which two configurations differ, and every metric."""
+    """Print the fields in which two runs' configurations differ, and every metric of both runs."""
     from assemble.reporting.runs import config_differences, counts, metric_differences, text_of
 
     config, metrics = config_differences(first, second), metric_differences(first, second)

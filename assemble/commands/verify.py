@@ -99,7 +99,7 @@ def verify(
 
 
 def _recorded_stages(paper: Paper, wanted: Any, fingerprint: Any) -> list[str]:
-    """List the recorded stages among those of `--stages` and their parents."""
+    """List the recorded stages among the stages of `--stages` and their parents."""
     from assemble.stages.plan import plan_stages
 
     planned = [item.request.stage for item in plan_stages(paper.name, wanted)]
@@ -109,7 +109,7 @@ def _recorded_stages(paper: Paper, wanted: Any, fingerprint: Any) -> list[str]:
 
 
 def _judge(paper: Paper, wanted: Any, fingerprint: Any, values: Any, planned: Any) -> tuple[dict[str, Any], str]:
-    """Decide whether rounding explains all differences: returns entries of result.json, and what to print."""
+    """Decide whether rounding explains all differences. Return entries for result.json, and what to print."""
     from assemble.stages.verify import FLOORS, compare
 
     device, cause = ("cpu", "rounding") if wanted.hardware == "cpu" else ("cuda", "another device")
@@ -125,7 +125,7 @@ def _judge(paper: Paper, wanted: Any, fingerprint: Any, values: Any, planned: An
 
 
 def _describe(paper: Paper, wanted: Any, fingerprint: Any, values: Any, planned: Any) -> tuple[dict[str, Any], str]:
-    """Summarize how far a lower precision moves values: returns entries of result.json, and what to print."""
+    """Summarize how much a lower precision changes values. Return entries for result.json, and what to print."""
     from assemble.stages.verify import compare
 
     _, relative = compare(fingerprint, values, planned)
@@ -156,7 +156,7 @@ def _size(values: Any) -> str:
 
 
 def _jumps(fingerprint: Any) -> str:
-    """Count the values that differ between the recorded instruction sets by more than rounding allows elsewhere."""
+    """Count the values with a larger tolerance, since they differ more between the recorded instruction sets."""
     count = sum(len(steps) for quantities in fingerprint.spread.values() for steps in quantities.values())
     return f"{count} value{'s' * (count != 1)} may differ by more"
 
@@ -164,7 +164,7 @@ def _jumps(fingerprint: Any) -> str:
 def _explained(
     paper: Paper, wanted: Any, fingerprint: Any, values: Any, differences: Sequence[Any], failed: Sequence[str]
 ) -> Iterator[str]:
-    """Say where a run first differs (stage, step, quantity), and which stages follow from it."""
+    """Say where a run first differs (stage, step, quantity), and which differing stages start from that stage."""
     from assemble.stages.verify import code_of, descendants
 
     first = differences[0]

@@ -21,7 +21,7 @@ MOST_RUNS = 10_000
 
 @dataclass(frozen=True)
 class Paired:
-    """A metric of two rows, and its difference for each seed that both rows have. Roundings are averaged."""
+    """A metric of two rows, and the rows' difference for each seed that both have. Roundings are averaged."""
 
     result: TableResult
     metric: Metric
@@ -42,7 +42,7 @@ class Paired:
 
 
 def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) -> Paired:
-    """Find the recorded pair with these labels or models of rows and this id or label of a metric."""
+    """Find two rows (by label or model) and a metric (by id or label) in the recorded results."""
     for name in (row, over):
         if not any(part_named(name, result.rows, "label", "model") for result in results):
             labels = {line.label for result in results for line in result.rows}
@@ -74,7 +74,10 @@ def find_pair(results: Sequence[TableResult], row: str, over: str, metric: str) 
 
 
 def power_of(gap: float, spread: float, runs: int) -> float:
-    """Return the probability that `runs` differences (mean `gap`, deviation `spread`) have a 95 % interval above 0."""
+    """Return the probability that the 95 % interval of `runs` normal differences is above 0.
+
+    `gap` is the mean of the differences, and `spread` is their standard deviation.
+    """
     limit = stdtrit(runs - 1, (1 + CONFIDENCE) / 2)
     return float(1 - nctdtr(runs - 1, gap / spread * math.sqrt(runs), limit))
 
@@ -91,7 +94,7 @@ def smallest_gap(spread: float, runs: int, power: float) -> float:
 
 
 def spread_range(spread: float, runs: int) -> tuple[float, float]:
-    """Return the 95 % confidence interval of the standard deviation of `count` normal values."""
+    """Return the 95 % confidence interval of a standard deviation `spread` that was estimated from `runs` values."""
     ends = chdtri(runs - 1, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     low, high = (spread * math.sqrt((runs - 1) / end) for end in ends)
     return low, high

@@ -44,8 +44,8 @@ class Term:
     """An arithmetic expression.
 
     Args:
-        value: its value, given those of cells. Division by zero raises `ZeroDivisionError`.
-        constant: the number added to its cells, such as 5 in `A.ucf + 5`.
+        value: function from the cells' values to the expression's value. May raise `ZeroDivisionError`.
+        constant: the number added to the cells, such as 5 in `A.ucf + 5`.
     """
 
     value: Callable[[Value], float]
@@ -55,7 +55,7 @@ class Term:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference of cells and its threshold. For `A.ucf >= B.ucf + 5`, these are A - B and 5."""
+    """A difference of cells and its threshold: A.ucf - B.ucf and 5 for `A.ucf >= B.ucf + 5`."""
 
     left: Term
     compare: Callable[[float, float], bool]
@@ -66,7 +66,7 @@ class Comparison:
         return self.right.constant - self.left.constant
 
     def difference(self, of: Value) -> float:
-        """Return the left side minus the right side, without their constants."""
+        """Return the left side minus the right side, both without their constants."""
         return self.left.value(of) - self.right.value(of) + self.threshold
 
     def accepts(self, difference: float) -> bool:

@@ -15,7 +15,7 @@ FILE = "progress.json"
 
 
 class Watch(ExitStack):
-    """On a terminal, show a line per running stage, updated in place. Logs only get a line when a stage ends."""
+    """Show a line per running stage, updated in place, on a terminal. Elsewhere, print a line when a stage ends."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Watch(ExitStack):
 
 
 def read(folder: Path, since: float) -> dict[str, Any] | None:
-    """Read the progress written after `since`: `step`, `share` of the training, `loss`, and seconds `left`. Or None."""
+    """Read `step`, `share` of the training, `loss` and seconds `left`. None if nothing was written after `since`."""
     file = folder / FILE
     try:
         # An earlier session may have left a file. Some file systems round times.

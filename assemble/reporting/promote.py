@@ -40,8 +40,8 @@ def promote(
 ) -> list[Promotion]:
     """Copy a paper's records of clean revisions into its results.
 
-    If a seed already has a native draw, one from another kind of machine is added under its instruction set, as with
-    `--isa`. `replace` also replaces records of a draw made on another machine. `problem` says why to refuse a record.
+    If a seed already has a native draw, another kind of machine's draw is added under that machine's instruction set,
+    as with `--isa`. `replace` also replaces records made on another machine. `problem` says why to refuse a record.
     """
     entry, root = paper_named(paper), runs or runs_root()
     records = [r for r in find(root, entry.name, strict=True) if r.scale in scales]
@@ -72,7 +72,7 @@ def promote(
 
 
 def unfit(record: Record, tables: Tables) -> tuple[str, str]:
-    """Decide what to do with a record that is never promoted, and why; empty for others."""
+    """Return the decision about a record that can never be promoted, and why. Return empty texts for other records."""
     if "+" in record.stage or record.stage.partition("@")[0] not in tables.stages:
         return KEPT, "not promoted, since it is not a stage of the paper's tables"
     if not record.of_authors:
@@ -90,7 +90,7 @@ def unfit(record: Record, tables: Tables) -> tuple[str, str]:
 
 
 def _decision(record: Record, present: Record | None, tables: Tables, replace: bool) -> tuple[str, str]:
-    """Decide what to do with a record, and why if it is not promoted."""
+    """Decide what to do with a record. Also return the reason if the record is not promoted."""
     action, reason = unfit(record, tables)
     if action:
         return action, reason

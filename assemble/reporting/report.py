@@ -30,7 +30,7 @@ MARKS = {HOLDS: "✓", FAILS: "✗", NOT_SEPARABLE: "≈", AGREES: "=", DIFFERS:
 
 
 def page(papers: Sequence[str], scale: str | None, runs: Path, stamp: str = "") -> str:
-    """Render the report as HTML, with local runs as "yours". A live page reloads when `stamp` changes."""
+    """Render the report as HTML, with local runs as "yours". A live page reloads when its `stamp` changes."""
     scales = [scale] if scale else list(SCALES)
     sections = [
         _Section(paper_named(name), scales, runs, Budget(media.MAX_PAGE_BYTES // len(papers))) for name in papers
@@ -68,7 +68,7 @@ class _ShownRun:
 
 
 class _Table:
-    """A table of the page. If nothing is recorded, the user's runs are the main numbers."""
+    """A table of the page. If no results are recorded, show the user's runs as the main numbers."""
 
     def __init__(self, recorded: render.Filled, yours: render.Filled) -> None:
         self.recorded, self.yours = recorded, yours
@@ -206,7 +206,7 @@ class _Section:
         return shlex.join([*words, *(["--run", _from_here(self.folder)] if kind == render.YOURS else [])])
 
     def _runs(self) -> list[dict[str, Any]]:
-        """Curves, pictures and clips per scale and stage, the draws together."""
+        """Return curves, pictures and clips per scale and stage. All draws of a stage share one entry."""
         grouped: dict[tuple[str, str], list[_ShownRun]] = {}
         for shown in self._shown_runs:
             grouped.setdefault((shown.run.fields["scale"], shown.run.fields["stage"]), []).append(shown)

@@ -56,7 +56,7 @@ def promoted_curves(paper: Paper) -> dict[Place, Curves]:
 
 
 def write_results(paper: Paper, records: Iterable[Record], curves: Mapping[Place, Curves]) -> None:
-    """Write all results of a paper. If writing is interrupted, they stay readable."""
+    """Write all results of a paper. If writing is interrupted, the results stay readable."""
     shared: Shared = {}
     draws: dict[Path, dict[str, Any]] = {}
     kept: dict[Place, Curves] = {}

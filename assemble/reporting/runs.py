@@ -49,12 +49,12 @@ class Run:
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """Return the configuration's fields. For a finished run, only those that recipe and overrides set."""
+        """Return the configuration's fields. For a finished run, omit fields that neither recipe nor overrides set."""
         return flat(self.record.config) if self.record else self.whole_config
 
     @functools.cached_property
     def whole_config(self) -> dict[str, Any]:
-        """Return the configuration's fields with all defaults, as far as they were stored."""
+        """Return the configuration's fields with all defaults, if the run stored the defaults."""
         path = self.folder / "config.yaml"
         if not path.exists():
             return flat(self.record.config) if self.record else {}
@@ -126,7 +126,7 @@ def _run(name: str, folder: Path, root: Path) -> Run | None:
 
 
 def _held(lock: Path) -> bool:
-    """Check whether a process holds a lock. Don't try to take it, because that could make another process fail."""
+    """Check whether a process holds a lock. Don't try to take the lock, since that could make another process fail."""
     try:
         place = lock.stat()
         locks = Path("/proc/locks").read_text(encoding="utf-8")

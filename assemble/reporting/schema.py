@@ -31,7 +31,7 @@ def one_of(valid: Collection[str], what: str = "value") -> AfterValidator:
 
 
 def name_of(what: str) -> AfterValidator:
-    """Return a type for texts that are checked against the validation context's names of this kind, if any."""
+    """Return a type for names of a kind. If the validation context lists names of this kind, others are errors."""
 
     def check(value: str, info: ValidationInfo) -> str:
         return among(value, (info.context or {}).get(what, (value,)), what)
@@ -81,7 +81,7 @@ def parse_json(text: str | bytes) -> dict[str, Any]:
 def explained(error: ValidationError, given: Any) -> str:
     """Return the first error with its location: `tables[0] (transfer).rows[2].model: unknown stage ...`.
 
-    `given` is the validated input; it names the keys of mappings that became lists.
+    `given` is the validated input. Its mappings give the keys where the error only has positions.
     """
     first = error.errors()[0]
     where, node = "", given

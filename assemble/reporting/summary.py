@@ -80,7 +80,7 @@ def print_summary(paper: str, scale: str, runs: Path, seconds: float, hint: str,
 
 
 def _margin(judged: Judged) -> str:
-    """Return `+7.3 (5.9 to 8.6)`, or an empty text if it was not measured."""
+    """Return the margin as `+7.3 (5.9 to 8.6)`, or an empty text if it was not measured."""
     if judged.difference is None:
         return ""
     interval = " to ".join(f"{end:.3g}" for end in judged.interval or ())

@@ -146,7 +146,7 @@ def _media(records: Iterable[Record]) -> list[Any]:
 
 
 def write(report: wr.Report, path: Path) -> None:
-    """Write a report as the JSON that is sent to the server."""
+    """Write to a file the JSON that would be sent to the server for a report."""
     model = report._to_model()  # Without this, the package only provides the content when sending.
     content = {
         "project": report.project,
@@ -203,9 +203,9 @@ def paper_workspace(paper: Paper, records: Sequence[Record], entity: str) -> ws.
 
 
 def send(documents: Iterable[wr.Report | ws.Workspace], sent: Path, entity: str) -> Iterator[str]:
-    """Save documents on the server, yielding their addresses.
+    """Save documents on the server, and yield their addresses.
 
-    The file `sent` keeps their ids by server, project and title, so that sending again replaces them.
+    The file `sent` stores the ids of documents by server, project and title, so that sending again replaces them.
     """
     with parsing(sent, ReportingError):
         ids = json.loads(read_bytes(sent)) if sent.is_file() else {}
@@ -223,7 +223,7 @@ def send(documents: Iterable[wr.Report | ws.Workspace], sent: Path, entity: str)
 
 
 def _saved(document: wr.Report | ws.Workspace, known: str = "") -> str:
-    """Save a document in place of the one with the id `known`, or as a new one. Return its id."""
+    """Save a document and return its id. Replace the document with the id `known`, if given."""
     if isinstance(document, wr.Report):
         document.id = known
         within(SEND_SECONDS, document.save)

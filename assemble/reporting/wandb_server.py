@@ -59,7 +59,7 @@ def server() -> str:
 
 
 def why_no_key() -> str:
-    """Say why there is no usable key, without sending a request. Empty if there is one."""
+    """Say why there is no usable key, without sending a request. Return an empty text if there is a key."""
     try:
         host = server()
         from wandb.sdk.lib import wbauth
@@ -71,7 +71,7 @@ def why_no_key() -> str:
 
 
 def why_unreachable() -> str:
-    """Say within seconds why the server cannot be used. Empty if there is a key and the server answers."""
+    """Say within seconds why the server cannot be used. Return an empty text if a key exists and the server answers."""
     if missing := why_no_key():
         return missing
     try:
@@ -94,7 +94,7 @@ def _knock() -> None:
 
 
 def within(seconds: float, function: Callable[[], _T]) -> _T:
-    """Call a function of the client with a time limit, because the client retries for minutes."""
+    """Call a function of W&B's client with a time limit, because the client retries for minutes."""
     try:
         with ThreadPool(1) as pool:  # The thread is a daemon, so a call that hangs does not keep the process alive.
             return pool.apply_async(function).get(seconds)
