@@ -78,20 +78,6 @@ def placed(group: dict[str, Tensor]) -> dict[str, Tensor]:
     return found | {"region_features": group["region_targets"][rows[other], region]}
 
 
-def labels_of(group: dict[str, Tensor], kind: str) -> Tensor:
-    """Return labels of each `word` [P, L] or `region` [P, R] of all pairs, -1 where nothing is predicted."""
-    count, length = group["regions"].shape[1], group["tokens"].shape[1]
-    size = length if kind == "word" else count
-    labels = torch.full((len(group["tokens"]), size), -1)
-    row, place = group[f"{kind}_places"] // (count + length), group[f"{kind}_places"] % (count + length)
-    candidates = len(group["tokens"]) // len(group["positive"])
-    true = torch.arange(len(group["positive"])) * candidates + group["positive"]
-    labels[true[row], place - (count if kind == "word" else 0)] = group[
-        "word_targets" if kind == "word" else "region_classes"
-    ]
-    return labels
-
-
 def valid(lengths: Tensor, width: int) -> Tensor:
     """Return a mask [B, width] of the first positions."""
     return torch.arange(width)[None] < lengths[:, None]
