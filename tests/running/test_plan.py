@@ -191,7 +191,7 @@ def test_everything_that_is_missing_is_said_once_before_the_first_stage(
     assert main(["plan", *where]) == 0
     table = [line.split("  ") for line in capsys.readouterr().out.splitlines()[-4:]]
     assert [row[0] for row in table] == ["needed", "ESC-50", "Kinetics-400", "disk"]
-    assert "yes, all" in " ".join(table[1])
+    assert "yes, all 10 (published 2,000) clips" in " ".join(table[1])
     assert main(["plan", *where, "--format", "shell"]) == 0
     printed = capsys.readouterr()
     assert "esc@avid" in printed.out
