@@ -1,4 +1,4 @@
-"""A pretrained encoder, shared by the protocols."""
+"""Provide a pretrained encoder for the tests of the protocols."""
 
 from __future__ import annotations
 
@@ -11,5 +11,5 @@ from tests.protocols.parts import checkpoint, image_encoder
 
 @pytest.fixture
 def pretrained(tmp_path: Path) -> str:
-    """A checkpoint with the weights of `image_encoder(7)`."""
+    """Write a checkpoint with the weights of `image_encoder(7)`."""
     return checkpoint(tmp_path / "pretrained.ckpt", encoder=image_encoder(7))

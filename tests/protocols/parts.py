@@ -1,4 +1,4 @@
-"""Tiny synthetic sets, encoders and trainers for tests of the protocols."""
+"""Make tiny synthetic data sets, encoders and trainers for tests of the protocols."""
 
 import csv
 import os
@@ -23,7 +23,7 @@ Samples = list[dict[str, Tensor]]
 
 
 def videos(size: int, clips: int = 0, side: int = 16) -> Samples:
-    """Videos whose class is a color; with `clips` above 0 every item holds several clips."""
+    """Make noise videos with one louder color per class. With `clips` above 0, each item has several clips."""
 
     def sample(item: int) -> dict[str, Tensor]:
         draw = torch.Generator().manual_seed(item)
@@ -36,7 +36,7 @@ def videos(size: int, clips: int = 0, side: int = 16) -> Samples:
 
 
 def sounds(size: int, windows: int, folds: int, noise: int) -> Samples:
-    """Spectrograms whose class is a band."""
+    """Make noise spectrograms with one louder frequency band per class."""
 
     def sample(item: int) -> dict[str, Tensor]:
         draw = torch.Generator().manual_seed(1000 * noise + item)
@@ -50,7 +50,7 @@ def sounds(size: int, windows: int, folds: int, noise: int) -> Samples:
 
 
 def pictures(size: int, noise: int = 0, tags: bool = False) -> Samples:
-    """Pictures whose class is a color channel; `tags` gives several labels instead, one for every channel."""
+    """Make pictures with one brighter color channel per class, or, with `tags`, with a label per bright channel."""
 
     def sample(item: int) -> dict[str, Tensor]:
         draw = torch.Generator().manual_seed(1000 * noise + item)
@@ -69,7 +69,7 @@ def relabeled(samples: Samples, labels: Tensor) -> Samples:
 
 
 def of_features(features: Tensor, labels: Tensor, kind: str = "image") -> Samples:
-    """Make a set of features instead of images or videos."""
+    """Make a data set of features instead of images or videos."""
     rows = enumerate(zip(features, labels, strict=True))
     return [{kind: own, "label": label, "index": torch.tensor(item)} for item, (own, label) in rows]
 
@@ -113,7 +113,7 @@ def trainer(tmp_path: Path | None, **options: Any) -> pl.Trainer:
 
 
 class RankedTrainer(pl.Trainer):
-    """A trainer that says it is one of several."""
+    """A trainer with a given rank and number of processes."""
 
     ranks: tuple[int, int] = (0, 1)
 
@@ -127,7 +127,7 @@ class RankedTrainer(pl.Trainer):
 
 
 def attached(data: Any, stage: str = "fit", rank: int = 0, world_size: int = 1) -> Any:
-    """A data module as a trainer uses it."""
+    """Set up a data module as a trainer does, and return it."""
     data.trainer = RankedTrainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     data.trainer.ranks = (rank, world_size)
     data.prepare_data()
@@ -136,7 +136,7 @@ def attached(data: Any, stage: str = "fit", rank: int = 0, world_size: int = 1) 
 
 
 def results_of(run: pl.Trainer, module: pl.LightningModule, loaders: Any) -> dict[str, float]:
-    """All metrics of a test."""
+    """Run a test, and return all its metrics."""
     data = {"datamodule": loaders} if isinstance(loaders, pl.LightningDataModule) else {"dataloaders": loaders}
     run.test(module, **data, verbose=False)
     return {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("test/")}
@@ -147,7 +147,7 @@ def loader(dataset: Any, batch: int = 4, shuffle: bool = False) -> DataLoader[di
 
 
 class SameOnAll(pl.Callback):
-    """Checks at the end of training that all processes hold the same weights."""
+    """Check at the end of training that all processes have the same weights."""
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name, value in pl_module.named_parameters():
@@ -170,7 +170,7 @@ def assert_same(state: dict[str, Tensor], module: nn.Module) -> None:
 
 
 def checkpoint(path: Path, **encoders: nn.Module) -> str:
-    """Write a file with encoders, each under its name."""
+    """Write a checkpoint with several encoders, each under its own name."""
     state = {
         f"{name}.{key}": value for name, encoder in encoders.items() for key, value in encoder.state_dict().items()
     }

@@ -1,4 +1,4 @@
-"""The bridge between frozen encoders, and its fair comparison of encoders trained together and separately."""
+"""Test the bridge between frozen encoders, and its fair comparison of jointly and separately trained encoders."""
 
 import math
 from pathlib import Path
@@ -26,14 +26,14 @@ WIDTH, HIDDEN_WIDTH = 6, 8
 
 
 class Keyed(list[dict[str, Tensor]]):
-    """Samples that a key (epoch, item) finds, too."""
+    """A list of samples that also accepts the key (epoch, item)."""
 
     def __getitem__(self, key: Any) -> Any:
         return super().__getitem__(key[1] if isinstance(key, tuple) else key)
 
 
 def rows(points: Tensor, images: bool, captions: bool) -> Any:
-    """Images that are points, and captions that are another view of the same points."""
+    """Use points as images, and the same points as tokens of captions."""
 
     def sample(item: int, point: Tensor) -> dict[str, Tensor]:
         number = torch.tensor(item)
@@ -44,7 +44,7 @@ def rows(points: Tensor, images: bool, captions: bool) -> Any:
 
 
 class PointData(ShardedDataModule):
-    """64 pairs to train on, 24 to select with and 40 to test on. Tokens are integers, as in captions."""
+    """64 pairs to train on, 24 for selection and 40 to test on. Tokens are integers, as in captions."""
 
     def __init__(self) -> None:
         super().__init__(batch_size=16, num_workers=0, seed=0)
@@ -60,7 +60,7 @@ class PointData(ShardedDataModule):
 
 
 def encoder(seed: int) -> nn.Module:
-    """A fixed random map of the points."""
+    """Make a linear encoder with fixed random weights."""
     drawn = torch.randn(WIDTH, HIDDEN_WIDTH, generator=torch.Generator().manual_seed(seed))
     module = nn.Linear(WIDTH, HIDDEN_WIDTH, bias=False)
     module.weight = nn.Parameter(drawn.T.contiguous())
@@ -91,7 +91,7 @@ def test_a_bridge_joins_two_views_of_the_same(tmp_path: Path, hidden_dim: int | 
     found = trained(tmp_path, module, logger=[log])
     assert found["test/r10"] == (found["test/i2t_r10"] + found["test/t2i_r10"]) / 2 == found["test/r10_after_40"]
     assert found["test/r10"] > found["test/r10_after_1"] + 20
-    assert found["test/learning_rate"] == pytest.approx(1e-2)  # the other rate learns nothing
+    assert found["test/learning_rate"] == pytest.approx(1e-2)  # nothing is learned at the lower rate
     assert 4 < found["test/steps_to_90"] <= 40
     assert found["test/r10_after_1"] < found["test/area"] < found["test/r10"]
     assert found["test/encoder_parameters"] == 2 * WIDTH * HIDDEN_WIDTH
@@ -101,7 +101,7 @@ def test_a_bridge_joins_two_views_of_the_same(tmp_path: Path, hidden_dim: int | 
     assert all(torch.equal(left, right) for left, right in zip(before, after))
     learned = {name.split(".")[1] for name, parameter in module.named_parameters() if parameter.requires_grad}
     assert learned == {"projections"}
-    # These are ten whole epochs, so the mean over batches equals the mean over pairs.
+    # Training took ten whole epochs, so the mean over batches equals the mean over pairs.
     mean = module.text_encoder(PointData().points[0]).mean(0)
     torch.testing.assert_close(module.bridge.norms["text"].running_mean, mean, rtol=1e-3, atol=1e-3)
     curve = read_metrics(tmp_path / "metrics.csv")["bridge/r10"]
@@ -122,7 +122,7 @@ def test_equal_captions_are_no_negatives() -> None:
     module.log_dict = logged.update  # type: ignore[method-assign]
     image = torch.randint(0, 1000, (4, WIDTH))
     batch = {"image": image, "tokens": image, "lengths": torch.full((4,), WIDTH), "image_index": torch.arange(4)}
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):  # the features are rounded, the loss is not
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):  # rounds the features, but not the loss
         features = module.features(image), module.text_features(image)
         loss = module.training_step(batch, 0)
     parts = module.bridge("image", features[0]), module.bridge("text", features[1])
@@ -157,7 +157,7 @@ def test_both_encoders_are_read_from_one_checkpoint(tmp_path: Path) -> None:
 
 def test_convergence_of_a_known_curve() -> None:
     found = convergence({steps: torch.tensor(value) for steps, value in {2: 0.0, 6: 50.0, 24: 100.0}.items()})
-    # The last segment is two octaves wide, and 90 % is reached at 4/5 of it.
+    # The last segment, from 6 to 24 steps, is two octaves wide. The curve reaches 90 % at 4/5 of it.
     assert found["area"].item() == pytest.approx((25 * math.log2(3) + 75 * 2) / math.log2(12), rel=1e-10)
     assert found["steps_to_90"].item() == pytest.approx(6 * 2 ** (0.8 * 2))
     assert convergence({5: torch.tensor(7.0)}) == {"area": 7.0, "steps_to_90": pytest.approx(5.0)}

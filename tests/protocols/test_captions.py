@@ -1,4 +1,4 @@
-"""Images with captions: rows, pairs, collation, and an epoch of a search."""
+"""Test images with captions: rows, pairs, collation, and an epoch of cross-modal search."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIDED = ("A ball left of the bright box.", "The left ball, no box on the right."
 
 
 class Sentences(WordVocabulary):
-    """A tokenizer whose numbers identify the text, so that a test can read it back."""
+    """A tokenizer that numbers the texts, so that a test can decode a token to its text."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Sentences(WordVocabulary):
 
 
 def coco(root: Path, captions: tuple[str, ...] = SIDED, train: int = 6) -> COCO:
-    """COCO with given captions, the same for every image."""
+    """Write COCO with the same given captions for every training image."""
     write_coco(root, train=train, val=3, captions={"train": captions})
     return COCO(root)
 
@@ -69,7 +69,7 @@ def test_collate_pads_to_the_longest_caption() -> None:
 
 
 def test_every_process_knows_the_words(tmp_path: Path) -> None:
-    """The first process prepares the vocabulary, and the others only set up. Without a tokenizer there is none."""
+    """Only the first process prepares the vocabulary; the others load it. Without a tokenizer, the size is 0."""
     coco(tmp_path)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 3, "num_workers": 0}
     prepared, other = (CaptionData(COCO(tmp_path), WordVocabulary(min_count=1), **options) for _ in range(2))
@@ -124,7 +124,7 @@ def test_a_made_up_batch_is_one_as_the_loader_gives(tmp_path: Path, kind: Any) -
         assert value.shape[0] == 3
         assert value.shape[1:] == batch[name].shape[1:] or name == "tokens"
     assert example.batch["tokens"].shape == (3, 9)
-    # Two captions of each of COCO's images.
+    # An epoch uses two captions of each COCO image.
     assert (example.batches, example.facts) == (2 * 118287 // 3, {})
     texts = {data.words.decode(row.tolist()) for part in data.train_dataloader() for row in part["tokens"]}
     assert (len(texts), len(data.train_dataloader().dataset)) == (2, 2 * len(data.listing))

@@ -1,4 +1,4 @@
-"""Fine-tuning, probes and classifiers on tiny synthetic sets."""
+"""Test fine-tuning, linear probes and classifiers on tiny synthetic data sets."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -56,7 +56,7 @@ def pretrained_video(tmp_path: Path) -> str:
 
 
 class Recorder(pl.Callback):
-    """Keeps the weights and learning rate of every epoch, and whether the encoder has gradients in every step."""
+    """Record weights and learning rate of every epoch, and whether the encoder has gradients in each step."""
 
     def __init__(self) -> None:
         self.encoder: list[dict[str, Tensor]] = []
@@ -90,7 +90,7 @@ class TestActionRecognition:
         for epoch in range(2):
             for name in names:
                 assert torch.equal(record.encoder[epoch][name], start[f"encoder.{name}"]), name
-        assert record.gradients == 2 * 2 * [False] + 3 * 2 * [True]  # none are computed, so the steps are faster
+        assert record.gradients == 2 * 2 * [False] + 3 * 2 * [True]  # the encoder's gradients are skipped to save time
         mean = "conv1.1.running_mean"
         assert not torch.equal(record.encoder[0][mean], start[f"encoder.{mean}"])
         assert not torch.equal(record.classifier[0], record.classifier[1])
@@ -115,9 +115,9 @@ class TestActionRecognition:
         module = ActionRecognition(no_encoder(6), 6)
         nn.init.eye_(module.heads[0][1].weight)
         nn.init.zeros_(module.heads[0][1].bias)
-        # The first clip of video i strongly shows class i, the second weakly shows the next class. Other classes tie.
+        # In video i, the first clip strongly shows class i, the second weakly shows the next class. Other classes tie.
         clips = torch.stack([2 * torch.eye(6), torch.eye(6).roll(1, 1)], dim=1)
-        # Three videos have their first clip's label, one has its second clip's, and two have neither.
+        # Three videos have the label of their first clip, one has that of its second clip, and two have other labels.
         given = loader(of_features(clips, torch.tensor([0, 1, 2, 4, 1, 2]), "video"))
         expected = {"test/video_top1": 50, "test/video_top5": 400 / 6, "test/clip_top1": 200 / 6, "test/videos": 6}
         assert results_of(trainer(tmp_path), module, [given, given]) == pytest.approx(expected)
@@ -169,16 +169,16 @@ class TestLinearProbes:
         assert set(losses) == {f"train/{layer}_loss" for layer in self.layers}
         metrics = results_of(run, module, loader(videos(11, clips=2), 4))
         accuracies = {name: 100 * round(0.11 * value) / 11 for name, value in metrics.items() if name != "test/videos"}
-        assert metrics == pytest.approx({**accuracies, "test/videos": 11})  # shares of eleven videos
+        assert metrics == pytest.approx({**accuracies, "test/videos": 11})  # each is a share of 11 videos
         del accuracies["test/best_top1"]
         assert metrics["test/best_top1"] == pytest.approx(max(accuracies.values()))
-        assert 70 <= metrics["test/best_top1"] < 101  # chance: 33
+        assert 70 <= metrics["test/best_top1"] < 101  # chance is 33 %
         with pytest.raises(ValueError, match="layers"):
             LinearProbes(video_encoder(), CLASSES, {"pool": 1, "absent": 1})
 
 
 class Rates(pl.Callback):
-    """Keeps the learning rates of every step."""
+    """Record the learning rates of every step."""
 
     def __init__(self) -> None:
         self.rates: list[list[float]] = []
@@ -204,7 +204,7 @@ class TestLinearClassification:
         assert module.heads[0].weight.abs().max() > 1e37
         alone = self.fitted(tmp_path, [0.3], **options)
         torch.testing.assert_close(alone.heads[0].weight, module.heads[1].weight)
-        # It is not chosen even if no other rate predicts anything correctly.
+        # The diverged rate must not be chosen, even if no other rate predicts anything correctly.
         nn.init.constant_(module.heads[1].bias, torch.finfo().min / 10)
         nn.init.zeros_(module.heads[1].weight)
         metrics = results_of(trainer(tmp_path), module, [loader(pictures(5)), loader(pictures(6))])
@@ -228,14 +228,14 @@ class TestLinearClassification:
             with torch.no_grad():
                 classifier.weight.copy_(torch.eye(6).roll(shift, 0))
         features, labels = torch.eye(6), torch.arange(6)
-        # Rate 3 (shifted by one) predicts all held-out labels correctly, but only one in six test labels.
+        # Rate 3 (shifted by one) predicts all held-out labels correctly, but only one of six test labels.
         test_labels = torch.where(labels == 0, 1, labels)
         held_out, test = of_features(features, (labels + 1) % 6), of_features(features, test_labels)
         metrics = results_of(trainer(tmp_path), module, [loader(held_out), loader(test)])
         assert metrics == pytest.approx(
             {
                 "test/top1": 100 / 6,
-                "test/top5": 100 / 6,  # the five other classes tie, and a tie is not a hit
+                "test/top5": 100 / 6,  # the five other classes tie, and a tie doesn't count as a hit
                 "test/learning_rate": 3,
                 "test/images": 6,
                 "test/validation_images": 6,
@@ -257,7 +257,7 @@ class TestLinearClassification:
         assert_same(image_encoder(7).state_dict(), module.encoder)
         assert not any(parameter.requires_grad for parameter in module.encoder.parameters())
         assert set(run.logged_metrics) == {"train/loss", *(f"train/loss_lr_{rate}" for rate in (0.03, 0.3, 3))}
-        Path(pretrained).unlink()  # must not be read again, since the test's weights come from the checkpoint
+        Path(pretrained).unlink()  # must not be read again in the test
         held_out, test = pictures(9, noise=1), pictures(13, noise=2)
         metrics = results_of(run, module, [loader(held_out), loader(test)])
         assert metrics["test/top1"] > 80

@@ -1,4 +1,4 @@
-"""Data modules of the protocols: held-out samples, labels, statistics of sounds, and synthetic batches."""
+"""Test the protocols' data modules: held-out samples, labels, statistics of sounds, and synthetic batches."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def test_statistics_of_windows_are_kept_apart_by_how_these_are_cut(
 
     first = of_world(test_windows=3)
     with monkeypatch.context() as patch:
-        patch.setattr(protocol_data, "write_audio_statistics", None)  # stored statistics are used
+        patch.setattr(protocol_data, "write_audio_statistics", None)  # must use the stored statistics
         np.testing.assert_array_equal(of_world(test_windows=3, seed=1), first)
     assert protocol_data.STATISTICS_CLIPS == 10_000  # docs/papers/avid_cma.md [2.3]
     assert not np.array_equal(of_world(test_windows=5), first)
@@ -188,7 +188,7 @@ def test_a_made_up_batch_looks_like_a_real_one(tmp_path: Path) -> None:
         assert (example.batches, example.facts) == (batches, {"num_classes": None})
         assert more.batch["label" if "label" in more.batch else "labels"].unique().tolist() == values
         real, made = next(iter(attached(data).train_dataloader())), example.batch
-        # The loader counts skipped files, and images with several labels also have a class. No protocol reads these.
+        # The loader also counts skipped files, and adds a class to images with several labels. Protocols read neither.
         assert set(real) - set(made) <= {"skipped", "label"}
         for name, value in made.items():
             assert (value.shape, value.dtype) == (real[name].shape, real[name].dtype), name

@@ -1,4 +1,4 @@
-"""Detection: average precision by hand and by brute force, transformed boxes, and the detector on tiny sets."""
+"""Test detection: average precision by hand and by brute force, transformed boxes, and training on tiny data sets."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ LEFT, RIGHT, FAR = [0.0, 0.0, 10.0, 10.0], [20.0, 20.0, 40.0, 40.0], [60.0, 60.0
 
 
 def image(found: list[Any] = [], true: list[Any] = [], difficult: list[int] = []) -> DetectedImage:  # noqa: B006
-    """Make an image with detections (box, score, label) and objects (box, label), some of them difficult."""
+    """Make an image with detections (box, score, label) and objects (box, label), some of them marked as difficult."""
     flags = np.zeros(len(true), dtype=np.bool_)
     flags[difficult] = True
     return DetectedImage(
@@ -81,8 +81,8 @@ def test_without_an_object_there_is_no_precision(precision: Any, images: list[De
     ("extra", "voc", "coco"),
     [
         ([(RIGHT, 0.9, 1)], 1.0, 1.0),  # finding a difficult object doesn't count
-        ([(RIGHT, 0.9, 1), (RIGHT, 0.85, 1)], 1.0, 0.5),  # found twice: COCO's rules excuse only one
-        ([([20.0, 20.0, 25.0, 25.0], 0.9, 1)], 0.5, 0.5),  # a corner of it overlaps too little to be excused
+        ([(RIGHT, 0.9, 1), (RIGHT, 0.85, 1)], 1.0, 0.5),  # COCO's rules excuse only one of the detections
+        ([([20.0, 20.0, 25.0, 25.0], 0.9, 1)], 0.5, 0.5),  # the box overlaps the object too little to be excused
     ],
 )
 def test_difficult_objects(extra: list[Any], voc: float, coco: float) -> None:
@@ -92,7 +92,7 @@ def test_difficult_objects(extra: list[Any], voc: float, coco: float) -> None:
 
 
 def drawn_images(seed: int, count: int, most: tuple[int, int] = (30, 150), difficult: float = 0.0) -> list[Any]:
-    """Make images with fewer than `most` objects and detections. Some detections are near objects, others anywhere."""
+    """Make images with fewer than `most` objects and detections. About 70 % of the detections are near an object."""
     draw = np.random.default_rng(seed)
     images = []
     for _ in range(count):
@@ -107,7 +107,7 @@ def drawn_images(seed: int, count: int, most: tuple[int, int] = (30, 150), diffi
             chosen = draw.integers(0, objects, len(near))
             boxes[near] = true[chosen] + draw.integers(-3, 4, (len(near), 4))
             labels[near] = true_labels[chosen]
-        scores = (draw.integers(1, 50, found) / 50).astype(np.float32)  # many are equal
+        scores = (draw.integers(1, 50, found) / 50).astype(np.float32)  # many scores are equal
         hard = draw.random(objects) < difficult
         images.append(DetectedImage(boxes.astype(np.float32), scores, labels, true, true_labels, hard))
     return images
@@ -144,7 +144,7 @@ def test_equals_what_pycocotools_says_of_a_file_of_results(seed: int) -> None:
 
 
 def brute_force(images: list[DetectedImage], label: int, threshold: float) -> float:
-    """Compute VOC 2007's metric one detection after the other."""
+    """Compute VOC 2007's average precision, one detection at a time."""
     rows = [(-image.scores[d], i, d) for i, image in enumerate(images) for d in np.flatnonzero(image.labels == label)]
     taken: set[tuple[int, int]] = set()
     verdicts = []
@@ -207,7 +207,7 @@ def picture(width: int, height: int) -> Image.Image:
 def test_a_test_image_is_resized_with_its_boxes() -> None:
     transform = BoxTransform(sizes=(20,), test_size=30, max_size=50, mean=(0, 0, 0), std=(1, 1, 1), training=False)
     tensor, boxes = transform(picture(20, 10), np.array([[5, 0, 20, 10]], dtype=np.float32))
-    # With a shorter side of 30, the longer one would have 60, above the limit of 50.
+    # With a shorter side of 30, the longer side would be 60, which is above the limit of 50.
     assert tensor.shape == (3, 25, 50)
     assert tensor.dtype == torch.float32
     assert tensor.min() >= 0.0
@@ -239,7 +239,7 @@ def test_training_draws_sizes_and_flips_with_the_boxes() -> None:
         scale = tensor.shape[1] // 8
         left, top, right, bottom = (round(v) for v in moved[0].tolist())
         seen.add((scale, left != scale))
-        # The box still frames the bright square.
+        # The transformed box still covers the bright square.
         assert tensor[0, top:bottom, left:right].mean() > 0.75
         assert moved[0, 2] - moved[0, 0] == 3 * scale
         again, _ = transform(drawn, boxes, np.random.default_rng(seed))
@@ -251,14 +251,14 @@ Entry = tuple[tuple[int, int], list[tuple[str, tuple[int, int, int, int], bool]]
 SCENE: list[Entry] = [
     ((40, 32), [("disc", (1, 1, 20, 16), False), ("bar", (21, 17, 40, 32), False)]),
     ((32, 32), []),
-    ((32, 48), [("bar", (5, 5, 5, 5), False), ("disc", (8, 8, 30, 40), True)]),  # one pixel; difficult
+    ((32, 48), [("bar", (5, 5, 5, 5), False), ("disc", (8, 8, 30, 40), True)]),  # one pixel; a difficult object
     ((36, 32), [("disc", (4, 4, 24, 24), False)]),
-    ((32, 32), [("bar", (3, 3, 33, 20), False)]),  # a pixel too wide, as some are
+    ((32, 32), [("bar", (3, 3, 33, 20), False)]),  # one pixel beyond the image, as in VOC
 ]
 
 
 def write_voc(root: Path, train: list[Entry], test: list[Entry]) -> None:
-    """Write images and boxes in the layout of the development kit, whose boxes count pixels from 1, inclusively."""
+    """Write images and boxes in VOC's layout, in which boxes count pixels from 1 and include the last pixel."""
     folder, images, kinds = root / "VOCdevkit" / "VOC2007", [], ("bar", "disc")
     parts = {"trainval": range(len(train)), "test": range(len(train), len(train) + len(test))}
     for number, (size, objects) in enumerate([*train, *test]):
@@ -268,7 +268,7 @@ def write_voc(root: Path, train: list[Entry], test: list[Entry]) -> None:
             instance(kinds.index(kind), (left - 1.0, top - 1.0, right, bottom), difficult=hard)
             for kind, (left, top, right, bottom), hard in objects
         ]
-        # The writer cuts boxes at the image size that it gets, so give a larger one.
+        # The writer cuts boxes at the given image size, so give a larger size.
         images.append(Annotated(number, name, 99, 99, (), tuple(shown)))
     voc_layout.write_voc(folder, images, kinds, parts)
 
@@ -362,7 +362,7 @@ def test_defaults_are_the_published_recipe() -> None:
         module = Detection(ImageResNet(), 20)
     assert (module.stride, module.norm.num_features) == (16, 2048)
     assert module.rpn.head.cls_logits.out_channels == 15
-    # As in detectron2: the overlaps of objects and background, the number of training boxes and the share of objects.
+    # detectron2 uses these overlaps for objects and background, numbers of training boxes, and shares of objects.
     for part, expected in ((module.rpn, (0.7, 0.3, 0.7, 256, 0.5)), (module.roi_heads, (0.5, 0.5, 0.5, 512, 0.25))):
         match, sampler = part.proposal_matcher, part.fg_bg_sampler
         sampled = sampler.batch_size_per_image, sampler.positive_fraction
@@ -389,7 +389,7 @@ def test_every_parameter_learns_whatever_the_images_show(counts: tuple[int, ...]
     assert not detections
     torch.stack(list(losses.values())).sum().backward()
     for name, parameter in module.named_parameters():
-        # Data parallelism needs a gradient of each parameter, even if it is zero.
+        # Data parallelism needs a gradient for each parameter, even if the gradient is zero.
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
 
@@ -401,10 +401,10 @@ def test_crops_show_the_places_of_their_boxes() -> None:
         assert layer.weight.std().item() == pytest.approx(deviation, rel=0.4)
         assert not layer.bias.any()
     assert module.stride == 8
-    # A map whose value is its column. Place 0 is at pixel 4, the middle of the first eight.
+    # The value of each map position is its column. Column 0 is at pixel 4, the center of the first eight pixels.
     columns = torch.arange(10.0).expand(1, 1, 10, 10)
     crop = module._crop({"0": columns}, [torch.tensor([[16.0, 16.0, 48.0, 48.0]])], [(80, 80)])
-    # The halves of the box have their centers at pixels 24 and 40, which are places 2.5 and 4.5.
+    # The halves of the box have their centers at pixels 24 and 40, which are columns 2.5 and 4.5.
     assert crop[0, 0, 0].tolist() == pytest.approx([2.5, 4.5])
 
 
@@ -489,7 +489,7 @@ def test_the_true_and_the_likely_boxes_are_drawn(voc: Path, tmp_path: Path) -> N
     stage: Any = SimpleNamespace(trainer=SimpleNamespace(default_root_dir=tmp_path), loggers=[])
     draw_detections(stage, module.test_images, {0: image, 3: none})
     first, second = (np.asarray(Image.open(tmp_path / "media" / f"detections_{n}.png")) for n in (1, 2))
-    assert first.shape == (32, 40, 3)  # as the network sees it
+    assert first.shape == (32, 40, 3)  # the network's input size
     red = lambda pixels: (pixels == (255, 0, 0)).all(-1)  # noqa: E731
     assert red(first)[5, 2]
     assert not red(first)[22:].any()
@@ -513,7 +513,7 @@ def test_fit_and_test(voc: Path, tmp_path: Path) -> None:
     logged = {name.removeprefix("train/"): float(value) for name, value in run.logged_metrics.items()}
     assert set(logged) == {"loss", "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"}
     assert run.progress_bar_metrics == {"train/loss": pytest.approx(sum(logged.values()) / 2, rel=1e-5)}
-    # Nothing was learned at that rate, so the weights are still those of the file.
+    # The learning rate is zero, so the weights still equal those of the file.
     assert torch.equal(module.image_encoder.conv1.weight, encoder(5).conv1.weight)
     run.save_checkpoint(tmp_path / "last.ckpt")
     again = encoder(6)
@@ -524,7 +524,7 @@ def test_fit_and_test(voc: Path, tmp_path: Path) -> None:
     assert first["test/images"] == 7
     assert all(0.0 <= first[name] <= 100.0 for name in METRICS)
     assert len(list((tmp_path / "media").glob("detections_?.png"))) == 6
-    # The statistics are computed again from the same batches.
+    # A second test computes the same statistics from the same batches.
     assert run.test(module, datamodule=data(voc), verbose=False)[0] == first
     fresh = detector(pretrained=str(tmp_path / "absent.ckpt"))
     again = trainer(tmp_path).test(
@@ -542,7 +542,7 @@ def test_results_are_in_percent_and_by_both_rules(tmp_path: Path, monkeypatch: p
     module.on_test_epoch_start()
     module.detections.update(torch.tensor([0, 1]), [one_detection(0.9), nothing], [ONE_OBJECT, ONE_OBJECT])
     module.on_test_epoch_end()
-    # One of two objects is found, so precision is 1 at the recalls 0, 0.1, ..., 0.5, or 0, 0.01, ..., 0.5.
+    # One of two objects is found, so the precision is 1 up to recall 0.5: 6 of VOC's 11 and 51 of COCO's 101 values.
     assert {name: value.item() for name, value in logged.items()} == pytest.approx(
         {name: 600 / 11 if "coco" not in name else 5100 / 101 for name in METRICS} | {"test/images": 2}
     )
@@ -551,7 +551,7 @@ def test_results_are_in_percent_and_by_both_rules(tmp_path: Path, monkeypatch: p
 def test_statistics_are_made_with_the_synchronization_of_training(
     voc: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lightning removes the synchronization after training, but a device's two images are not the training batch."""
+    """Keep batch statistics synchronized after training, since two images per device are not the training batch."""
     run, called = trainer(tmp_path), []
     layers = SimpleNamespace(apply=lambda module: called.append("on"), revert=lambda module: called.append("off"))
     monkeypatch.setattr(run.strategy, "_layer_sync", layers, raising=False)

@@ -1,4 +1,4 @@
-"""FID, inception score, R-precision and object accuracy of generated images, with networks of a few lines."""
+"""Test FID, inception score, R-precision and object accuracy of generated images, with networks of a few lines."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def module(data: Any, samples: int, **more: Any) -> Any:
 
 
 class TinyInception(nn.Module):
-    """Returns the mean colors of an image's quarters as features, and their shares as classes."""
+    """Return the mean color of each quarter of an image as features, and their softmax as class probabilities."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features = nn.functional.adaptive_avg_pool2d(images, 2).flatten(1) @ torch.eye(12)  # rounds under autocast
+        features = nn.functional.adaptive_avg_pool2d(images, 2).flatten(1) @ torch.eye(12)  # autocast would round this
         return features, features.softmax(1)
 
 
@@ -46,7 +46,7 @@ class TinyInceptionTV(TinyInception):
 
 
 class TinyClip(nn.Module):
-    """Embeds an image as its mean color, and a text as the color that it names."""
+    """Embed an image as its mean color, and a text as the color in the text."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class TinyClip(nn.Module):
 
 
 class TinyDetector(nn.Module):
-    """Finds a dog in light images and a cat in dark ones."""
+    """Detect a dog in light images and a cat in dark images."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ TINY = {"inception": TinyInception, "inception_tv": TinyInceptionTV, "clip": Tin
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Replace the released networks by networks of a few lines, with files for them."""
+    """Replace the released networks by networks of a few lines, and write a file for each."""
     monkeypatch.setenv("ASSEMBLE_CACHE", str(tmp_path / "cache"))
     networks = {name: generation.NETWORKS[name]._replace(build=kind) for name, kind in TINY.items()}
     monkeypatch.setattr(generation, "NETWORKS", networks)
@@ -104,7 +104,7 @@ class Real:
 
 
 class TinyData:
-    """The part of a data module that the evaluation uses."""
+    """The parts of a data module that the evaluation uses."""
 
     transform = SimpleNamespace(size=8)
     caption_count = len(TEXTS)
@@ -124,7 +124,7 @@ class TinyData:
                 self.looked_at += 1
                 for part in torch.arange(len(REAL)).split(16):
                     image, index = REAL[part], part
-                    if part[0] == 0:  # replaces a broken file; it also occurs at its place
+                    if part[0] == 0:  # image 20 replaces a broken file, and also comes later
                         image, index = torch.cat([image, REAL[20:21]]), torch.cat([index, torch.tensor([20])])
                     yield {"image": image, "index": index, "skipped": (torch.arange(len(index)) == 16).long()}
 
@@ -138,7 +138,7 @@ class TinyData:
 def update(evaluation: GenerationEvaluation, images: Tensor, repeat: int = 0) -> None:
     for part in torch.arange(len(images)).split(9):
         evaluation.update(images[part], {"index": part, "caption": part, "skipped": torch.zeros_like(part)}, repeat)
-    # This replaces a broken file, and is only counted at its place.
+    # This image replaces a broken file. It must only count at its own index.
     broken = {"index": torch.tensor([3]), "caption": torch.tensor([3]), "skipped": torch.tensor([1])}
     evaluation.update(torch.ones(1, 3, 8, 8), broken, repeat)
 
@@ -188,7 +188,7 @@ def test_statistics_of_real_images_are_kept(tiny: dict[str, str]) -> None:
     Path(tiny["inception"]).write_bytes(b"other weights")
     GenerationEvaluation(inception=tiny["inception"]).begin(module(data, len(IMAGES)))
     assert data.looked_at == 2
-    Real.listing.__iter__.return_value = [SimpleNamespace(stamps=lambda: [])]  # other files of the same names
+    Real.listing.__iter__.return_value = [SimpleNamespace(stamps=lambda: [])]  # the files change, but not their names
     GenerationEvaluation(inception=tiny["inception"]).begin(module(data, len(IMAGES)))
     assert data.looked_at == 3
 
@@ -209,7 +209,7 @@ def test_object_accuracy_generates_images_of_its_own(first: bool, tiny: dict[str
     found = evaluation.compute()
     assert sum(asked) == 2 * len(TEXTS)
     assert ("images for object accuracy" in capsys.readouterr().out) == first
-    # All 21 cats are found, and every second one of 20 dogs.
+    # The detector finds all 21 cats and 10 of 20 dogs.
     assert found == {"soa_c": pytest.approx(75.0), "soa_i": pytest.approx(100 * (21 + 10) / 41)}
 
 

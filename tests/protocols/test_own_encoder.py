@@ -45,7 +45,7 @@ def test_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, _ = blocks("yaml")
     (tmp_path / "own.yaml").write_text(layer, encoding="utf-8")
     assert main(["fit", "mct/imagenet_linear", "--scale", "smoke", "--config", "own.yaml", *runs]) == 0
-    # The same encoder from the same file, given in two ways.
+    # Both runs use the same encoder from the same file, configured in two ways.
     one, other = find(tmp_path / "runs")
     assert one.metrics == other.metrics
     assert one.metrics["test/images"] == 48

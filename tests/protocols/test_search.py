@@ -1,4 +1,4 @@
-"""Cross-modal search on tiny synthetic sets."""
+"""Test cross-modal search on tiny synthetic data sets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,13 +35,13 @@ def words(width: int = 16) -> GRUEncoder:
 
 
 def words_of(image: int, which: int) -> dict[str, Tensor]:
-    """Write a caption: the image's color, and one or two other words. Some images share their caption."""
+    """Make a caption of the image's color and one or two other words. Some images have equal captions."""
     tokens = [1 + image % CLASSES, 4 + (image // 6 + which) % 8, 4 * (which % 2)]
     return {"tokens": torch.tensor(tokens), "lengths": torch.tensor(2 + which % 2)}
 
 
 class Captioned(Dataset[dict[str, Tensor]]):
-    """Pictures with one caption each, for training. Takes the keys of an epoch sampler."""
+    """Pictures with one caption each for training, indexed by the keys of the epoch sampler."""
 
     def __init__(self, size: int) -> None:
         self.pictures = pictures(size)
@@ -55,7 +55,7 @@ class Captioned(Dataset[dict[str, Tensor]]):
 
 
 def captions(images: int) -> list[dict[str, Tensor]]:
-    """Two captions of every image."""
+    """Make two captions of every image."""
 
     def sample(item: int) -> dict[str, Tensor]:
         return {**words_of(item // 2, item % 2), "index": torch.tensor(item), "image_index": torch.tensor(item // 2)}
@@ -64,7 +64,7 @@ def captions(images: int) -> list[dict[str, Tensor]]:
 
 
 class SearchData(ShardedDataModule):
-    """Twelve images to train on in three steps per epoch, eleven to select with, and ten to test on."""
+    """Twelve images to train on in three steps per epoch, eleven for selection, and ten to test on."""
 
     def __init__(self, train: int = 12, validation: int = 11, test: int = 10) -> None:
         super().__init__(batch_size=4, num_workers=0, seed=0)
@@ -91,7 +91,7 @@ def search(**options: Any) -> CrossModalSearch:
 
 
 class Judged(pl.Callback):
-    """Keeps the weights of the common space at every validation, and may set its sum of recalls."""
+    """Record the weights of the common space at every validation, and optionally replace the sum of recalls."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, sums: list[float] | None = None) -> None:
         self.weights: list[dict[str, Tensor]] = []
@@ -147,8 +147,8 @@ class TestCrossModalSearch:
         assert run.callback_metrics["test/selected_epoch"] == 2
         assert run.callback_metrics["test/validation_recall_sum"] == pytest.approx(30)
 
-    # With three steps per epoch, 4 is in the middle of the second epoch, 3 is at a boundary (saved before validation),
-    # and 9 ends the training.
+    # An epoch has three steps. Step 4 is within the second epoch, step 3 is saved at its start before validation, and
+    # step 9 ends the training.
     @pytest.mark.parametrize("step", [3, 4, 9])
     def test_a_resumed_run_selects_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         file = MetricsFile(tmp_path / "metrics.csv")
@@ -197,7 +197,7 @@ class TestCrossModalSearch:
         samples = [Captioned(4)[epoch, item] for epoch, item in ((0, 0), (1, 0), (0, 1), (0, 2))]
         batch = torch.utils.data.default_collate(samples)
         module = search(hardest=hardest, mask_same_image=masked)
-        # Glorot's initial weights are below the root of 6 / (32 + 16).
+        # Glorot's initial weights are below the square root of 6 / (32 + 16).
         assert 0.9 < module.space.projection.weight.abs().max() * 8**0.5 < 1.001
         assert not module.space.projection.bias.any()
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Linear support vector machines on frozen features of tiny synthetic sets."""
+"""Test linear SVMs on frozen features of tiny synthetic data sets."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tests.protocols.parts import (
 
 
 def plain_svm(module: SoundSVM, layer: str, train: Samples, test: Samples, folds: list[int]) -> float:
-    """Compute the protocol of docs/papers/avid_cma.md [10.3] in float64, without saving memory."""
+    """Compute the protocol of docs/papers/avid_cma.md [10.3] in float64 without saving memory."""
 
     def features(item: dict[str, Tensor]) -> np.ndarray:
         with torch.no_grad():
@@ -123,8 +123,8 @@ class TestMultiLabelSVM:
     def test_classes_that_cannot_be_judged_are_left_out_and_named(self, tmp_path: Path) -> None:
         labels = torch.stack([one["labels"] for one in pictures(24, tags=True)])
         train, test = labels.clone(), labels.clone()
-        train[:, 0] = 0  # never seen in training
-        test[:, 1] = torch.where(test[:, 1] == 1, -1, 0)  # only difficult ones in the test
+        train[:, 0] = 0  # training has no example
+        test[:, 1] = torch.where(test[:, 1] == 1, -1, 0)  # the test has only difficult examples
         loaders = [loader(relabeled(pictures(24, n, tags=True), part)) for n, part in enumerate((train, test))]
 
         class Data(pl.LightningDataModule):

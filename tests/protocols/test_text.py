@@ -1,4 +1,4 @@
-"""Counting chosen options and generated texts."""
+"""Test the counting of chosen options and of generated texts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def update(test: TextTest, index: list[int], texts: list[str], answers: list[str
 def test_every_sample_counts_once_and_kinds_apart() -> None:
     test = TextTest(("coco",))
     update(test, [7, 9], ["a", "b"], ["a", "x"])
-    update(test, [9, 7], ["c", "c"], ["x", "a"])  # seen again, as after a broken file
+    update(test, [9, 7], ["c", "c"], ["x", "a"])  # repeated, as after a broken file
     update(test, [11], ["b"], ["a"])
     found = test.compute(CPU)
     assert found["exact_match"].item() == pytest.approx(1 / 3, rel=1e-12)
@@ -50,7 +50,7 @@ def test_withheld_answers_are_generated_and_not_judged() -> None:
     found = test.compute(CPU)
     assert found["exact_match"].item() == 0.0
     assert found["distinct"].item() == 2
-    # The score against one reference drops words of one letter, so that reference is empty here.
+    # The score with one reference drops words of one letter, so the only reference becomes empty here.
     assert "bleu_1" in found
     assert "avsd7/bleu_1" in found
 
@@ -66,9 +66,9 @@ def test_one_reference_is_not_scored_as_six() -> None:
 def test_the_loss_is_per_word_piece() -> None:
     test = TextTest()
     test.update_loss(torch.tensor([0, 1]), torch.tensor([0.5, 3.5]), torch.tensor([1.0, 3.0]))
-    test.update_loss(torch.tensor([1]), torch.tensor([3.5]), torch.tensor([3.0]))  # seen again
+    test.update_loss(torch.tensor([1]), torch.tensor([3.5]), torch.tensor([3.0]))  # a repeated sample
     assert test.compute(CPU) == {"samples": 2, "loss": 1.0}
-    test = TextTest()  # without word pieces
+    test = TextTest()  # no sample has any word pieces
     test.update_loss(torch.tensor([0, 1]), torch.zeros(2), torch.zeros(2))
     assert set(test.compute(CPU)) == {"samples"}
 
@@ -97,5 +97,5 @@ def test_processes_count_every_sample_once(processes: int, count: int) -> None:
 
     expected = measured(list(range(count)))
     assert {"cider", "avsd_1ref/bleu_4"} <= set(expected)
-    own = [list(range(rank, count, processes)) or [0] for rank in range(processes)]  # as a sampler fills up
+    own = [list(range(rank, count, processes)) or [0] for rank in range(processes)]  # filled up like a sampler's parts
     assert run_distributed(lambda rank: measured(own[rank]), processes) == [expected] * processes

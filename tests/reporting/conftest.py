@@ -1,4 +1,4 @@
-"""Made-up papers and records in a temporary project; none of these numbers was measured."""
+"""Make made-up papers and records in a temporary project. None of the numbers was measured."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ before
 after
 """
 
-#: Field of a record that starts from the authors' weights.
+#: The field of a record that starts from the authors' weights.
 AUTHORS = {"base": {"file": "base.pth", "sha256": "ab" * 32, "source": "https://example.org"}}
 
 Capsys = pytest.CaptureFixture[str]
@@ -65,7 +65,7 @@ Saved = Callable[..., Path]
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project with one paper, mct, and README files with markers."""
+    """Make a project with one paper, mct, and README files with markers."""
     root = tmp_path / "project"
     paper = root / "papers" / "mct"
     paper.mkdir(parents=True)
@@ -78,7 +78,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def make_record() -> MakeRecord:
-    """A function that makes a valid record; keyword arguments replace its fields."""
+    """Return a function that makes a valid record. Keyword arguments replace the record's fields."""
 
     def make(stage: str = "esc@base", seed: int = 0, value: float = 50.0, **fields: Any) -> Record:
         config = fields.pop("config", {"seed_everything": seed, "model": {"rate": 0.1}, "data": {"root": "/somewhere"}})
@@ -106,7 +106,7 @@ def make_record() -> MakeRecord:
 
 @pytest.fixture
 def save(project: Path) -> Save:
-    """A function that writes a record into the project's runs."""
+    """Return a function that writes a record into the project's runs."""
 
     def write(record: Record) -> Path:
         folder = record.folder(project / "runs")
@@ -118,7 +118,7 @@ def save(project: Path) -> Save:
 
 @pytest.fixture
 def saved(save: Save, make_record: MakeRecord) -> Saved:
-    """A function that makes a record and writes it into the project's runs; returns its folder."""
+    """Return a function that makes a record, writes it into the project's runs, and returns the record's folder."""
     return lambda *arguments, **fields: save(make_record(*arguments, **fields))
 
 

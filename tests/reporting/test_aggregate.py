@@ -1,4 +1,4 @@
-"""Aggregation: what may be averaged, and what is left out with a note."""
+"""Test how records are averaged, and which records are left out with a note."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_measured_on_another_parent(project: Path, make_record: MakeRecord) -> N
 
     parent = make_record("base", 0, lineage_hash="current")
     assert table("mini", [parent, child("current")]).cells["New", "esc"].values == {Draw(0): 1.0}
-    assert table("mini", [child("old")]).cells["New", "esc"].values == {Draw(0): 1.0}  # nothing to compare with
+    assert table("mini", [child("old")]).cells["New", "esc"].values == {Draw(0): 1.0}  # no parent's record to compare
     stale = table("mini", [parent, child("old")])
     assert stale.cells["New", "esc"].values == {}
     assert "`base`, which it starts from, was trained again" in stale.notes[0]
@@ -59,7 +59,7 @@ def test_deviations_are_collected_once(project: Path, make_record: MakeRecord) -
     deviation = {"field": "model.estimator", "reason": "small"}
     result = table("mini", [make_record("esc@base", k, deviations=[deviation]) for k in (0, 1)])
     assert deviations_of(result.records) == [deviation]
-    # If the words of a reason changed, the newest ones count.
+    # If a reason was reworded, the newest record's words are used.
     worded = {"field": "model.estimator", "reason": "the small one"}
     newer = make_record("esc@base", 2, deviations=[worded], started="2027-01-01T00:00:00Z")
     assert deviations_of([newer, make_record("esc@base", 0, deviations=[deviation])]) == [worded]

@@ -1,4 +1,4 @@
-"""Claims: the language of predicates, and the verdicts."""
+"""Test the claims: the language of predicates, and the verdicts."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def judged(*args: Any) -> list[Judged]:
         ({0: 5.0, 1: 6.0, 2: 7.0}, {0: 1.0, 1: 2.5, 2: 2.0}, "holds"),
         ({0: 1.0, 1: 2.5, 2: 2.0}, {0: 5.0, 1: 6.0, 2: 7.0}, "fails"),
         ({0: 1.0, 1: 5.0}, {0: 2.0, 1: 3.0}, "not separable"),
-        # Ahead by 1, 2 and 3: two standard deviations, but the interval of three draws reaches below zero.
+        # A is ahead by 1, 2 and 3. This is two standard deviations, but the interval of three draws goes below zero.
         ({0: 2.0, 1: 4.0, 2: 6.0}, {0: 1.0, 1: 2.0, 2: 3.0}, "not separable"),
         ({0: 2.0}, {0: 1.0}, "sign agrees"),
         ({0: 1.0}, {0: 2.0}, "sign differs"),
@@ -95,7 +95,7 @@ def test_verdicts(a: dict[int, float], b: dict[int, float], verdict: str) -> Non
 
 
 def test_the_difference_is_paired_and_leaves_the_threshold_out() -> None:
-    # The seeds differ by 10 points, but the pairs only by a little, so only pairing separates the rows.
+    # The seeds differ by 10 points, but the differences within pairs are small. Only pairing separates the rows.
     result = judged("A.x >= B.x + 1", {0: 13.0, 1: 23.5, 2: 33.0, 7: 0.0}, {0: 10.0, 1: 20.0, 2: 30.0})[0]
     assert result.difference == pytest.approx(19 / 6)
     # 4.302653 is the two-sided 95 % point of Student's t with two degrees of freedom.
@@ -124,6 +124,6 @@ def test_strict_comparison_and_worst_part_decide() -> None:
     result = judged("A.x > B.x and A.x > B.x + 5", {0: 3.0, 1: 3.0}, {0: 1.0, 1: 1.0})[0]
     assert (result.verdict, result.outcome) == ("fails", "+2 (+2 to +2; n=2) in x: A vs. B")
     assert judged("A.x / B.x > 1", {0: 1.0}, {0: 0.0})[0].detail == "divides by zero"
-    # A tie in one draw satisfies `>=`, but not `>`.
+    # If both values are equal, `>=` holds and `>` doesn't.
     verdicts = [judged(f"A.x {sign} B.x", {0: 1.0}, {0: 1.0})[0].verdict for sign in (">=", ">")]
     assert verdicts == ["sign agrees", "sign differs"]

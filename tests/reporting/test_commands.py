@@ -1,4 +1,4 @@
-"""The commands and promotion."""
+"""Test the reporting commands and the promotion."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_tables(project: Path, saved: Saved, capsys: Capsys) -> None:
     saved("esc@base", 0, 12.5)
     assert run("tables", "--runs", str(project / "runs")) == 0
     assert "12.5" in capsys.readouterr().out
-    assert run("tables", "--check") == 1  # printing fresh records wrote nothing
+    assert run("tables", "--check") == 1  # printing fresh records must write nothing
     assert run("tables") == 0
     out = capsys.readouterr().out
     assert "12.5" not in out
@@ -36,7 +36,7 @@ def test_tables(project: Path, saved: Saved, capsys: Capsys) -> None:
     assert run("tables", "--check") == 0
     saved("ucf_1@base", 0, 50.0)
     saved("ucf_1@better", 0, 60.0)
-    assert run("tables", "--check") == 0  # fresh records do not count before they are promoted
+    assert run("tables", "--check") == 0  # fresh records don't count before promotion
     promote("mct")
     assert run("tables", "--check") == 1
     assert run("tables") == 0
@@ -47,7 +47,7 @@ def nested(depth: int) -> dict[str, Any]:
     return functools.reduce(lambda inner, _: {"a": inner}, range(depth), {})
 
 
-#: Damaged or hostile fields of a record, or content of another file.
+#: Damaged or hostile fields of a record, or the content of another file.
 PAYLOADS: dict[str, Any] = {
     "less nested config": {"config": nested(150)},
     "control characters": {"media": ["\0.png"], "selection": "\x1b[2J[/red]", "started": "2026"},
@@ -90,7 +90,7 @@ def test_promote(project: Path, saved: Saved, capsys: Capsys) -> None:
     saved("esc@base", 0, scale="smoke")
     assert run("promote", "mct") == 0
     assert capsys.readouterr().out == "promoted: mct/mini/seed0/esc@base\n"
-    # Folders of this machine are not committed.
+    # The promoted record must not name folders of this machine.
     (promoted,) = find_promoted("mct")
     assert promoted.config == {"rate": 1, "out": "./runs", "home": "~/x"}
     assert [p.action for p in promote("mct")] == ["unchanged"]

@@ -1,4 +1,4 @@
-"""Comparison of runs with recorded runs: verdicts, their order, the summary, the command, curves."""
+"""Test the comparison of runs with recorded runs: verdicts, their order, the summary, the command, and curves."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ROUNDED = {"isa": {"requested": "sse41", "machine": "avx2"}}
 
 @pytest.fixture
 def reference(make_record: MakeRecord) -> list[Record]:
-    """Make two cells: 50 ± 2 over three seeds (one under another rounding), and 20 from one seed."""
+    """Make two cells: 50 ± 2 over three seeds (one with another rounding), and 20 from one seed."""
     found = [make_record("esc@base", k, value) for k, value in enumerate((48.0, 52.0))]
     found.append(make_record("esc@base", 2, 50.0, hardware=ROUNDED))
     return [*found, make_record("ucf_1@better", 0, 20.0)]
@@ -44,12 +44,12 @@ def test_where_nineteen_of_twenty_draws_lie(project: Path, make_record: MakeReco
     def verdict(stage: str, value: float) -> str:
         return compare(load("mct"), "mini", [make_record(stage, 7, value)], reference)[0].verdict
 
-    # Student's t for three seeds, 4.303, times 2, times the root of 1 + 1 / 3: 9.94.
+    # The limit is 4.303 (Student's t for three seeds) times 2 times the square root of 1 + 1 / 3, which is 9.94.
     assert [verdict("esc@base", v) for v in (40.1, 59.9, 40.0, 60.0)] == [IN_RANGE] * 2 + [OUTSIDE] * 2
-    # One seed gives no spread. A value that prints the same counts as reproduced, and any other has no reference.
+    # One seed gives no variance. A value that rounds to the same number is in range, any other has no reference.
     assert [verdict("ucf_1@better", v) for v in (20.04, 20.2)] == [IN_RANGE, NO_REFERENCE]
     assert verdict("ucf_1@base", 1.0) == NO_REFERENCE
-    # A seed counts by the mean of its roundings, so three equal ones count as one.
+    # Each seed counts once, as the mean of its roundings, so three equal roundings count as one value.
     equal = [
         make_record("esc@base", k, value, hardware={"isa": {"requested": isa}})
         for k, value in enumerate((48.0, 52.0, 50.0))
@@ -61,7 +61,7 @@ def test_where_nineteen_of_twenty_draws_lie(project: Path, make_record: MakeReco
     roundings = [make_record("esc@base", 2, 48.0, hardware=ROUNDED), make_record("esc@base", 2, 52.0)]
     (found,) = compare(load("mct"), "mini", [make_record("esc@base", 7, 50.0)], [*reference[:2], *roundings])
     assert (found.reference.mean, found.spread) == (50.0, 2.0)
-    assert found.allowed > 4.303 * 2 * (4 / 3) ** 0.5  # a run has one rounding, which varies more than a mean of two
+    assert found.allowed > 4.303 * 2 * (4 / 3) ** 0.5  # a single rounding varies more than the mean of two
 
 
 @pytest.mark.parametrize(("recorded", "mine"), [(3, 1), (6, 1), (6, 3)])
@@ -111,12 +111,12 @@ def test_the_same_seed_is_compared_first(project: Path, make_record: MakeRecord)
 
     verdicts = [(found.verdict, found.same and found.same.verdict) for found in map(cell, (50.0, 50.3, 70.0))]
     assert verdicts == [(IN_RANGE, "bit-equal"), (IN_RANGE, "within rounding"), (IN_RANGE, DIFFERS)]
-    # A difference from the same seed fails a run if five seeds were recorded under two roundings.
+    # If five seeds were recorded under two roundings, a run fails when it differs from the same seed.
     assert strict_failure([cell(70.0)]) is None
     assert summary([cell(70.0), cell(50.0)]).endswith("; same seed: 1 bit-equal, 1 differs")
     assert "is off from the same seed by" in str(strict_failure([cell(70.0, pairs=5)]))
     assert strict_failure([cell(50.3, pairs=5)]) is None
-    # Without several roundings of a seed, the effect of rounding is unknown, unless tables.yaml gives it.
+    # If no seed has several roundings, the effect of rounding is unknown, unless tables.yaml gives its size.
     assert cell(70.0, pairs=0).same is None
     path = project / "papers/mct/tables.yaml"
     path.write_text(path.read_text().replace("recipe: base}", "recipe: base, rounding: 0.1}", 1))
@@ -141,9 +141,9 @@ def test_likelihood(project: Path, make_record: MakeRecord, reference: list[Reco
         return compare(load("mct"), "mini", mine, reference)[0]
 
     assert cell(54.0).likelihood == cell(46.0).likelihood == pytest.approx(0.225, abs=0.001)
-    # The mean of more draws must be closer.
+    # A mean of several draws must be closer to the reference.
     assert cell(54.0, 54.0).likelihood < cell(54.0).likelihood
-    # A value that all draws share, such as chance, is left out.
+    # A value that is the same in all draws, such as chance, is left out.
     equal = [make_record("esc@base", seed, 50.0) for seed in range(3)]
     assert compare(load("mct"), "mini", [make_record("esc@base", 7, 50.0)], equal) == []
     assert compare(load("mct"), "mini", [make_record("esc@base", 7, 49.0)], equal)[0].verdict == OUTSIDE
@@ -160,7 +160,7 @@ def test_a_metric_has_its_own_tolerance(project: Path, make_record: MakeRecord, 
         return compare(load("mct"), "mini", [make_record("ucf_1@better", 0, value)], reference)[0].verdict
 
     assert [verdict(v) for v in (17.0, 23.1)] == [IN_RANGE, OUTSIDE]
-    other = make_record("ucf_1@better", 7, 23.1)  # a seed may differ by more than the error of the test set
+    other = make_record("ucf_1@better", 7, 23.1)  # a new seed may differ by more than the test set's error
     assert compare(load("mct"), "mini", [other], reference)[0].verdict == NO_REFERENCE
     path.write_text(path.read_text().replace("{mini: 3.0}", "{paper: 3.0}"))
     assert [verdict(v) for v in (20.0, 17.0)] == [IN_RANGE, NO_REFERENCE]
@@ -181,7 +181,7 @@ def test_what_is_no_measurement_is_not_compared(
 def test_worst_first_each_cell_once(project: Path, make_record: MakeRecord, reference: list[Record]) -> None:
     mine = [make_record("esc@base", 0, 62.0), make_record("ucf_1@better", 0, 20.0), make_record("ucf_1@base", 0, 1.0)]
     compared = compare(load("mct"), "mini", mine, reference)
-    # `New longer` is filled by the stages of `New`.
+    # `New longer` is filled from the same stages as `New`, so it is not repeated.
     assert [(c.row.label, c.metric.label, c.verdict) for c in compared] == [
         ("New", "ESC", OUTSIDE),
         ("New-One", "UCF", IN_RANGE),
@@ -208,7 +208,7 @@ def test_strict_allows_what_chance_does(project: Path, make_record: MakeRecord, 
     assert strict_failure([outside, good, unknown]) is None
     assert strict_failure([outside] * 3 + [good] * 17) is None
     assert "4 of 21 cells" in str(strict_failure([outside] * 4 + [good] * 17 + [unknown] * 9))
-    # One cell is off like this in one of 20 draws, and one of two cells in one of 10.
+    # By chance, a single cell is this far off in one of 20 draws, but one of two cells is in one of 10.
     assert "New, ESC 61.0 against 50.0 ± 2.0" in str(strict_failure([far]))
     assert strict_failure([far, good]) is None
 
@@ -228,14 +228,14 @@ def test_strict_says_by_its_status_whether_runs_match(
 
     write_results(paper_named("mct"), reference, {})
     (project / "runs").mkdir()
-    assert status() == 1  # nothing could be compared
+    assert status() == 1  # there is nothing to compare
     saved("esc@base", 0, 51.0, started="2026-02")
     assert status() == 0
     saved("esc@base", 0, 62.0, started="2026-02")
     capsys.readouterr()
     assert status() == 1
     assert "strict: mct, mini: New, ESC 62.0 against 50.0 ± 2.0 is off by 1.2 times" in capsys.readouterr().err
-    assert status("--against", str(project / "runs")) == 0  # equal to itself
+    assert status("--against", str(project / "runs")) == 0  # the runs equal themselves
     assert status("--against", str(project / "none")) == 2
 
 
@@ -249,13 +249,13 @@ def test_curves_are_promoted(project: Path, saved: Saved) -> None:
     promote("mct", ("mini",), runs)
     curves = project / "papers" / "mct" / "results" / "curves.csv.gz"
     first = curves.read_bytes()
-    assert first[4:8] == bytes(4)  # without the time, so that equal curves are equal files
+    assert first[4:8] == bytes(4)  # no time stamp, so that equal curves give equal files
     assert gzip.decompress(first).endswith(b"mini,seed0,base,train/loss,0 1,9 5\n")
-    (runs / "mct/mini/seed0/base/metrics.csv").unlink()  # as of a copied record
+    (runs / "mct/mini/seed0/base/metrics.csv").unlink()  # like a record that was copied alone
     promote("mct", ("mini",), runs)
     assert curves.read_bytes() == first
     write(4.0, started="2026-02-01T00:00:00Z")
-    # A refused record changes nothing. A record without curves removes the old curves.
+    # A rejected record changes nothing. A promoted record without curves removes the old curves.
     write(3.0, started="2026-03-01T00:00:00Z", git={"revision": "a" * 40, "dirty": True})
     promote("mct", ("mini",), runs)
     assert curves.read_bytes() == first

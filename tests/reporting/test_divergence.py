@@ -1,4 +1,4 @@
-"""Where and why training curves leave those of recorded runs, for recorded, made-up and trained runs."""
+"""Test where and why training curves leave the band of the recorded runs, on recorded, made-up and trained runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UCF: dict[str, Any] = {"parents": {"model.init_args.pretrained": {"stage": "base
 
 
 def curve(seed: int, leaves: int = 10**9) -> Curves:
-    """Make a loss that falls from 4 to 1 with 3 % noise, and doubles from the step at which it leaves the others."""
+    """Make a loss that falls from 4 to 1 with 3 % noise, and that doubles at the step `leaves`."""
     noise = np.random.default_rng(seed).normal(1, 0.03, len(STEPS))
     return {
         "train/loss": [
@@ -72,7 +72,7 @@ RATE = {"config": {"seed_everything": 7, "model": {"rate": 0.2}, "data": {"root"
     ("changed", "leaves", "reason"),
     [
         ({}, None, None),
-        # A difference from the recorded runs explains nothing while the curves stay inside the band.
+        # If the curves stay inside the band, no difference from the recorded runs is reported.
         ({"code": {LOSS: "c1:t1"}, "versions": {"torch": "2.11"}}, None, None),
         ({"code": {LOSS: "c0:t1"}, "git": {"revision": "b" * 40, "dirty": True}}, 400, "chance"),
         ({}, 400, "chance"),
@@ -119,13 +119,13 @@ def test_a_window_is_outside_beyond_the_interval_of_its_neighbors_variance() -> 
         steps = [float(step) for step in range(1, len(mine) + 1)]
         return Band(steps, np.array(values), size).left_by(list(zip(steps, mine)), cells)
 
-    # Student's t of four degrees of freedom, 2.776 and for ten windows 5.598, times the root of 1 + 1 / 3.
+    # The limit is Student's t of four degrees of freedom (2.776, or 5.598 for ten windows) times the root of 1 + 1 / 3.
     spread = [[-1.0], [0.0], [1.0]]
     assert [left(spread, [x]) for x in (3.2, -3.2, 3.21, -3.21)] == [None, None, 1, 1]
     assert [left(spread, [x], 10) for x in (6.46, 6.47)] == [None, 1]
-    # On a log scale where all values are positive.
+    # If all values are positive, the band is computed from their logarithms.
     assert [left(np.exp(spread).tolist(), [float(np.exp(x))]) for x in (3.2, 3.21)] == [None, 1]
-    # There are nine windows of two steps. Only the fifth varies, which widens three windows on each side by a seventh.
+    # There are nine windows of two steps. Only the fifth varies, and its variance is averaged over seven windows.
     wide = [[0.0] * 4 + [x] + [0.0] * 4 for x in (-1.0, 0.0, 1.0)]
     moved = [[0.0] * 2 * k + [1.2, 1.2] + [0.0] * 2 * (8 - k) for k in range(9)]
     assert [left(wide, mine, size=2) for mine in moved] == [1, *[None] * 7, 17]
@@ -179,7 +179,7 @@ def test_what_the_command_prints(saved: Saved, reference: list[Record], project:
     assert "no curves to compare at" in out
 
 
-#: 28 steps at the smoke scale. Every second step is logged.
+#: Train for 28 steps at the smoke scale, and log every second step.
 LAYER = {"trainer": {"max_epochs": 4, "limit_train_batches": 1.0, "log_every_n_steps": 2}}
 
 
@@ -187,7 +187,7 @@ def trained(runs: Path, seed: int, *overrides: str, edited: bool = False) -> Run
     stage = request("avid/avid", runs, *overrides, seed=seed, layer=LAYER)
     record = run_stage(stage)
     code = {**record.code, **({"papers/avid_cma/loss.py": "edited"} if edited else {})}
-    # The layer's overrides would give the stage another name.
+    # Reset the name of the stage, because the layer's overrides changed it.
     return dataclasses.replace(record, stage="avid", code=code), read_points(stage.directory / "metrics.csv")
 
 
@@ -227,6 +227,6 @@ def test_planted_faults_and_honest_runs(tmp_path: Path, monkeypatch: pytest.Monk
         ("configuration", cause(29, "--data.video.crop", "16")),
     ]
     assert sum(expected == found for expected, found in faults) >= 8, faults
-    # They have other code, so that a run outside the band can't count as chance.
+    # The honest runs have other code too, so a run outside the band would count as a code change.
     honest = [cause(seed, edited=True) for seed in range(10, 20)]
     assert honest.count("chance") >= 9

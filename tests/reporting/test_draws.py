@@ -1,4 +1,4 @@
-"""Draws: seed and rounding, the folders of their records, and how a process keeps to one rounding."""
+"""Test draws: seed and rounding, the folders of their records, and how a process keeps one rounding."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VARIABLES = ("ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 @pytest.fixture(autouse=True)
 def _clean(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
-        monkeypatch.setenv(name, "")  # so that monkeypatch restores what a test sets
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores changes
         monkeypatch.delenv(name)
 
 
@@ -46,7 +46,7 @@ def test_roundings_of_a_seed_are_draws_of_their_own(project: Path, make_record: 
     found = [
         make_record("esc@base", 0, 10.0),
         make_record("esc@base", 0, 20.0, hardware=rounded("sse41")),
-        # Its parent is of the same draw.
+        # The parent has the same draw.
         make_record("base", 0, lineage_hash="n", hardware=rounded("avx2")),
         make_record(
             "esc@base", 0, 30.0, hardware=rounded("avx2"), parents={"x": {"stage": "base", "lineage_hash": "n"}}
@@ -75,7 +75,7 @@ def test_a_rounding_needs_its_instructions_and_comes_before_torch(monkeypatch: p
     use("sse41")
     assert {name: os.environ[name] for name in VARIABLES} == INSTRUCTION_SETS["sse41"]
     monkeypatch.setattr(draws, "machine_isa", lambda: "sse41")
-    use("sse41")  # again, as each stage does, and on a machine that has no stronger instructions
+    use("sse41")  # each stage repeats the call, and it must work without stronger instructions
     monkeypatch.setattr(draws, "machine_isa", lambda: None)
     with pytest.raises(StageError, match="has none of these"):
         use("sse41")

@@ -1,4 +1,4 @@
-"""Figures are drawn from records, stored next to them, and checked with the pages that show them."""
+"""Test how figures are drawn from records, stored next to the records, and checked with the pages that show them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 @pytest.fixture
 def drawn(project: Path) -> Path:
-    """The file of the figure of a table with a curve."""
+    """Add a curve to a table, and return the path of its figure."""
     (project / "papers" / "mct" / "tables.yaml").write_text(TABLES.replace("    metrics:\n", CURVE))
     return project / "papers" / "mct" / "results" / "mini" / "transfer.svg"
 
@@ -44,7 +44,7 @@ def words(drawing: str) -> dict[str | None, tuple[float, float]]:
 
 
 def paths(drawing: str, color: str) -> list[list[tuple[float, float]]]:
-    """Points of the lines of a color."""
+    """Return the points of the lines of a color."""
     found = [path for path in ElementTree.fromstring(drawing).iter(f"{SVG}path") if color in path.attrib["style"]]
     return [
         [(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", path.attrib["d"])] for path in found
@@ -54,26 +54,26 @@ def paths(drawing: str, color: str) -> list[list[tuple[float, float]]]:
 def test_a_line_for_what_was_measured_at_two_places(drawn: Path, make_record: MakeRecord) -> None:
     values = {("ucf_1@base", 0): 20, ("ucf_1@base", 1): 40, ("esc@base", 0): 60, ("esc@base", 1): 80}
     some = [make_record(stage, seed, value) for (stage, seed), value in values.items()]
-    some.append(make_record("ucf_1@better", 0, 50.0))  # there is only one place, so no line
+    some.append(make_record("ucf_1@better", 0, 50.0))  # a single place gives no line
     (filled,) = render.fill(load("mct"), "mini", some)
     drawing = charts.curve(filled.result)
     band, ((left, first), (right, last)), _, ((_, third), (_, fourth)) = paths(drawing, charts.BLUE)
     assert left < right
-    # Means of 30 and 70 (the difference of the second panel: -30 and -70), with intervals of 127 about them.
+    # The means are 30 and 70 (-30 and -70 in the second panel), each with an interval of ± 127.
     height = first - last
     assert (max(y for _, y in band) - first) / height == pytest.approx(127.06 / 40, abs=0.05)
     assert fourth - third == pytest.approx(height, abs=0.2)
     assert {"New", "less", "steps & more", "score", "gain", "1", "4"} <= set(words(drawing))
     assert (words(drawing)["New"], words(drawing)["less"]) == ((632, 26), (632, 326))
-    # Zero and the axis of one panel, and of the other 300 pixels below.
+    # Each panel has a zero line and an axis. The second panel is 300 pixels below the first.
     assert [path[0][1] for path in paths(drawing, charts.LINE)] == pytest.approx([171, 254, 397, 554], abs=0.2)
     assert "One" not in words(drawing)
     assert charts.caption(filled.result) == "score and gain against steps & more; the bands are 95 % intervals"
     assert words(drawing)["band: 95 % interval"] == (632, 344)
     assert words(drawing)["dashed: the paper"] == (632, 362)
     marks = [x for path in paths(drawing, charts.DIM) for x, _ in path]
-    assert marks == pytest.approx([(left + right) / 2] * 4, abs=0.2)  # 2 on a logarithmic axis from 1 to 4
-    # The interval of a percentage ends at 0 and 100, that of a difference does not.
+    assert marks == pytest.approx([(left + right) / 2] * 4, abs=0.2)  # 2 is the middle of a log axis from 1 to 4
+    # The interval of a percentage stops at 0 and 100. The interval of a difference does not.
     drawn.parents[2].joinpath("tables.yaml").write_text(
         TABLES.replace("    metrics:\n", CURVE.replace("hidden: true", 'hidden: true, unit: "%"'))
     )
@@ -98,15 +98,15 @@ def test_dots_show_means_intervals_draws_and_yours(project: Path, make_record: M
     (yours,) = render.fill(load("mct"), scale, [make_record(f"ucf_{k}@base", 0, 82.0, scale=scale) for k in folds])
     drawing = charts.dots(filled.result, yours.result)
     assert charts.caption(filled.result)
-    rows = 3 if scale == "mini" else 2  # one row is ours, and only in the miniature
+    rows = 3 if scale == "mini" else 2  # our own row exists only in the miniature
     interval, means = paths(drawing, charts.BLUE)
     (ticks,) = paths(drawing, charts.DIM)
     assert (len(interval), len(means), len(ticks)) == (2 * rows, 2 * rows, 4 * rows)
-    # The axis is zoomed, so that 80 and 94 are most of its width apart.
+    # The axis is zoomed, so the distance of 80 and 94 is most of its width.
     assert max(x for x, _ in ticks) - min(x for x, _ in ticks) > 0.75 * 480
     (mine,) = paths(drawing, charts.GREEN)
     assert mine[0][0] == means[0][0]
-    # A number of the miniature is never compared with a published one.
+    # A value of the miniature is never compared with a published value.
     assert len(paths(drawing, charts.ORANGE)) == (scale == "paper")
     assert {"UCF (%)", "New", "New-One"} <= set(words(drawing))
     assert "ESC" not in words(drawing)
@@ -133,7 +133,7 @@ def test_a_drawing_is_the_same_again_and_holds_nothing_that_a_page_could_hold_tw
     charts._training.cache_clear()
     assert charts.training("a & <b> $x$", lines, band) == drawing
     assert not re.search(r"\bid=|url\(|<use|<metadata|xml:|20\d\d-", drawing)
-    # Viewers without variables and media queries show the light colors; a browser overrides them in the dark.
+    # Viewers without CSS variables and media queries show the light colors. A browser overrides them in dark mode.
     assert "var(" not in drawing
     assert f'svg [style*="stroke: {charts.BLUE}"] {{stroke: {charts.COLORS["blue"][1]} !important}}' in drawing
     assert [len(paths(drawing, color)) for color in (charts.BLUE, charts.ORANGE)] == [1, 1]

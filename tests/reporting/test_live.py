@@ -1,4 +1,4 @@
-"""The live report page: which requests it answers, its message when rendering fails, and that it follows the runs."""
+"""Test the live report page: which requests it answers, the message if rendering fails, and updates of the runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.reporting.conftest import Saved
 
 @pytest.fixture
 def run(saved: Saved) -> Path:
-    """A run with a curve."""
+    """Save a run with a curve."""
     folder = saved("base", 0, 50.0, job="pretrain")
     (folder / "metrics.csv").write_text("step,name,value\n0,train/loss,3\n5,train/loss,1\n")
     return folder
@@ -50,7 +50,7 @@ def test_the_page_follows_its_runs(server: LiveReport, run: Path) -> None:
     assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert {**live.HEADERS, "Content-Type": "text/html; charset=utf-8"}.items() <= headers.items()
     assert get(server, "/stamp")[1]["Content-Type"] == "text/plain; charset=utf-8"
-    server._next = 0.0  # as after a while
+    server._next = 0.0  # skips the waiting time
     stamp = get(server, "/stamp")[2]
     assert f'"{stamp}"' in text
     with (run / "metrics.csv").open("a") as file:
@@ -94,7 +94,7 @@ def test_rendering_takes_a_tenth_of_the_time_at_most(project: Path, run: Path, m
     with LiveReport(lambda stamp: now.__setitem__(0, now[0] + 3.0) or stamp, project / "runs", 0) as server:
         first = server.page()
         (run / "metrics.csv").unlink()
-        now[0] = 132.9  # thirty seconds after the three that it took
+        now[0] = 132.9  # rendering took 3 s, so the page is kept for 30 s
         assert server.page() == first
         now[0] = 133.0
         assert server.page() != first
@@ -105,7 +105,7 @@ def test_a_killed_process_changes_the_page(server: LiveReport, run: Path, monkey
     stamp = get(server, "/stamp")[2]
     assert get(server, "/stamp")[2] == stamp
     later = SimpleNamespace(monotonic=time.monotonic, time=lambda: time.time() + 130)
-    monkeypatch.setattr(live, "time", later)  # nothing is written for two minutes
+    monkeypatch.setattr(live, "time", later)  # two minutes without any progress
     assert get(server, "/stamp")[2] != stamp
 
 

@@ -1,4 +1,4 @@
-"""The number of runs that separate a gap, tested on simulated claims and on recorded runs that the plan didn't use."""
+"""Test the number of runs that separates a gap, on simulated claims and on recorded runs that the plan didn't use."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_power_is_how_often_a_simulated_claim_holds(gap: float, runs: int) -
 def test_runs_and_gap_are_the_smallest() -> None:
     runs = runs_for(1.0, 2.0, 0.8)
     assert power_of(1.0, 2.0, runs) >= 0.8 > power_of(1.0, 2.0, runs - 1)
-    assert runs == 34  # two-sided t test with an effect of 0.5, as in any table of sample sizes
+    assert runs == 34  # matches sample size tables: two-sided t test, effect of 0.5
     assert power_of(smallest_gap(2.0, 7, 0.9), 2.0, 7) == pytest.approx(0.9, abs=1e-6)
     assert runs_for(0.0, 2.0, 0.8) > 10_000
     low, high = spread_range(2.0, 10)

@@ -1,4 +1,4 @@
-"""Commands print and write about a made-up project what printed.txt records. `SNAPSHOT=1` writes that file."""
+"""Compare what commands print and write about a made-up project with printed.txt. `SNAPSHOT=1` writes that file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMMANDS = (
     "runs --runs RUNS", "runs --runs RUNS --diff base+1f2e3d mini/seed0/base", "report mct --runs RUNS",
     "wandb-report mct --offline", "promote mct --runs RUNS",
 )  # fmt: skip
-#: A narrow terminal with colors.
+#: Commands that are run on a narrow terminal with colors.
 COLORED = ("tables mct --runs RUNS --scale mini", "compare mct --runs RUNS", "claims mct")
 MEDIA = {
     "two_pixels_1.png": PIXEL, "clip.mp4": b"no film", "numbers.json": b"{}", "rows.csv": b"a,b\n" + b"1,<i>\n" * 31,
@@ -44,14 +44,14 @@ OTHER: dict[str, Any] = {"ours": [{"field": "model.init_args.rate", "value": "0.
 
 
 def on_page(text: str) -> str:
-    """Return a page without style and script, and with the label instead of each drawing."""
+    """Return a page without style and script, with the label in place of each drawing."""
     text = re.sub(r"<(style|script)>.*?</\1>", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg role="img" aria-label="(.*?)".*?</svg>', r"[\1]", text, flags=re.DOTALL)
     return re.sub(r"\n\s*\n", "\n", text)
 
 
 def in_report(blocks: list[dict[str, Any]]) -> Iterator[Any]:
-    """Return blocks, run sets and panels of a W&B report, without the ids that the client generates."""
+    """Yield the blocks, run sets and panels of a W&B report, without the ids that the client generates."""
     for block in blocks:
         yield block["type"], block.get("content", block["children"])
         grid = block.get("metadata", {})

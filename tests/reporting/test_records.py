@@ -1,4 +1,4 @@
-"""Records: validation, round trip, hashes, atomic writing, git state."""
+"""Test records: validation, round trip, hashes, atomic writing, and git state."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_git_state_ignores_results_pages_and_runs_only(tmp_path: Path) -> None:
     assert records.git_state(tmp_path / "papers")["dirty"] is False
     (tmp_path / "new.py").write_text("2")
     assert records.git_state(tmp_path / "papers")["dirty"] is True
-    # A file looks changed but is not. Refreshing the index for it would lock the index and block a commit.
+    # The file has a new time stamp but no change. Refreshing the index would lock it and block a commit.
     os.utime(tmp_path / "code.py", (1, 1))
     index = (tmp_path / ".git" / "index").read_bytes()
     records.git_state(tmp_path)

@@ -1,4 +1,4 @@
-"""Rendering: Markdown between markers, the overview, and what checking finds."""
+"""Test rendering: Markdown between markers, the overview, and the check of committed pages."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_row_with_fewer_draws_says_so_once_and_a_note_of_two_tables_too(
     tables.write_text(text + text[text.index("  - id: transfer") :].replace("transfer", "again"))
     records = [make_record("ucf_1@base", seed, 50.0) for seed in (0, 1)] + [make_record("ucf_1@better", 0, 60.0)]
     shown = render.tables_markdown(render.fill(load("mct"), "mini", records))
-    assert "| New-One (n=1) | 60.0 |" in shown  # the column without a value is left out
+    assert "| New-One (n=1) | 60.0 |" in shown  # the table leaves out the column without values
     assert shown.count("a slip") == 1
 
 
@@ -72,7 +72,7 @@ def test_what_has_no_published_value_is_never_taken_for_one(project: Path, make_
     assert "| New | 81.5 / – | 70.0 (*) / 30.0 |" in drawn()
     tables.write_text(text.replace("esc: {label: ESC, stage: esc", "esc: {published: false, label: ESC, stage: esc"))
     assert "| New | 81.5 / – | – / 30.0 |" in drawn()
-    # In a table of ours, a metric has published values if a row gives one.
+    # In our own table, a metric counts as published if any row has a published value.
     ours = text.replace("source: a made-up page", "source: ours alone\n    ours: true")
     tables.write_text(ours.replace(', esc: {value: 70, mark: "*"}', ""))
     assert "Cells are *published / measured*" in drawn()
@@ -87,7 +87,7 @@ def test_a_page_names_a_table_by_request_of_one_draw(project: Path, make_record:
     assert render.tables_markdown(filled, minor_tables=False).endswith("also prints small tables: Transfer.")
     shown = render.tables_markdown([judged], minor_tables=False)
     assert shown.index("### Transfer (mini)") < shown.index("a slip")
-    unmeasured = table.model_copy(update={"rows": table.rows[:1]})  # human preference, for example
+    unmeasured = table.model_copy(update={"rows": table.rows[:1]})  # such as human preference
     for part, waits in ((table, True), (unmeasured, False)):
         result = replace(judged.result, table=part, cells={})
         assert ("Not measured yet: Transfer" in render.tables_markdown([render.Filled(result, [], [])])) == waits
@@ -106,7 +106,7 @@ def test_cells_from_given_weights_are_marked_and_never_mixed_with_ours(
     project: Path, saved: Saved, capsys: Capsys
 ) -> None:
     for split, value in ((1, 79.0), (2, 81.0)):
-        saved(f"ucf_{split}@base", 0, value - 50, scale="paper")  # ours
+        saved(f"ucf_{split}@base", 0, value - 50, scale="paper")  # our own weights
         saved(f"ucf_{split}@base", 0, value, scale="paper", given=AUTHORS)
         saved(f"ucf_{split}@better", 0, value + 4, scale="paper", given=AUTHORS)
     runs = ["--runs", str(project / "runs")]
@@ -124,7 +124,7 @@ def test_cells_from_given_weights_are_marked_and_never_mixed_with_ours(
     assert "| One helps | +0.5 | +4 (n=1) | sign agrees |" in claims
     assert main(["tables", "mct", "--scale", "paper", *runs]) == 0
     assert "Transfer, from the authors' weights (paper)" in capsys.readouterr().out
-    # On a terminal, each kind of value has a column, or if they don't fit, the values of a metric share one.
+    # A wide terminal shows a column per kind of value. A narrow terminal puts the values of a metric into one column.
     tables = {width: printed_table(filled[-1], width) for width in (200, 60)}
     assert "UCF (%), published" in tables[200]
     assert "Cells are" not in tables[200]
@@ -136,7 +136,7 @@ def test_cells_from_given_weights_are_marked_and_never_mixed_with_ours(
     page = report.page(["mct"], None, project / "runs")
     assert "Transfer, from the authors&#39; weights" in page
     assert page.count(">84.0 †</button>") == 1
-    # A file that is not the authors' is called so.
+    # If the file is not the authors', the table says "from given weights".
     saved("ucf_1@base", 0, 79.0, scale="paper", given={"base": {"file": "mine.ckpt", "sha256": "cd" * 32}})
     filled = render.fill_both(load("mct"), "paper", render.records_of("mct", project / "runs"))
     assert filled[-1].result.origin == "from given weights"

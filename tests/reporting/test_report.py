@@ -1,4 +1,4 @@
-"""The report page as text: its content, what it leaves out, and that it refers to no other file or server."""
+"""Test the text of the report page: what it contains, what it leaves out, and that it needs no other file or server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VOID = {"meta", "img", "link", "br", "input"}
 
 
 class Page(HTMLParser):
-    """A parsed page: its references, its texts by element, and whether its tags are balanced."""
+    """Parse a page into references and elements, and check that the tags are balanced."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ def test_the_page_is_self_contained(project: Path, saved: Saved, monkeypatch: py
     assert all(values.get("alt") for tag, values in page.elements if tag == "img")
     assert {values["popovertarget"] for _, values in page.elements if "popovertarget" in values} <= set(page.ids)
     assert "numbers.json (not a picture), lost.png (not in the run&#39;s folder)" in text
-    monkeypatch.setattr(media, "MAX_PAGE_BYTES", 2 * len(PIXEL))  # one picture for each of two papers
+    monkeypatch.setattr(media, "MAX_PAGE_BYTES", 2 * len(PIXEL))  # room for one picture per paper
     assert written("mct", "mct").count("picture.png (the page is full)") == 2
 
 
@@ -100,7 +100,7 @@ def test_numbers_of_smoke_are_folded_away(project: Path, saved: Saved) -> None:
 def test_a_damaged_run_is_left_out_with_one_warning(
     project: Path, saved: Saved, file: str, content: bytes, capsys: Capsys
 ) -> None:
-    limit = csv.field_size_limit(131_072)  # some readers of data sets raise it
+    limit = csv.field_size_limit(131_072)  # some data set readers raise this limit
     saved("esc@base", 1, 20.0)
     names = ["media/words.row.png", "media/words.row.json", "media/long.csv"]
     folder = saved("esc@base", 0, 40.0, media=names)
@@ -110,7 +110,7 @@ def test_a_damaged_run_is_left_out_with_one_warning(
     text = written()
     csv.field_size_limit(limit)
     assert "20.0</button>" in text
-    assert "30.0" not in text  # the mean if the damaged one counted
+    assert "30.0" not in text  # the mean with the damaged run
     told = capsys.readouterr().err
     assert told.count("warning: ") == 1
     assert str(folder) in told
@@ -156,16 +156,16 @@ def test_a_page_draws_few_curves_and_no_control_characters(
     assert "x\\x1b\\u202ey/loss" in text
     assert "\x1b" not in text
     assert "\u202e" not in text
-    assert not recwarn  # matplotlib would print a character that its font lacks
+    assert not recwarn  # no warning about characters that the font lacks
 
 
 def test_curves_of_the_file_that_runs_write(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text("step,name,value\n0,train/loss,2.5\n0,train/mlm,7\n1,train/loss,1.5\n1,train/mlm,nan\n")
     assert thinned(read_points(path)) == {"train/loss": [(0.0, 2.5), (1.0, 1.5)]}
-    path.write_text("step,name,value\n1,a,5\n0,a,9\n1,a,3\n")  # values at one step keep their order
+    path.write_text("step,name,value\n1,a,5\n0,a,9\n1,a,3\n")  # keep the order of values at the same step
     assert thinned(read_points(path)) == {"a": [(0.0, 9.0), (1.0, 5.0), (1.0, 3.0)]}
-    path.write_text("step,name,value\n0,a,1e308\n1,a,2\n2,a,1\n")  # too large to be drawn
+    path.write_text("step,name,value\n0,a,1e308\n1,a,2\n2,a,1\n")  # can't be plotted
     assert thinned(read_points(path)) == {"a": [(1.0, 2.0), (2.0, 1.0)]}
     assert read_points(tmp_path / "none.csv") == {}
     names = ["val/loss", "train/loss", "val/mlm_loss", "train/mlm_loss", "val/accuracy", "gradient_norm"]
@@ -189,8 +189,8 @@ def test_the_shipped_records_make_a_whole_page(tmp_path: Path) -> None:
             assert any(i.startswith(f"{paper.short}-{table.id}-".replace("_", "-")) for i in page.ids if i), table.id
     glance = text[text.index("do your runs match?") : text.index("What papers on")]
     assert glance.count("no runs at mini") == len(existing_papers())
-    assert "S + W + I lowers the Frechet distance" in glance  # a claim that fails
-    assert "CMA&#39;s linear probe" not in glance  # a claim that holds
+    assert "S + W + I lowers the Frechet distance" in glance  # this claim fails
+    assert "CMA&#39;s linear probe" not in glance  # this claim holds
     assert len(text) < 3_000_000
 
 

@@ -1,4 +1,4 @@
-"""The report page in a real browser, opened from its file, without a network. Skipped if there is no Chromium."""
+"""Test the report page in a real browser, opened from its file without a network. Skip if Chromium is missing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = needed
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of the shipped records, with one run that has a curve, a picture and a film."""
+    """Write the page of the shipped records, with one run that has a curve, a picture and a film."""
     import av
     import numpy as np
 
@@ -48,14 +48,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(page: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Chromium that has opened the page and logs what it asks the network for."""
+    """Open the page in Chromium, which logs the page's network requests."""
     with opened(page.as_uri(), tmp_path_factory.mktemp("profile")) as driver:
         yield driver
 
 
 @pytest.fixture
 def tab(browser: Any, page: Path) -> Any:
-    """The browser at the top of the page, at 1400 pixels, in light colors, with nothing open."""
+    """Return the browser at the top of the page, 1400 pixels wide, in light colors, with all sections folded."""
     resize(browser, 1400)
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     browser.execute_script(
@@ -89,7 +89,7 @@ def test_the_page_itself_never_scrolls_sideways(tab: Any, width: int) -> None:
     resize(tab, width)
     until(lambda: tab.execute_script("return innerWidth") == width, "the window has its size")
     assert tab.execute_script("return document.documentElement.scrollWidth") <= width
-    # It asks for nothing when everything is unfolded, either.
+    # Unfolding every section must not cause a request either.
     tab.execute_script("window.folded = [...document.querySelectorAll('details:not([open])')];"
                        "folded.forEach(d => { d.open = true })")  # fmt: skip
     assert tab.execute_script("return document.documentElement.scrollWidth") <= width

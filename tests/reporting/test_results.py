@@ -1,4 +1,4 @@
-"""The committed results: they read back as written, are complete after a kill, and contain nothing unused."""
+"""Test the committed results: they are read back as written, survive a kill, and contain nothing unused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_committed_results_are_written_as_they_were_read(
     paper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """This shows that each reference has its content, each content a reference, and each hash fits its content."""
+    """Check that each reference has its content, that each content is used, and that each hash matches its content."""
     entry = paper_named(paper)
     before, records, curves = contents(entry.results), find_promoted(paper), promoted_curves(entry)
     (tmp_path / "papers" / paper).mkdir(parents=True)
@@ -67,12 +67,12 @@ def test_round_trip(project: Path, metrics: dict[str, float], config: dict[str, 
     assert sorted(found, key=str) == sorted(some, key=str)
     assert sorted(one.to_json() for one in found) == sorted(one.to_json() for one in some)
     written = {path: path.read_bytes() for path in paper_named("mct").results.rglob("*.json")}
-    write_results(paper_named("mct"), found, {})  # whose keys are sorted, unlike those above
+    write_results(paper_named("mct"), found, {})  # the records read have sorted keys
     assert written == {path: path.read_bytes() for path in paper_named("mct").results.rglob("*.json")}
 
 
 class Killed(BaseException):
-    """Replaces SIGKILL."""
+    """Replacement for SIGKILL."""
 
 
 @pytest.mark.parametrize("operation", ["replace", "fsync"])
@@ -110,7 +110,7 @@ def test_a_promotion_that_is_killed_leaves_results_that_can_be_read_and_is_compl
             patch.setattr(os, operation, until_killed)
             promote("mct")
             break
-        (results / "mini" / ".seed0.0f3a8c11.1.tmp.json").write_text("{")  # as SIGKILL leaves it
+        (results / "mini" / ".seed0.0f3a8c11.1.tmp.json").write_text("{")  # a leftover of SIGKILL
         for record, before, after in zip(find_promoted("mct"), old, new, strict=True):
             assert record in (before, after)
         assert promoted_curves(paper_named("mct"))

@@ -1,4 +1,4 @@
-"""Runs read from their folders, and the command that lists and compares them."""
+"""Test reading runs from their folders, and the command that lists and compares runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.reporting.conftest import Capsys, Saved
 
 @pytest.fixture
 def folder(project: Path, saved: Saved) -> Path:
-    """Three finished runs, one with curves and overrides, and one that was stopped."""
+    """Make three finished runs, one of them with curves and overrides, and one stopped run."""
     for seed, value in ((0, 50.0), (1, 70.0)):
         saved("esc@base", seed, value, wall_seconds=60.0 * (seed + 1))
     config = {"seed_everything": 0, "model": {"init_args": {"rate": 0.3}, "class_path": "a.B"}, "data": {"root": "/d"}}

@@ -1,4 +1,4 @@
-"""Tables files: errors that name the place, and the graph of stages."""
+"""Test the tables files: errors that name the place, and the graph of stages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_paper_is_known_by_its_folder(project: Path) -> None:
 
 
 def test_a_row_may_be_filled_by_stages_of_its_own(project: Path) -> None:
-    """One model can fill several rows, each after a different further training."""
+    """One model can fill several rows, each after different further training."""
     rewritten(project, "model: better,", "model: better, stages: {esc: [ucf_1, esc]},")
     source = load("mct")
     table = source.tables[0]

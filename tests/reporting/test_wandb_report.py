@@ -1,4 +1,4 @@
-"""W&B reports: their content, read back from the files, and that a missing network only costs seconds."""
+"""Test the W&B reports: their content, read back from the files, and that a missing network only costs seconds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VIEW = "MCT: table, mini"
 
 @pytest.fixture(autouse=True)
 def no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hide the machine's key, and reset what the client has read."""
+    """Hide the machine's W&B key, and drop the client's cached settings."""
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -47,7 +47,7 @@ def test_a_bar_is_over_the_stages_of_its_own_row(paper: Any, tmp_path: Path) -> 
     wandb_report.write(wandb_report.paper_report(paper, records), tmp_path / "report.json")
     blocks = json.loads((tmp_path / "report.json").read_text())["spec"]["blocks"]
     grids = [block for block in blocks if block["type"] == "panel-grid"]
-    assert len(grids) == (len(measured) + 3 if records else 0)  # training, media, configurations
+    assert len(grids) == (len(measured) + 3 if records else 0)  # plus training, media and configurations
     for f, grid in zip(measured, grids):
         table, scale = f.result.table, f.result.scale
         shown = [m for m in table.metrics if not m.hidden]
@@ -56,7 +56,7 @@ def test_a_bar_is_over_the_stages_of_its_own_row(paper: Any, tmp_path: Path) -> 
             _, stages = filters(runset)["stage"]
             mine = {m.id: set(source.instances(table, row, m, scale)) for m in shown}
             assert set(stages) <= set().union(*mine.values())
-            # A bar's mean is over the runs of the set that have its key. They must all belong to the row's cells.
+            # A bar is the mean of all runs in the set that have its key, so all of them must belong to the row's cells.
             for m in shown:
                 logged = {s for r in f.result.rows for s in source.instances(table, r, m, scale)}
                 assert not mine[m.id] or set(stages) & logged <= mine[m.id]
@@ -75,12 +75,12 @@ def test_without_a_key_the_reports_are_files(project: Path, saved: Saved, capsys
     assert "not run at mini: One helps (paper: +0.5; ours: not measured" in path.read_text()
     path.unlink()
     assert run("wandb-report", "mct", "--offline") == 0
-    assert not (project / "runs" / "wandb-report.json").exists()  # that file is the report of all papers
+    assert not (project / "runs" / "wandb-report.json").exists()  # only a report of all papers writes this file
 
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbStub]:
-    """A server, and a key for it."""
+    """Start a server, and set its key in the environment."""
     with serving() as found:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "WANDB_PROJECT", "WANDB_ENTITY"):
             monkeypatch.delenv(name, raising=False)
@@ -103,7 +103,7 @@ def test_a_report_is_updated_in_its_place(project: Path, stub: WandbStub, saved:
     assert address in capsys.readouterr().out
     assert sent() == [first]
     assert "61.5" in stub.views[first]["spec"]
-    stub.views.clear()  # somebody deleted the report, so a new one is made
+    stub.views.clear()  # as if somebody deleted the report
     assert run("wandb-report", "mct") == 0
     assert len(sent()) == 1
 
@@ -117,14 +117,14 @@ def test_a_view_has_one_scale(project: Path, make_record: MakeRecord) -> None:
 
 def test_the_view_of_a_paper_is_its_table(project: Path, stub: WandbStub, saved: Saved, capsys: Capsys) -> None:
     saved("esc@base", 0, 61.5, media=["media/neighbors.png", "media/texts.csv"])
-    for _ in range(2):  # the second time, it is replaced
+    for _ in range(2):  # the second run replaces the view
         assert run("wandb-report", "mct", "--runs", str(project / "runs")) == 0
         assert f"sent: {stub.address}/someone/representation-assemble?nw=" in capsys.readouterr().out
     (view,) = [view for view in stub.views.values() if view["displayName"] == VIEW]
     section = json.loads(view["spec"])["section"]
     (runset,) = section["runSets"]
     assert filters(runset) == {"paper": ("=", "mct"), "scale": ("=", "mini")}
-    assert [key["name"] for key in runset["grouping"]] == ["stage.value"]  # two rows of this table are of one model
+    assert [key["name"] for key in runset["grouping"]] == ["stage.value"]  # two rows share a model
     pinned = [name for name, on in runset["runFeed"]["columnPinned"].items() if on]
     assert pinned == ["run:displayName", "summary:table/transfer/ucf", "summary:table/transfer/esc"]
     sections = section["panelBankConfig"]["sections"]

@@ -1,4 +1,4 @@
-"""Kill a stage in the middle of a step, or resume what a kill would leave, and compare with an uninterrupted run."""
+"""Kill a stage within a step, or resume from the state at that moment, and compare with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ def kill_at(stage: StageRequest, module: type, step: int) -> None:
 def run_and_resume(
     stage: StageRequest, owner: type, method: str, when: Callable[..., bool]
 ) -> tuple[list[Record], Path]:
-    """Run a stage, and resume it from a copy of its folder from that moment. Both runs must have the same results.
+    """Run a stage, copy its folder when `when` is true, and resume from the copy. Both runs must have the same results.
 
     Returns:
-        Both records, and the new place of the first run's folder.
+        Both records, and the new path of the first run's folder.
     """
     folder = stage.directory
     whole, begun = folder.with_name("whole"), folder.with_name("begun")
@@ -74,12 +74,12 @@ def run_and_resume(
 
 
 def assert_resumes(stage: StageRequest, module: type, step: int) -> Record:
-    """Run a stage, and resume it from a copy of its folder from the middle of a step. The results must be equal."""
+    """Run a stage, copy its folder in the middle of a step, and resume from the copy. The results must be equal."""
     return run_and_resume(stage, module, "training_step", lambda self, *_: self.trainer.global_step == step)[0][1]
 
 
 def assert_equal(left: Any, right: Any, where: str = "checkpoint") -> None:
-    """Require equal types, shapes and bits at every level."""
+    """Check that values have equal types, shapes and bits at every level."""
     if isinstance(left, torch.Tensor):
         assert torch.equal(left, right), where
     elif isinstance(left, dict):
@@ -95,7 +95,7 @@ def assert_equal(left: Any, right: Any, where: str = "checkpoint") -> None:
 
 
 def compare(whole: Path, resumed: Path) -> None:
-    """Require that the folders of two runs have the same weights, optimizers and curves."""
+    """Check that the folders of two runs have the same weights, optimizers and curves."""
     states = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in (whole, resumed)]
     for key in ("state_dict", "optimizer_states", "lr_schedulers", "epoch", "global_step"):
         assert_equal(states[0][key], states[1][key], key)

@@ -1,4 +1,4 @@
-"""A run that was killed in the middle of an epoch and started again equals one that was never stopped, bit for bit."""
+"""Check that a run killed within an epoch and resumed equals an uninterrupted run bit for bit."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from tests.stages import callbacks, request
 from tests.trained import copied_avid
 
 
-# There are seven steps per epoch and a checkpoint every four steps, so a kill at step 5 resumes from 4, at 14 from 12.
-# tests/running/test_preemption.py resumes from every step, also from the last of an epoch.
-# Test loader processes, too, since they start before Lightning tells the sampler its epoch.
+# With seven steps per epoch and a checkpoint every four steps, a kill at step 5 resumes from 4, and one at 14 from 12.
+# tests/running/test_preemption.py resumes from every step, including the last of an epoch. Loader processes are also
+# tested, because they start before Lightning tells the sampler the epoch.
 @pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (14, 1)])
 def test_avid(tmp_path: Path, killed_at: int, workers: int) -> None:
     layer = {**LAYER, "data": {"init_args": {"num_workers": workers}}}
@@ -77,7 +77,7 @@ EPOCHS = {"filename": "epoch{epoch:02d}", "every_n_epochs": 1, "save_on_train_ep
 def test_a_checkpoint_that_is_kept_is_written_after_a_resume_from_its_own_step(
     last: int, kept: dict[str, Any], count: int, method: str, when: Callable[..., bool], tmp_path: Path
 ) -> None:
-    """The last checkpoint was written before the permanent one, which another stage may start from."""
+    """The kill comes after the last checkpoint is written and before the permanent one is written."""
     one = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
     one["init_args"] = {  # type: ignore[assignment]
         "dirpath": "$RUN/checkpoints", "auto_insert_metric_name": False, "save_top_k": -1, "save_weights_only": True,
@@ -109,7 +109,7 @@ def test_a_session_with_changes_that_were_not_committed_makes_no_clean_record(
     assert record.git == {"revision": "bbb", "dirty": True, "earlier": ["aaa"]}
     assert not record.clean
     (stage.directory / "record.json").unlink()
-    assert run_stage(stage).git == record.git  # tested again
+    assert run_stage(stage).git == record.git  # this session only tests
 
 
 def test_cma_with_a_set_mined_in_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +130,7 @@ def test_cma_with_a_set_mined_in_between(tmp_path: Path, monkeypatch: pytest.Mon
     run_stage(stages[0])
     assert mined == [0, 7, 14]
     run_stage(stages[1])
-    assert mined[3:] == [14]  # the checkpoint holds the second epoch's set
+    assert mined[3:] == [14]  # the checkpoint has the set of epoch 2
     compare(*(stage.directory for stage in stages))
 
 
@@ -150,7 +150,7 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
 
     other = multiprocessing.get_context("fork").Process(target=other_rank)
     other.start()
-    time.sleep(1)  # rank 1 looks before rank 0 has restored the run
+    time.sleep(1)  # rank 1 looks before rank 0 restores the run
     assert run_stage(stage, unless_done=True).to_json() == record.to_json()
     other.join(LONG)
     assert other.exitcode == 0
@@ -160,14 +160,14 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     def set_aside() -> set[str]:
         return {identity_of(path)["lineage_hash"] for path in stage.directory.parent.glob("*.previous-*")}
 
-    assert set_aside() == {changed.lineage}  # `another` saved no checkpoint
+    assert set_aside() == {changed.lineage}  # not `another`, which has no checkpoint
     prepare_folder(another)
     assert set_aside() == {changed.lineage, stage.lineage}
     prepare_folder(changed)
     assert state_of(changed)[1] == "was stopped, resumes from its last checkpoint"
     assert set_aside() == {stage.lineage}
     shutil.rmtree(stage.directory)
-    stage.directory.mkdir()  # a command that is killed before it writes leaves an empty folder
+    stage.directory.mkdir()  # as if a command was killed before writing anything
     prepare_folder(another)
     assert len([*stage.directory.parent.glob("*.previous-*")]) == 1
     (stage.directory / "identity.json").write_text("[]")

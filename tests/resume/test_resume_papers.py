@@ -1,4 +1,4 @@
-"""A resumed run equals an uninterrupted one: MCT's queues and averages, M3P's tasks, the GAN's optimizers, noise."""
+"""Check that resumed runs equal uninterrupted ones: MCT's queues, M3P's tasks, XMC-GAN's optimizers, and noise."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.stages import callbacks, request
 from tests.vx2text import stages as vx2text
 from tests.xmc_gan import stages as xmc_gan
 
-# Four steps per epoch and a checkpoint every three: a kill at step 8 resumes from 6, in the middle of epoch 1.
+# With four steps per epoch and a checkpoint every three, a kill at step 8 resumes from 6, within epoch 1.
 EVERY_THREE = {"trainer": {**LAYER["trainer"], "callbacks": callbacks(3)}}
 WITHOUT_PARENTS = {"vx2text/avsd": vx2text.WITHOUT_PARENTS, "xmc_gan/xmc_gan": xmc_gan.WITHOUT_PARENTS}
 
@@ -41,12 +41,12 @@ def test_noise_dropout_averages_and_spectral_vectors(recipe: str, module: type, 
     if module is XMCGANModule:
         state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)
         steps = [{int(entry["step"]) for entry in own["state"].values()} for own in state["optimizer_states"]]
-        assert steps == [{12}, {24}]  # the generator's, and the discriminator's two for each iteration
+        assert steps == [{12}, {24}]  # the generator's steps, and the discriminator's, two per iteration
         assert any(name.endswith(".u") for name in state["state_dict"])
 
 
-# Four steps per epoch and a checkpoint every three: a kill at step 5 resumes from 3, in the middle of epoch 0, and at
-# step 10 from 9, in the middle of epoch 2. In between, the queue of 24 wraps in the middle of a batch of 16.
+# With four steps per epoch and a checkpoint every three, a kill at step 5 resumes from 3, within epoch 0, and a kill at
+# step 10 resumes from 9, within epoch 2. In between, the queue of 24 wraps within a batch of 16.
 @pytest.mark.parametrize(("killed_at", "workers"), [(5, 0), (10, 1)])
 def test_mct_with_queues(tmp_path: Path, killed_at: int, workers: int) -> None:
     layer: dict[str, Any] = {
@@ -66,7 +66,7 @@ def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
         "model": {"init_args": {"lengths": [2, 4, 9]}},
     }
     stage = request("mct/bridge", tmp_path, layer=layer)
-    # The checkpoint of step 4 is written after the bridge of 2 steps was kept, and before that of 4 steps is.
+    # The checkpoint of step 4 is written after the bridge of 2 steps is kept, but before the bridge of 4 steps is kept.
     assert_resumes(stage, BridgedRetrieval, 4)
     state = torch.load(stage.directory / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     kept = [state[f"kept.{length}.norms.image.num_batches_tracked"] for length in (2, 4, 9)]
@@ -76,7 +76,7 @@ def test_the_bridge_keeps_what_it_was_after_some_steps(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("recipe", "module", "arguments", "killed_at"),
     [
-        ("avid/kinetics_linear", LinearProbes, {}, 7),  # its encoder stays frozen
+        ("avid/kinetics_linear", LinearProbes, {}, 7),  # with a frozen encoder
         ("avid/ucf101_fine_tune", ActionRecognition, {"warmup_epochs": 1, "milestones": [1]}, 7),  # with dropout
         ("mct/virtex", VirTex, {}, 7),
         ("mct/one_encoder", OneEncoder, {}, 7),
@@ -91,21 +91,21 @@ def test_protocols_and_baselines(
     assert_resumes(request(recipe, tmp_path, layer=layer), module, killed_at)
 
 
-# A cycle has two iterations, an epoch eight. With one update per iteration and a checkpoint every three updates, a
-# kill at update 5 resumes from 3, in the middle of the first epoch.
+# A cycle has two iterations, and an epoch has eight. With one update per cycle and a checkpoint every three updates, a
+# kill at update 5 resumes from 3, within the first epoch.
 TRAINER = {"max_epochs": 2, "limit_train_batches": 8, "log_every_n_steps": 1}
 M3P = {
     "trainer": {**TRAINER, "callbacks": callbacks(3)},
     "model": {"init_args": {"updates": "per_cycle"}},
     "data": {"init_args": {"steps_per_epoch": 8, "test_sets": ["multi30k_en", "stair_ja"]}},
 }
-# Five groups of losses make five updates in the first iteration of every cycle, so a kill at 15 resumes from 10.
+# Five groups of losses make five updates in the first iteration of each cycle, so a kill at 15 resumes from 10.
 BY_GROUP = {
     **M3P,
     "trainer": {**TRAINER, "callbacks": callbacks(10)},
     "model": {"init_args": {"updates": "per_group"}},
 }
-# With two groups, a kill at 6 resumes from 4.
+# Two groups of losses make two updates per cycle, so a kill at 6 resumes from 4.
 FINE_TUNE = {
     "trainer": {**TRAINER, "limit_train_batches": 4, "callbacks": callbacks(4)},
     "data": {"init_args": {"train_sets": ["multi30k_en", "multi30k_fr"], "test_sets": ["multi30k_fr"]}},
@@ -134,7 +134,7 @@ def test_m3p_in_the_middle_of_a_cycle_of_tasks(
 def test_a_run_killed_after_its_last_step_tests_the_best_weights(
     length: dict[str, int], owner: type, method: str, when: Callable[..., bool], tmp_path: Path
 ) -> None:
-    """The last step's checkpoint is written before and again after the last weights are compared with the best."""
+    """The last step's checkpoint is written twice: before the last weights are compared with the best, and after."""
     layer = {
         **FINE_TUNE,
         "trainer": {**FINE_TUNE["trainer"], **length},

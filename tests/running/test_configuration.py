@@ -1,4 +1,4 @@
-"""The configuration stack: merging, overrides, placeholders, and errors that name the problem."""
+"""Test the configuration stack: merging, overrides, placeholders, and errors that name the problem."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_override_syntax() -> None:
     pairs, files = parse_overrides(["--model.temperature", "0.1", "--a=[1, 2]", "--config", "x.yaml", "--n", "-3"])
     assert pairs == [("model.temperature", 0.1), ("a", [1, 2]), ("n", -3)]
     assert files == [Path("x.yaml")]
-    # Values with what YAML reads as a comment or quotes.
+    # These values contain what YAML reads as a comment, quotes or null.
     pairs, _ = parse_overrides(["--a", "/mine/clips #2", "--b", "'1'", "--c", "--", "--d", "null"])
     assert [value for _, value in pairs] == ["/mine/clips #2", "1", "--", None]
 
@@ -80,7 +80,7 @@ def test_the_stack_in_order() -> None:
 
 @pytest.mark.parametrize("recipe", ["avid/esc50_svm", "avid/dcase_svm", "mct/voc07_svm"])
 def test_a_stage_of_one_device_starts_no_launcher(recipe: str) -> None:
-    """The stage runs in the process of `reproduce`, whose next stage must be able to start ranks."""
+    """The stage runs in the process of `reproduce`, and the next stage must still be able to start ranks."""
     paper, name = recipe.split("/")
     one = resolve(paper, name, scale="paper", hardware="gpu8")
     assert (one.config["trainer"]["devices"], one.config["trainer"]["strategy"]) == (1, "auto")
@@ -93,7 +93,7 @@ def test_a_stage_of_one_device_starts_no_launcher(recipe: str) -> None:
 def test_a_new_row_is_as_small_as_the_one_that_it_extends(
     paper: Paper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Make a row as README and CONTRIBUTING describe: a recipe with a new name, which no overlay family lists."""
+    """Add a row as README and CONTRIBUTING describe: a recipe with a new name that no overlay family lists."""
     shutil.copytree(project_root() / "configs", tmp_path / "configs")
     for tables in project_root().glob("papers/*/tables.yaml"):
         folder = tmp_path / tables.relative_to(project_root()).parent
@@ -195,7 +195,7 @@ def test_values_that_are_ours_are_named_with_what_they_are() -> None:
     assert "model.loss.margin=0.3" in run.describe_ours()
     assert "ours" not in run.config
     assert resolve("avid", "avid").describe_ours() == ""
-    # A class is given by its name, and fields that the recipe lacks are left out.
+    # A class is shown by its name, and fields that the recipe lacks are left out.
     assert resolve("mct", "cross_modal_search", scale="paper").values_of_ours()["model.text_encoder"] == "GRUEncoder"
     assert "model.text_encoder.pretrained" not in resolve("mct", "no_captions", scale="paper").values_of_ours()
 

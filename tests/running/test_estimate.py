@@ -1,4 +1,4 @@
-"""Estimates without storage against the same steps on real tensors, and the tables made from them."""
+"""Compare estimates on tensors without storage with the same steps on real tensors, and test the printed tables."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FOUND = Estimate(
 
 
 class _Profiled(pl.Callback):
-    """Profiles the memory of the last batch, and counts its operations."""
+    """Measure the memory of the last batch, and count its operations."""
 
     def __init__(self, last: int) -> None:
         self.last = last
@@ -108,7 +108,7 @@ def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str,
     run = resolve(paper, recipe, scale="smoke", arguments=overrides.split())
     found = estimate(run, size=8)
     watched = _Profiled(last=2)
-    # Turn dropout off, since with dropout the CPU has no fused attention, unlike a GPU.
+    # Turn dropout off, since the CPU, unlike a GPU, has no fused attention with dropout.
     training = synthetic_training(run, {"accelerator": "cpu", "callbacks": [watched, StopAfter(3)]}, RandomTensors(), 8)
     for module in training.module.modules():
         if hasattr(module, "attention_dropout"):
@@ -120,11 +120,11 @@ def test_memory_and_arithmetic_are_those_of_a_real_step(paper: str, recipe: str,
     held = MemoryMeter()
     held.add([state, training.data.synthetic.batch])
     assert found.flops == watched.flops
-    # Memory of the step only, without the batch, which existed before.
+    # Count the memory of the step only, without the batch, which was allocated before.
     real = watched.peak
     expected = found.peak_bytes - held.now
     print(f"{paper}: {expected / 1e6:.2f} MB estimated, {real / 1e6:.2f} MB by torch's allocator")
-    assert expected == pytest.approx(real, rel=0.12)  # workspaces differ between processors
+    assert expected == pytest.approx(real, rel=0.12)  # the size of workspaces depends on the processor
 
 
 def test_several_devices_share_the_batch_and_exchange_gradients() -> None:
@@ -133,7 +133,7 @@ def test_several_devices_share_the_batch_and_exchange_gradients() -> None:
     alone, together = estimate(one), estimate(two)
     assert (alone.size, together.size) == (8, 4)
     half = estimate(one, size=4)
-    assert 0 < together.peak_bytes - half.peak_bytes <= 4 * half.parameters  # a copy of the gradients
+    assert 0 < together.peak_bytes - half.peak_bytes <= 4 * half.parameters  # the copy of the gradients
     odd = resolve("mct", "moco_v2", scale="smoke", arguments=("--data.batch_size", "9", "--trainer.devices", "2"))
     with pytest.raises(StageError, match="divisible by 2"):
         estimate(odd)
@@ -160,7 +160,7 @@ def test_steps_are_whole_epochs_of_the_published_size() -> None:
 
 
 def test_steps_of_a_recipe_that_counts_them_are_counted_as_it_does() -> None:
-    """Two groups of losses make two updates in the first of two batches, so one per batch on average."""
+    """Two groups of losses make two updates in the first of two batches, which is one update per batch on average."""
     published = resolve("m3p", "m3p", scale="paper")
     assert estimates._steps(published, 833, 0.8) == published.config["trainer"]["max_steps"]
     by_group, by_cycle = (
@@ -183,12 +183,12 @@ def test_a_checkpoint_is_as_large_as_estimated(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("recipe", "clips", "mined"), [("cma_audioset", 1_784_108, 32), ("ablation_cma", 10**5, 128)])
 def test_banks_of_the_whole_set_are_counted(recipe: str, clips: int, mined: int) -> None:
-    """Memory and checkpoint hold two banks of 128 numbers per clip, and its positives, for the clips of the list."""
+    """Memory and checkpoint hold two vectors of 128 numbers and the mined positives of every clip in the list."""
     narrow = ["--model.video_encoder.width", "4", "--model.audio_encoder.width", "4"]
     found = estimate(resolve("avid_cma", recipe, scale="paper", arguments=narrow), size=2)
     banks = clips * (2 * 128 + mined) * 4
     assert found.peak_bytes > banks + 4 * found.parameters
-    # Weights and Adam's two moments.
+    # The checkpoint also has the weights and Adam's two moments.
     assert banks < found.checkpoint_bytes - 3 * 4 * found.parameters < banks + 100_000
     assert found.steps == {"cma_audioset": 40 * 3484, "ablation_cma": 75 * 1785}[recipe]
 
@@ -241,9 +241,9 @@ def test_with_given_weights_the_cheapest_stage_comes_first(
     assert [first.split()[k] for k in (0, 5)] == ["esc@avid", "yes"]
     assert [second.split()[k] for k in (0, 5)] == ["ucf_1@avid", "no"]
     assert f"  no: ESC-50 missing: {tmp_path / 'esc50'}" in first
-    # Below the table: what was found, such as the file of statistics.
+    # A note below the table says where the file of statistics came from.
     assert "no; computed from the evaluated data" in printed
-    # Two passes over the ten windows of 2,000 files, at 2.88 GFLOP per window.
+    # The SVM makes two passes over the ten windows of 2,000 files, at 2.88 GFLOP per window.
     found = estimate(resolve("avid_cma", "esc50_svm", scale="paper"))
     assert found.steps == 40_000
     assert found.flops == pytest.approx(2.88e9, rel=0.01)

@@ -1,4 +1,4 @@
-"""Trained models as folders and on the Hub: their content, use without the suite's folders, and damaged ones."""
+"""Test exported models as folders and on the Hub: content, use without the suite's folders, and damaged exports."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CAPTION = "a red circle left and a blue square right on white"
 
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function that gives the folder of a paper's export, made at the first call."""
+    """Return a function that returns the folder of a paper's export, and writes the export at the first call."""
     folder = tmp_path_factory.mktemp("exports")
 
     def export(paper: str) -> Path:
@@ -50,7 +50,7 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A clip with sound, a silent one, a picture and a broken file."""
+    """Write a clip with sound, a silent clip, a picture and a broken file."""
     folder = tmp_path_factory.mktemp("files")
     frames = np.random.default_rng(0).integers(0, 256, (24, 32, 40, 3), dtype=np.uint8)
     write_video(folder / "clip.mp4", frames=frames, fps=8.0, audio=tone(3.0, 8_000), audio_rate=8_000)
@@ -61,7 +61,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def outputs(model: Any, files: Path) -> list[Any]:
-    """Return the outputs of everything that a model can do."""
+    """Return the outputs of every method of a model."""
     clip, picture = files / "clip.mp4", files / "picture.png"
     if model.paper == "avid_cma":
         return [model.embed_video(clip), model.embed_audio([clip])]
@@ -96,7 +96,7 @@ def test_an_export_does_the_same_as_the_stage_and_needs_nothing_else(
     found = outputs(model, files)
     assert len(found) == len(expected)
     assert all(same(one, other) for one, other in zip(found, expected))
-    # The export needs neither the runs' folder, nor a cache, nor data.
+    # An export must not need the folder of runs, a cache, or data.
     assert not (tmp_path / "cache").exists()
     written = (moved / "config.json").read_text(encoding="utf-8")
     assert not re.search(r'"(/|[A-Za-z]:\\)', written)
@@ -115,7 +115,7 @@ def test_what_is_in_the_folder(paper: str, exports: Callable[[str], Path]) -> No
     assert all(any(map(Path(name).match, READ)) for name in config["files"])
     shared = json.loads(metadata["shared"])
     assert names | set(shared) == set(trained_model(paper).from_export(folder).state_dict())
-    # It has no bank, queue, key encoder or optimizer, so it is smaller than the checkpoint.
+    # The export has no bank, queue, key encoder or optimizer, so it is smaller than the checkpoint.
     assert not [name for name in names if re.search(r"bank|queue|^\w+\.key\.|objective|criterion|optimi", name)]
     assert (folder / "model.safetensors").stat().st_size < checkpoint(paper).stat().st_size
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -133,7 +133,7 @@ def test_what_is_in_the_folder(paper: str, exports: Callable[[str], Path]) -> No
 
 @pytest.fixture
 def damaged(exports: Callable[[str], Path], tmp_path: Path) -> Path:
-    """Copy an export, so that a test can damage it."""
+    """Copy an export that a test can damage."""
     return shutil.copytree(exports("avid_cma"), tmp_path / "export")
 
 
@@ -157,7 +157,7 @@ def test_damage_is_named(damaged: Path) -> None:
     weights.write_bytes(whole)
     config = damaged / "config.json"
     text = config.read_text(encoding="utf-8")
-    for name in ("model.safetensors", "record.json"):  # else they could be links to any file
+    for name in ("model.safetensors", "record.json"):  # unlisted files could be links to any file
         changed(damaged, lambda document, name=name: document["files"].pop(name))
         refused(damaged, f"{name}: SHA-256 differs")
         config.write_text(text, encoding="utf-8")
@@ -185,7 +185,7 @@ SYSTEM = "common.files.os.system"
 
 
 def at(config: dict[str, Any], field: str, value: Any) -> None:
-    """Set a field of a configuration, or remove it with `...`. Dots separate names, or slashes before a file."""
+    """Set a field of a configuration, or remove it with `...`. Separate names by dots, or by slashes before a file."""
     *above, last = field.split("/") if "/" in field else field.split(".")
     for name in above:
         config = config[name]
@@ -221,7 +221,7 @@ def test_an_export_from_a_stranger_runs_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Every way to name foreign code is refused, with the field, before any command runs or a module is imported."""
+    """Reject every way to name foreign code, and name the field, before a command runs or a module is imported."""
     marker = tmp_path / "it_ran"
     (tmp_path / "strangers_module.py").write_text(f"open({str(marker)!r}, 'w')\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -313,7 +313,7 @@ def test_regions_out_of_a_file(exports: Callable[[str], Path], files: Path, tmp_
     write_regions(tmp_path / "regions.npz", [("there", own), ("few", few)])
     model.regions, model.detector = RegionFeatures(tmp_path / "regions.npz"), None
     assert model.match(["there", tmp_path / "there.jpg"], "a cat").shape == (2, 1)
-    # The text has the same position, whatever other images are searched.
+    # The text must have the same position, whichever other images are searched.
     together = model.match(["few", "there"], "a cat")[0]
     torch.testing.assert_close(model.match("few", "a cat")[0], together, rtol=1e-5, atol=1e-6)
     skipped: list[tuple[int, str]] = []
@@ -332,7 +332,7 @@ LISTED = ["model.safetensors", "record.json"]
 
 @pytest.fixture
 def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., str]:
-    """Return a function that puts a commit into the client's cache. There is no network."""
+    """Return a function that adds a commit to the client's cache. The network is off."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -403,7 +403,7 @@ def test_what_cannot_be_fetched_is_told(
         cached("someone/bad", {"config.json": json.dumps(listing).encode()}, str(digit))
         with pytest.raises(StageError, match=r"someone--bad/.*: (files lists .* outside the export|No such file)"):
             load("someone/bad")
-    # A cached model is used without the Hub and without waiting for it.
+    # A cached model is loaded without the Hub and without waiting for the network.
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("time.sleep", None)
@@ -441,7 +441,7 @@ def test_metrics_are_those_of_the_record_and_real_data_are_named(exports: Callab
     assert found["license"] == "other"
     assert found["datasets"] == ["kinetics400"]
     assert "mini" not in found["tags"]
-    # There is a card for each scale.
+    # The card has a tag for each scale except `paper`.
     tags = {scale: set(metadata(replace(real, scale=scale), "avid", model).tags or []) for scale in SCALES}
     assert {scale: own - tags["paper"] for scale, own in tags.items()} == {
         "paper": set(), "single": {"single"}, "mini": {"mini"}, "smoke": {"smoke"},

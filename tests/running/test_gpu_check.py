@@ -1,4 +1,4 @@
-"""Measure a step on the CPU at the smallest widths, with the code that runs on a GPU except for CUDA events."""
+"""Measure a step on the CPU at the smallest widths, with the same code as on a GPU except for CUDA events."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.Captur
     assert (record.global_batch, record.steps, record.precision) == (4, 2, "32-true")
     missing = {name for name, value in record.metrics.items() if value is None}
     assert missing == {"peak_bytes", "host_waits", "idle_share"}
-    # An ordinary record, which is listed with the runs.
+    # The measurement is an ordinary record, so `assemble runs` lists it.
     assert main(["runs", "--runs", str(tmp_path)]) == 0
     assert "gpu_check_moco_v2" in capsys.readouterr().out
 
 
 def test_a_gpu_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Test with a replacement for CUDA, whose steps take 100 and 200 ms."""
+    """Use a replacement for CUDA, with steps of 100 and 200 ms."""
     cuda = Mock(**{"max_memory_allocated.return_value": 7})
     cuda.Event.return_value.elapsed_time.side_effect = [100.0, 200.0]
     cuda.profiler.key_averages.return_value = [
@@ -61,12 +61,12 @@ def test_a_gpu_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     assert (gpu.seconds(), gpu.peak) == ([0.1, 0.2], 7)
     assert list(gpu.kernels().items()) == [("gemm", pytest.approx(0.04)), ("copy", 0.01)]
-    assert cpu.kernels() == {"aten::mm": 0.25}  # on the CPU, operations replace kernels
+    assert cpu.kernels() == {"aten::mm": 0.25}  # a CPU has operations, not kernels
 
 
 @pytest.mark.parametrize(("busy", "idle", "whole", "size"), [(0.15, 0.25, "256", 32), (0.3, 0.0, "8", 2)])
 def test_the_record_of_a_gpu(busy: float, idle: float, whole: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The record is of steps that take 0.1, 0.2 and 0.6 s and wait 30 times for the device."""
+    """Record steps that take 0.1, 0.2 and 0.6 s and that wait for the device 30 times in total."""
     double, given = Mock(**{"cuda.get_device_name.return_value": "H100"}), []
     timer = Mock(**{"return_value.timeit.side_effect": lambda times: Mock(median=0.01 * times)})
 

@@ -1,4 +1,4 @@
-"""How a stage starts: its processes, its imports, and what stays in memory."""
+"""Test how a stage starts: its processes, its imports, and what stays in memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NAMES = (
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "8", "RANK": "0", "LOCAL_RANK": "0"}
 BATCH = {"SLURM_JOB_NAME": "wrap", "SLURM_NTASKS": "1", "SLURM_PROCID": "0"}
 STEP = {**BATCH, "SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8"}
-#: Of the nodes gpu9 and gpu10, torchrun takes gpu10 as the first, and SLURM takes gpu9.
+#: The job has the nodes gpu9 and gpu10. torchrun counts gpu10 as the first node, and SLURM counts gpu9.
 IN_A_JOB = {**TORCHRUN, "SLURM_PROCID": "1", "SLURM_NTASKS": "2"}
 OTHER_NODE = {**IN_A_JOB, "RANK": "8", "SLURM_PROCID": "0"}
 
@@ -80,13 +80,13 @@ def test_the_first_process_is_the_main_one(variables: dict[str, str], monkeypatc
     ("devices", "nodes", "variables"),
     [
         (1, 1, {}),
-        (8, 1, {}),  # Lightning starts them
+        (8, 1, {}),  # Lightning starts the processes
         ("auto", 1, TORCHRUN),
         ([0, 2], 1, STEP),
         (8, 1, TORCHRUN),
         (8, 1, STEP),
         (8, 4, {**STEP, "SLURM_STEP_NUM_TASKS": "32"}),
-        (8, 1, {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_NAME": "bash"}),  # a shell within a step
+        (8, 1, {**STEP, "SLURM_STEP_NUM_TASKS": "1", "SLURM_JOB_NAME": "bash"}),  # a shell inside an srun step
     ],
 )
 def test_as_many_as_are_wanted(
@@ -100,12 +100,12 @@ def test_as_many_as_are_wanted(
 @pytest.mark.parametrize(
     ("devices", "nodes", "variables", "started"),
     [
-        (1, 1, TORCHRUN, 8),  # eight trainings in one folder
+        (1, 1, TORCHRUN, 8),  # would train eight times in one folder
         (1, 1, STEP, 8),
-        (8, 4, BATCH, 1),  # a batch script without srun
+        (8, 4, BATCH, 1),  # a batch script that doesn't use srun
         (8, 4, {**BATCH, "SLURM_NTASKS": "32"}, 1),
         (8, 4, {}, 1),
-        (8, 1, {**STEP, "SLURM_STEP_NUM_TASKS": "1"}, 1),  # all on one of eight GPUs
+        (8, 1, {**STEP, "SLURM_STEP_NUM_TASKS": "1"}, 1),  # would use one of eight GPUs
         (7, 1, TORCHRUN, 8),
     ],
 )
@@ -120,7 +120,7 @@ def test_other_numbers_are_refused(
 
 
 def test_a_batch_script_leaves_one_node_to_lightning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job's only task is the script. Lightning would think that all processes run, and seven GPUs would be idle."""
+    """The script is the job's only task. Otherwise Lightning would expect eight tasks, and leave 7 GPUs idle."""
     from lightning.fabric.plugins.environments import SLURMEnvironment
 
     for tasks in ("1", "8"):
@@ -149,7 +149,7 @@ def test_lightning_recommends_no_srun_and_no_callbacks(tmp_path: Path, monkeypat
 
 
 def test_several_processes_of_a_shell_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each would start all processes again: Lightning goes by the job's name, which srun takes from the program."""
+    """Each process would start all processes again, since Lightning goes by the job name, which srun sets to `bash`."""
     under(monkeypatch, **{**STEP, "SLURM_JOB_NAME": "bash", "SLURM_PROCID": "3"})
     with pytest.raises(StageError, match="give srun another --job-name"):
         require_processes({"devices": 8, "num_nodes": 1})
@@ -169,7 +169,7 @@ print(bool(RequirementCache("scipy>=1")), package_available("scipy"))
 
 
 def test_a_stage_begins_without_plots_scipy_and_transformers() -> None:
-    """The packages that are skipped at the start can be imported later."""
+    """The packages that are not imported at the start can still be imported later."""
     command = [sys.executable, "-c", CODE]
     done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=LONG, check=False)
     assert done.returncode == 0, done.stderr
@@ -189,7 +189,7 @@ def test_a_stage_leaves_nothing_of_the_one_before_in_memory(tmp_path: Path, monk
     for number in range(3):
         run_stage(request("mct/moco_v2", tmp_path / str(number)))
     assert [trainer() is None for trainer in made[:-1]] == [True, True]
-    # Lightning only says which rank died.
+    # From Lightning, only the message that a rank died is shown.
     names = ("pytorch", "fabric", "fabric.strategies.launchers.subprocess_script")
     levels = [logging.getLogger(f"lightning.{name}").level for name in names]
     assert levels == [logging.ERROR, logging.ERROR, logging.INFO]

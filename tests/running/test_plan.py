@@ -1,4 +1,4 @@
-"""Which stages run, in which order, with which commands, and what is printed."""
+"""Test the plan: which stages run, in which order, with which commands, and what is printed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Finish = Callable[..., Record]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine of six cores, and no check of types, which imports everything."""
+    """Simulate a machine with six cores, and skip the check of types, which imports everything."""
     monkeypatch.setattr(planning, "usable_cores", lambda: 6)
     for module in (planning, schedule):
         monkeypatch.setattr(module, "check_configurations", lambda runs: None)
@@ -41,7 +41,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def finish(make_record: MakeRecord) -> Finish:  # noqa: F811
-    """A function that writes the record of a planned stage."""
+    """Return a function that writes the record of a planned stage."""
 
     def write(item: Planned, seconds: float = 120.0) -> Record:
         about = {name: getattr(item.request, name) for name in ("paper", "recipe", "job", "row", "scale")}
@@ -91,8 +91,8 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
         r"  FAILED esc@avid seed 2: no\x1b room",
         "2 of 5 stages failed, 1 skipped; the others are done. Rerun the command to retry.",
     ]
-    assert printed.err.count("Traceback") == 1  # only the bug has a traceback
-    # The next plan gives the time of the stages that are left. A malformed record counts as missing.
+    assert printed.err.count("Traceback") == 1  # only the bug shows a traceback
+    # The next plan shows the times of the remaining stages. A malformed record counts as missing.
     write_atomically(planned["esc@avid seed 2"].request.directory / "record.json", "{")
     text = render_plan(plan_stages("avid", wanted), "text").splitlines()
     assert text == [
@@ -184,7 +184,7 @@ def test_everything_that_is_missing_is_said_once_before_the_first_stage(
     )
     assert not runs.exists()
 
-    # A stage whose parent lacks data cannot run either, but other stages can.
+    # If a parent lacks data, its children cannot run either, but other stages can.
     write_esc50(data / "esc50", ("rain", "dog"), write=lambda path: path.write_bytes(b"sound"))
     where[2] = "single"
     where += ["--stages", "esc@untrained", "esc@avid"]
@@ -205,7 +205,7 @@ def test_everything_that_is_missing_is_said_once_before_the_first_stage(
     assert "[1/1] esc@untrained seed 0" in out
     assert [path.parent.name for path in runs.rglob("record.json")] == ["esc@untrained"]
 
-    # Without its list, the data set exists, but nothing can be read from it.
+    # Without the CSV file, the data set exists but cannot be read.
     (data / "esc50" / "meta" / "esc50.csv").unlink()
     assert main(["plan", *where, "--seeds", "1"]) == 0
     assert "incomplete: nothing at" in capsys.readouterr().out
@@ -235,7 +235,7 @@ def test_a_fingerprint_counts_code_and_not_its_layout(tmp_path: Path, monkeypatc
         tmp_path, model="import torch\nfrom mine.loss import loss\n", loss=loss, scale="S = 1\n", types="T = 1\n"
     )
     files = code.fingerprint(["mine.model", "assemble.reporting.render", "papers.mct.monitoring", "papers.mct.loss"])
-    assert {"mine.model", "mine.loss", "mine.scale", "papers/mct/loss.py"} <= files.keys()  # `scale` is imported lazily
+    assert {"mine.model", "mine.loss", "mine.scale", "papers/mct/loss.py"} <= files.keys()  # `scale` is a lazy import
     assert not any("types" in name or name.startswith(("torch", "assemble", "papers/mct/mon")) for name in files)
     assert code.changed(files) == []
     write_package(
@@ -250,7 +250,7 @@ def test_a_fingerprint_counts_code_and_not_its_layout(tmp_path: Path, monkeypatc
     )
     both = code.joined(files, {**files, "mine.loss": "c:t"})
     assert code.differing(both, files) == code.differing(both, {**files, "mine.loss": "c:t"}) == ["mine.loss"]
-    assert code.joined({}, files) == {}  # it is unknown which code began the training
+    assert code.joined({}, files) == {}  # the code at the start of training is unknown
 
 
 @pytest.mark.parametrize("old", [False, True])
@@ -296,7 +296,7 @@ def test_a_child_of_another_checkpoint_is_not_done(finish: Finish, tmp_path: Pat
     assert all(state(*pair)[0] for pair in (("a", "a"), ("", "a"), ("", "")))
     for digest in ("b", ""):
         assert state("a", digest) == (False, "avid was trained again since")
-    (parent.request.directory / "record.json").unlink()  # the folder was deleted
+    (parent.request.directory / "record.json").unlink()  # as if the folder was deleted
     assert [(item.done, item.reason) for item in plan_stages("avid", wanted)] == [
         (False, ""),
         (False, "avid runs again"),
@@ -315,7 +315,7 @@ def test_files_stand_for_stages_and_what_starts_from_them_runs(
 ) -> None:
     released = write_files(tmp_path / "weights", "AVID_Kinetics_Cross-N1024_checkpoint.pth.tar")
     stored = (released / "AVID_Kinetics_Cross-N1024_checkpoint.pth.tar").rename(tmp_path / "blob")
-    (released / "AVID_Kinetics_Cross-N1024_checkpoint.pth.tar").symlink_to(stored)  # as caches of downloads do
+    (released / "AVID_Kinetics_Cross-N1024_checkpoint.pth.tar").symlink_to(stored)  # download caches use such links
     flags = ["--released", str(released), "--runs", str(tmp_path / "runs"), "--data", str(tmp_path)]
     table = ["--tables", "kinetics_transfer"]
     assert main(["plan", "avid", "--scale", "paper", *flags, *table]) == 0
@@ -325,7 +325,7 @@ def test_files_stand_for_stages_and_what_starts_from_them_runs(
     assert states == {"avid": "given", **dict.fromkeys(runs, "run")}
     assert "missing: AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar  https://github.com" in out
     assert "AVID-CMA (CC BY-NC 4.0)\nstages that need a missing file are left out\n" in out
-    # A job on a cluster gets the file, too, and the flag says whether it is the authors'.
+    # The command of a cluster job passes on the files, and says by its flag whether they are the authors'.
     assert main(["plan", "avid", "--scale", "paper", *flags, "--stages", "esc@avid", "--format", "shell"]) == 0
     (command,) = [line for line in capsys.readouterr().out.splitlines() if " fit " in line]
     arguments = shlex.split(command.partition(" fit ")[2])
@@ -352,7 +352,7 @@ def test_another_file_makes_other_stages(tmp_path: Path) -> None:
     for name in ("one.pth", "two.pth"):
         planned = plan_stages("avid", find_wanted(["--given", f"avid={folder / name}"], tmp_path))
         lineages.add(planned[-1].request.lineage)
-    # The statistics next to a released file count as well.
+    # The hash also covers the file of statistics in the same folder.
     write_files(folder, "audio_norm_stats.npz")
     wanted = find_wanted(["--given", f"avid={folder / 'two.pth'}"], tmp_path)
     lineages |= {plan_stages("avid", one)[-1].request.lineage for one in (wanted, replace(wanted, given={}))}

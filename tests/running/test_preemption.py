@@ -1,4 +1,4 @@
-"""A stage that gets a signal saves after its step, says so, and resumes as if nothing had happened."""
+"""Check that a stage stopped by a signal saves after the step, says so, and resumes as if never interrupted."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.stages import callbacks, request
 from tests.vx2text import stages as vx2text
 from tests.xmc_gan import stages as xmc_gan
 
-#: As `srun` sets them for the one task of a job.
+#: The variables that `srun` sets for a job with one task.
 SLURM = {
     "SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "stage", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
     "SLURM_NNODES": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost",
@@ -47,19 +47,19 @@ SLURM = {
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give a slow machine time to reach the next check or checkpoint before the stage is ended."""
+    """Allow a slow machine more time to reach the next check or checkpoint before the stage is killed."""
     monkeypatch.setattr(stopping, "PATIENCE", LONG)
     monkeypatch.setattr(preemption, "SAVING", 20 * LONG)
 
 
 def _layer(parts: int = 1) -> dict[str, Any]:
-    """Make a layer with seven batches per epoch, and no checkpoint except the signal's."""
+    """Make a layer with seven batches per epoch, and no checkpoint except the one after the signal."""
     trainer = {"max_epochs": 2, "limit_train_batches": 1.0, "log_every_n_steps": 1, "accumulate_grad_batches": parts}
     return {"trainer": {**trainer, "callbacks": callbacks(1000)}}
 
 
 def _signal_at(number: int, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send a signal to this process in the middle of a training step. Batches are counted over epochs."""
+    """Send a signal to this process in the middle of a training step. `batch` counts over all epochs."""
     original = AVIDModule.training_step
 
     def training_step(self: AVIDModule, inputs: Any, batch_idx: int) -> Any:
@@ -78,7 +78,7 @@ def test_the_end_does_not_wait_for_a_forked_process() -> None:
 
 
 def _run_in_child(stage: StageRequest) -> int:
-    """Run a stage in a new process, and return the exit status that the command would have."""
+    """Run a stage in a new process, and return the exit status that the command would return."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -94,7 +94,7 @@ def _run_in_child(stage: StageRequest) -> int:
 
 @pytest.fixture
 def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Simulate a SLURM job with one task. The returned file lists the calls of `scontrol`."""
+    """Simulate a SLURM job with one task. The returned file logs the calls of `scontrol`."""
     for name, value in SLURM.items():
         monkeypatch.setenv(name, value)
     scontrol = tmp_path / "bin" / "scontrol"
@@ -124,7 +124,7 @@ def test_stopped_requeued_and_resumed_equals_uninterrupted(
     records = [run_stage(stage) for stage in (whole, resumed)]
     compare(whole.directory, resumed.directory)
     assert records[0].metrics == records[1].metrics
-    # The wall time continues from its saved value.
+    # The wall time continues from the saved value.
     assert state["wall_seconds"] > 0
     last = torch.load(path, weights_only=True)["wall_seconds"]
     assert state["wall_seconds"] < last < records[1].wall_seconds + 0.1
@@ -148,7 +148,7 @@ def test_a_stage_of_edited_code_is_asked_about_then_resumed_or_trained_again(
     printed = capfd.readouterr()
     assert f"avid: continues a run that other code began: {loss} changed" in printed.err
     assert "avid: resumes from step 1" in printed.out
-    # The stage was trained by two versions of the code, so the command asks again.
+    # Two versions of the code trained the stage, so the command asks again.
     assert main(command) == 1
     assert main([*command, "--rerun"]) == 0
     printed = capfd.readouterr()
@@ -198,9 +198,9 @@ def test_a_stage_with_loaders_is_saved_when_every_process_gets_the_signal(
         if len(batches) == 2:
             loaders = descendants(os.getpid())
             assert loaders
-            # Send it from another process, since a loader ends if its parent sends a signal.
+            # Send the signals from another process, because a loader ends on a signal from its own parent.
             subprocess.run(["sh", "-c", f"kill -{number} $0 $@", *map(str, [*loaders, os.getpid()])], check=True)
-            time.sleep(0.3)  # torch raises an error in this thread when a loader dies
+            time.sleep(0.3)  # if a loader died, torch would raise an error meanwhile
             assert all(map(runs, loaders))
         original(self, *args)
 
@@ -242,7 +242,7 @@ def test_a_loader_that_hangs_ends_with_its_parent(killed: bool) -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "share", "stops"),
-    # An epoch has seven steps, or three. Stop after its last step, then after one of the next epoch.
+    # An epoch has seven or three steps. Stop after the last step of an epoch, then within the next epoch.
     [
         (2, 1.0, (7, 8, 10)),
         (2, 0.5, (3, 5)),
@@ -252,7 +252,7 @@ def test_a_loader_that_hangs_ends_with_its_parent(killed: bool) -> None:
 def test_stopped_again_and_again_under_clocks_that_jump(
     epochs: int, share: float, stops: Sequence[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stage that is stopped after these steps leaves the same files as an uninterrupted one."""
+    """Stop a stage after each of `stops`. It must leave the same files as an uninterrupted stage."""
     layer = _layer()
     layer["trainer"] |= {"max_epochs": epochs, "limit_train_batches": share}
     whole, resumed = (request("avid/avid", tmp_path / name, layer=layer) for name in ("whole", "resumed"))
@@ -289,7 +289,7 @@ def test_a_signal_during_the_test_ends_it_at_once(tmp_path: Path, monkeypatch: p
     assert not (stage.directory / "record.json").exists()
 
 
-#: The call that rank 0 has begun, and the call that rank 1 has ended, when the signal comes.
+#: The signal comes after rank 0 began the first call and rank 1 finished the second call.
 MOMENTS: dict[str, tuple[tuple[Any, str], tuple[Any, str]]] = {
     "joining": ((torch.distributed, "init_process_group"), (run, "prepare_folder")),
     "training": ((pl.Trainer, "fit"), (preemption.Preemption, "on_train_batch_start")),
@@ -299,7 +299,7 @@ MOMENTS: dict[str, tuple[tuple[Any, str], tuple[Any, str]]] = {
 
 
 def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
-    """Run a rank, as Lightning starts it. At this moment SIGTERM comes to both, or during training to rank 1 only."""
+    """Run a rank as Lightning starts it. Send SIGTERM at `moment` to both ranks, or in training to rank 1 only."""
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2", GROUP_RANK="0",
         TORCHELASTIC_RUN_ID="test", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, GLOO_SOCKET_IFNAME="lo",
@@ -334,7 +334,7 @@ def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
 def test_two_ranks_end_soon_after_the_same_step(
     name: str, moment: str, step: int | None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Both ranks end even if one waits for the other, which has ended."""
+    """Both ranks must end, even if one waits for the other, which has already ended."""
     without = vx2text.WITHOUT_PARENTS if name == "vx2text/avsd" else []
     stage, port = request(name, tmp_path, *without, layer=over(_layer(), 2)), free_port()
     group = os.fork()
@@ -357,7 +357,7 @@ def test_two_ranks_end_soon_after_the_same_step(
             os.killpg(group, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(group, 0)[1])
     assert status == 128 + signal.SIGTERM
-    # If rank 1 ended with an error, the launcher would end rank 0 before it has saved.
+    # If rank 1 returned an error, the launcher would kill rank 0 before rank 0 saved the checkpoint.
     assert (tmp_path / "status1").read_text(encoding="utf-8") == "0"
     assert "Traceback" not in capfd.readouterr().out
     last = stage.directory / "checkpoints" / "last.ckpt"
@@ -367,7 +367,7 @@ def test_two_ranks_end_soon_after_the_same_step(
 @pytest.mark.parametrize(
     ("own", "answers", "expected"),
     [
-        (None, [True, False], signal.SIGTERM),  # the signal of another rank
+        (None, [True, False], signal.SIGTERM),  # another rank got the signal
         (signal.SIGINT, [True, False], signal.SIGINT),
         (signal.SIGUSR1, [True, True], signal.SIGUSR1),
         (None, [False], None),
@@ -407,7 +407,7 @@ def test_a_job_is_requeued_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for _ in outcomes:
         requeue()
     failed = "  job 4711 could not be requeued ({}); submit it again to resume"
-    requeued = "  job 4711 was requeued"  # SLURM's answer if another process of the job requeued it
+    requeued = "  job 4711 was requeued"  # SLURM answers so if another process already requeued the job
     assert capsys.readouterr().out.splitlines() == [failed.format("no"), failed.format("gone"), requeued, requeued]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "47")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
@@ -420,7 +420,7 @@ def test_a_job_is_requeued_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def _of_rank(started: Any, gone: Any) -> None:
     stopping.end_with_parent(0.05)
     started.set()
-    gone.wait()  # like a collective that the other ranks never enter
+    gone.wait()  # simulates a collective that no other rank enters
 
 
 def _of_launcher(started: Any, gone: Any, rank: Any) -> None:
@@ -445,7 +445,7 @@ def test_a_rank_ends_with_the_process_that_started_it(capfd: pytest.CaptureFixtu
 
 
 def test_a_run_is_closed_before_its_job_is_requeued(tmp_path: Path, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The run must be closed first, since SLURM ends W&B's process with the job."""
+    """Close the W&B run before requeuing, since SLURM ends W&B's process with the job."""
     order: list[str] = []
     monkeypatch.setattr(preemption, "_requeue", lambda: order.append("requeue"))
     monkeypatch.setenv("WANDB_MODE", "offline")

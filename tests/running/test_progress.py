@@ -1,4 +1,4 @@
-"""Progress: what a stage writes while it trains, how it is shown, and tables as they fill."""
+"""Test the progress file of a training stage, how progress is displayed, and the tables that fill meanwhile."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def test_a_stage_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return read(tmp_path, started)
 
     assert after(trainer(0)) == {"step": 2, "share": 0.05, "loss": 2.5, "left": None}
-    clock.monotonic = lambda: 9.5  # nine steps took this long, and ten are left
+    clock.monotonic = lambda: 9.5  # the time of nine steps, with ten more to go
     assert after(trainer(9), torch.tensor(2.0)) == {"step": 20, "share": 0.5, "loss": 2.0, "left": pytest.approx(10.0)}
-    # If several batches make a step, Lightning passes a fraction of the batch's loss.
+    # If several batches make a step, Lightning passes the batch's loss divided by the number of batches.
     parts = {"max_steps": 20, "accumulate_grad_batches": 4}
     assert [after(trainer(7, **parts), own)["loss"] for own in (loss, None)] == [10.0, None]  # type: ignore[index]
     module.automatic_optimization = False
     assert after(trainer(7, **parts))["loss"] == 2.5  # type: ignore[index]
     assert after(trainer(9, is_global_zero=False))["step"] == 16  # type: ignore[index]
-    assert read(tmp_path, time.time() + 60) is None  # of an earlier session
-    progress.every = 60.0  # the loss is not read at every step
+    assert read(tmp_path, time.time() + 60) is None  # the file is from an earlier session
+    progress.every = 60.0  # the loss is not read in every step
     assert [after(trainer(batch))["step"] for batch in (1, 2)] == [4, 4]  # type: ignore[index]
     progress.on_fit_end(trainer(9, is_global_zero=False), module)  # type: ignore[arg-type]
     assert read(tmp_path, started) is not None
@@ -140,7 +140,7 @@ def test_stages_wait_for_their_parents_and_for_a_worker() -> None:
 
     known = {"avid": 100.0, "cma": 60.0, "probe": 20.0}
     chain = [stage("avid"), stage("cma", "avid"), stage("probe", "avid"), stage("probe@cma", "cma")]
-    assert seconds_left(known, chain, 1) == 100 + 60 + 20 + 60  # without records: the mean
+    assert seconds_left(known, chain, 1) == 100 + 60 + 20 + 60  # a stage without records takes the mean
     assert seconds_left(known, chain, 2) == 100 + 60 + 60
     assert seconds_left(known, chain[1:], 2) == 60 + 60
     assert seconds_left(known, [stage("probe")], 2) == 20

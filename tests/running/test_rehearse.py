@@ -1,4 +1,4 @@
-"""The rehearsal of the published recipes: it covers all of them, and judges their stages."""
+"""Test the rehearsal of the published recipes: it covers all recipes, and judges their stages."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_every_data_set_of_a_paper_is_written(paper: str, tmp_path: Path) -> Non
         status = dataset.status()
         assert status.present, status.problems
         assert not [note for note in status.notes if "no region features" in note], status.notes
-    # The check before a long run finds all data sets, too. Weights are not written here.
+    # The check before a long run must find all data sets too. This test writes no weights.
     titles = {dataset.full_title for dataset in found}
     for scale in {"paper", "single"} & {*scales_of(paper)}:
         everything = Selection(scale, runs=tmp_path, data=tmp_path, rehearsal=True, everything=True)
@@ -82,7 +82,7 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
     assert record.hardware["peak_memory_gib"] > 0.2
     assert not list(home.rglob("*.ckpt")), "no stage starts from them any more"
 
-    # Finished stages are skipped.
+    # A rerun skips finished stages.
     assert main(command) == 0
     assert "2 stages, 2 done, 0 to run" in capfd.readouterr().out
     promoted = promote("avid_cma", ("paper",), tmp_path)
@@ -90,7 +90,7 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
     assert all("it is a rehearsal" in one.reason for one in promoted)
     assert main(["promote", "avid", "--scale", "paper", "--runs", str(tmp_path)]) == 1
 
-    # A child that has to run again needs the checkpoint that was removed, so its parent runs again, too.
+    # To run a child again, its parent must run again too, because the parent's checkpoint was removed.
     (home / child / "record.json").unlink()
     planned = plan_stages(
         "avid_cma",
@@ -99,7 +99,7 @@ def test_a_rehearsal_runs_is_gone_on_with_and_is_never_promoted(
     rehearse._forget_removed_parents(planned)
     assert not (home / parent / "record.json").exists()
 
-    # A failure is printed, and sets the exit status.
+    # A failed stage is printed and sets the exit status.
     monkeypatch.setattr(rehearse, "run_paper", lambda *_, **__: {(0, child): "no memory left"})
     assert main(command) == 1
     printed = capfd.readouterr().out
@@ -132,7 +132,7 @@ def test_a_stage_must_have_measured_what_a_table_reads(tmp_path: Path, monkeypat
 def test_tables_are_rehearsed_from_files_in_the_released_layouts(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One file has the format of an old torch, one is in half precision, and both have data parallelism's prefix."""
+    """Write one file in the format of an old torch and one in half precision, both with data parallelism's prefix."""
     command = ["rehearse", "avid", "--released", "--folder", str(tmp_path), "--jobs", "1"]
     assert main([*command, "--stages", "dcase@avid_cma", "dcase@cma_audioset"]) == 0
     printed = capfd.readouterr().out
@@ -145,7 +145,7 @@ def test_tables_are_rehearsed_from_files_in_the_released_layouts(
     weights = read_checkpoint(folder / "AVID-CMA_Kinetics_InstX-N1024-PosW-N64-Top32_checkpoint.pth.tar")["model"]
     golden = json.loads((GOLDEN / "avid_cma" / "official_state_dict.json").read_text("utf-8"))
     assert {n: list(x.shape) for n, x in weights.items()} == {f"module.{n}": s for n, s in golden["model"].items()}
-    # A file of another paper, stage or data set is refused, and the error says what differs.
+    # A file of another paper, stage or data set is rejected with an error that says what differs.
     network = {f"module.encoder_q.{name}": value for name, value in ImageResNet((1, 1, 1, 1)).state_dict().items()}
     torch.save({"epoch": 200, "arch": "resnet50", "state_dict": network}, tmp_path / "moco.pth.tar")
     others = {

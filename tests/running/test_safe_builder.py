@@ -1,4 +1,4 @@
-"""Building objects from plain data: types, listed classes, and what is refused."""
+"""Test building objects from plain data: types, allowed classes, and what is rejected."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_what_is_refused(stated: Any, kind: Any, message: str) -> None:
 
 @pytest.mark.parametrize("paper", [one.name for one in existing_papers() if optional_part(one.name, "use")])
 def test_the_classes_of_trained_models_are_known(paper: str) -> None:
-    """Listed classes are defined at their path, with known types: the model, or the module that trained it."""
+    """Check that the listed classes, of the model or of its training module, exist at their path with known types."""
     model = trained_model(paper)
     for module, _, name in (kind.rpartition(".") for kind in model.kinds):
         assert hasattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""`assemble verify`: the first steps of the smoke stages equal the recorded ones, and a difference is named."""
+"""Test `assemble verify`: the first steps of the smoke stages equal the recorded steps, and differences are named."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_main_stage_and_its_parents_compute_what_was_recorded(paper: str) ->
     differences, relative = verify.compare(verify.read(paper_named(paper)), values, values)
     assert not differences
     assert max(difference for _, difference in relative) < verify.FLOOR
-    for name in ("train/loss", "gradient_norm"):  # logged at every step
+    for name in ("train/loss", "gradient_norm"):  # these are logged at every step
         steps = {len(curve) for logged in values.values() for key, curve in logged.items() if key.startswith(name)}
         assert steps
         assert min(steps) > 1
@@ -58,9 +58,9 @@ def test_the_first_difference_is_named(
     assert "XMC-GAN  bf16: half of the losses differ by up to " in told
     result = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert result["papers"]["xmc_gan"]["agrees"]
-    assert 1e-4 < result["papers"]["xmc_gan"]["bf16"]["half"] < 0.1  # it would differ if it were judged
+    assert 1e-4 < result["papers"]["xmc_gan"]["bf16"]["half"] < 0.1  # too large to agree, but not judged
     assert {"cpu", "isa"} <= set(result["machine"])
-    # Other code would log this value.
+    # Simulate a change of the code by changing a recorded value.
     curve = recorded.stages["mini_evaluator"]["train/loss"]
     monkeypatch.setitem(curve, "1", curve["1"] * (1 + 2 * verify.FLOOR))
     monkeypatch.setattr(verify, "read", lambda *_: recorded)
@@ -100,7 +100,7 @@ def test_a_gpu_draws_the_random_numbers_of_the_cpu() -> None:
     with like_cpu():
         assert all(map(torch.equal, drawn(), expected))
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    torch.manual_seed(0)  # the operation of dropout on a GPU
+    torch.manual_seed(0)  # dropout calls this operation on a GPU
     assert torch.equal(torch.native_dropout(torch.ones(40, 6), 0.3, True)[0], expected[0])
 
 
@@ -119,8 +119,8 @@ def test_what_differs_is_ordered_by_stage_and_step_and_missing_values_count() ->
         ("a", 2, "test/top1"), ("b", 0, "train/loss"), ("b", 0, "gradient_norm"), ("b", 1, "train/loss"), ("c", 0, "x"),
     ]  # fmt: skip
     assert (differences[0].value, differences[-1].recorded) == (None, None)
-    assert [name for name, _ in relative] == ["gradient_norm", "train/loss", "train/loss"]  # no spread, both known
-    # Another device may differ by more, but not by a tenth.
+    assert [name for name, _ in relative] == ["gradient_norm", "train/loss", "train/loss"]  # recorded without a spread
+    # Another device may differ by more, but not by 10 %.
     near = {"b": {"gradient_norm": {"0": 1.0004, "1": 20.0}, "train/loss": {"0": 3.001, "1": 2.2}}}
     differences, _ = verify.compare(fingerprint, near, ["b"], verify.FLOORS["cuda"])
     assert [(item.step, item.quantity) for item in differences] == [(1, "train/loss")]

@@ -1,4 +1,4 @@
-"""What a stage sends to W&B, read back from the offline file. W&B can neither stop nor delay a run."""
+"""Test what a stage sends to W&B, read back from the offline file. W&B must neither stop nor delay a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.stages import read_metrics
 
 @pytest.mark.parametrize(("mode", "expected"), [("", "offline"), ("offline", "offline"), ("disabled", "disabled")])
 def test_mode_without_a_network(monkeypatch: pytest.MonkeyPatch, mode: str, expected: str) -> None:
-    monkeypatch.delattr(socket, "create_connection")  # the user asks for no server
+    monkeypatch.delattr(socket, "create_connection")  # must not ask a server
     monkeypatch.setenv("WANDB_MODE", mode)
     assert wandb_mode() == expected
 
@@ -49,7 +49,7 @@ def test_what_the_client_would_stumble_over_is_refused(monkeypatch: pytest.Monke
 def test_a_folder_whose_name_is_not_text_costs_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As a letter with an accent under a C locale."""
+    """Under a C locale, a letter with an accent gives such a name."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert loggers.wandb_logger(tmp_path / "\udcc3", id="one", tags=[], group="stage") is None
     printed = capfd.readouterr()
@@ -103,7 +103,7 @@ def test_the_metrics_file_forgets_what_came_after_the_checkpoint(
         logger.log_metrics({"a": step / 3, "b": 1.0}, step)
     whole = path.read_text(encoding="utf-8")
     with path.open("a", encoding="utf-8") as file:
-        file.write("7,a,0.1\n8,b")  # a row that a kill cut off
+        file.write("7,a,0.1\n8,b")  # a kill cut off this row
     logger.drop_after(4)
     assert path.read_text(encoding="utf-8") == whole
     # A test is logged at the last step, and runs again after a full disk.
@@ -121,7 +121,7 @@ def test_the_metrics_file_forgets_what_came_after_the_checkpoint(
 
 
 def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two batches make a step, at whose end the schedule moves. Waiting for a batch takes a second, its step three."""
+    """A step has two batches, then the rate changes. A batch takes one second to load and three to compute."""
     now, told = 0.0, []
 
     class Slow(torch.utils.data.Dataset[torch.Tensor]):
@@ -167,7 +167,7 @@ def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path, monkeypatch: p
     machine = {"speed/data_waiting_share": 0.25, "speed/samples_per_second": 0.5, "memory/process_gib": 1.5}
     own = [{name: values[step][1] for name, values in found.items()} for step in range(3)]
     assert told == [(step, {**own[step], **machine}) for step in range(3)]
-    # On a GPU, the GPU's memory is logged.
+    # On a GPU, telemetry logs the GPU's memory.
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 3 << 29)
     gpu: Any = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda")))
     assert Telemetry()._of_machine(gpu)["memory/gpu_gib"] == 1.5

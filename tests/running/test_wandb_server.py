@@ -1,4 +1,4 @@
-"""W&B with its real client against a server on the loopback interface: login, a stage online, resuming, sync later."""
+"""Test W&B's real client with a local server: login, a stage online, resuming, and a later sync."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.wandb_stub import KEY, WandbStub, forget, serving
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Make a home without a key, and reset what the client has read."""
+    """Make a home folder without a W&B key, and drop the client's cached settings."""
     folder = tmp_path / "home"
     folder.mkdir()
     for name in ("API_KEY", "BASE_URL", "IDENTITY_TOKEN_FILE", "CONFIG_DIR", "SILENT"):
@@ -43,9 +43,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("WANDB_MODE", "online")
-    # A stage that continues offline sets this for the whole process, and the next test must not inherit it.
+    # A stage that continues offline sets this variable for the whole process. The next test must not inherit it.
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    # A slow machine must not count as a dead network.
+    # Allow a slow machine more time, so that the network doesn't count as missing.
     monkeypatch.setattr(wandb_server, "PATIENCE_SECONDS", LONG)
     patient = {"init_timeout": LONG, "finish_timeout": LONG}
     monkeypatch.setattr(wandb, "Settings", lambda own=wandb.Settings, **given: own(**given | patient))
@@ -123,12 +123,12 @@ def test_a_server_that_hangs_or_is_behind_a_broken_proxy_costs_seconds(monkeypat
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(wandb_server, "PATIENCE_SECONDS", 0.5)
     with socket.socket() as deaf, socket.create_server(("127.0.0.1", 0)) as silent:
-        deaf.bind(("127.0.0.1", 0))  # it has a port and does not listen
+        deaf.bind(("127.0.0.1", 0))  # has a port but doesn't listen
         for one in (deaf, silent):
             monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{one.getsockname()[1]}")
             clock = time.monotonic()
             assert "does not answer" in why_unreachable()
-            assert time.monotonic() - clock < 80  # the client itself asks again for 90 seconds
+            assert time.monotonic() - clock < 80  # the client would retry for 90 seconds
     for code in (404, 502, 503, 504):
         opener = Mock(**{"return_value.open.side_effect": HTTPError("", code, "no", Message(), None)})
         monkeypatch.setattr(wandb_server, "build_opener", opener)
@@ -155,7 +155,7 @@ def test_stages_online(
     assert {key: run.config[key] for key in wanted} == wanted
     assert run.config["revision"]
     checkpoint = stub.artifact(f"{first.wandb_run_id}-last")
-    # One more run, of overrides, that logs every step.
+    # Make a third run, with an override, that logs every step.
     third = run_stage(request("avid/avid", tmp_path, "--trainer.log_every_n_steps", "1"))
     curves = stub.runs[str(third.wandb_run_id)]
     assert curves.fields["displayName"] == "avid-smoke-s0 log_every_n_steps=1"
@@ -171,7 +171,7 @@ def test_stages_online(
     assert curves.summary["min/train/loss"] == pytest.approx(min(losses))
     assert curves.summary["max/train/loss"] == pytest.approx(max(losses))
     assert curves.summary["train/loss"] == losses[-1]
-    # In the graph, the child used what the parent made, and nothing of it was uploaded.
+    # In W&B's graph, the child uses the parent's checkpoint, which is listed but not uploaded.
     probe = stub.runs[str(second.wandb_run_id)]
     assert checkpoint.kind == "checkpoint"
     assert checkpoint.metadata["lineage_hash"] == first.lineage_hash
@@ -181,7 +181,7 @@ def test_stages_online(
     assert not checkpoint.uploaded
     assert stub.artifact(f"{second.wandb_run_id}-record").kind == "record"
     assert "table/kinetics_linear/best" in probe.summary
-    assert not any(key.startswith("published/") for key in probe.summary)  # smoke may not be compared
+    assert not any(key.startswith("published/") for key in probe.summary)  # smoke results aren't comparable
 
 
 def test_an_offline_run_is_synced_with_its_lineage(
@@ -230,7 +230,7 @@ def test_folders_have_ids_of_their_own_and_keep_them(tmp_path: Path, monkeypatch
     assert mine != theirs
     begin(tmp_path / "mine", mine).finish(exit_code=0)
     assert own_id(tmp_path / "mine", "one") == mine
-    assert own_id(tmp_path / "mine", "two") != mine  # another configuration in the same folder
+    assert own_id(tmp_path / "mine", "two") != mine  # another configuration in this folder
 
 
 def test_an_offline_run_that_was_resumed_counts_on(
@@ -242,7 +242,7 @@ def test_an_offline_run_that_was_resumed_counts_on(
         for step in steps:
             logger.log_metrics({"train/loss": float(step)}, step=step)
         logger.finish(exit_code=0)
-        time.sleep(1.1)  # the client names folders by the second, and sends them in that order
+        time.sleep(1.1)  # the client names folders by the second and sends them in order
     sync(stub, *map(str, tmp_path.glob("wandb/offline-run-*")))
     rows = stub.runs["one"].history
     assert [row["trainer/global_step"] for row in rows] == [0, 1, 2, 2, 3]
@@ -252,7 +252,7 @@ def test_an_offline_run_that_was_resumed_counts_on(
 def test_a_client_that_dies_ends_no_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All calls fail after the client dies, as if its process was killed."""
+    """After the client dies, all calls fail, as if its process was killed."""
     import wandb
 
     def lost(*_: object, **__: object) -> None:
@@ -261,7 +261,7 @@ def test_a_client_that_dies_ends_no_stage(
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("log", "_log_artifact", "finish"):
         monkeypatch.setattr(wandb.Run, name, lost)
-    monkeypatch.setattr(wandb.Image, "__init__", lost)  # pictures are files, too
+    monkeypatch.setattr(wandb.Image, "__init__", lost)  # pictures are files as well
     monkeypatch.setattr(wandb.Table, "__init__", lost)
     record = run_stage(request("avid/avid", tmp_path, "--trainer.log_every_n_steps", "1"))
     assert record.metrics["test/loss_last"] is not None

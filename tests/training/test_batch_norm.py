@@ -1,4 +1,4 @@
-"""Batch normalization over groups: the number of devices that share a batch changes nothing."""
+"""Check that batch normalization over groups doesn't depend on the number of devices that share a batch."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def network() -> nn.Module:
 
 def batch() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    # Samples differ in scale, so the result shows which of them are normalized together.
+    # The samples differ in scale, so the result shows which samples are normalized together.
     scale = torch.arange(1, 9, dtype=torch.float64).view(8, 1, 1, 1, 1)
     x = scale * torch.randn(8, 2, 2, 4, 4, generator=generator, dtype=torch.float64) + scale
     return x, torch.randn(8, 3, generator=generator, dtype=torch.float64)
 
 
 def step(net: nn.Module, x: Tensor, weights: Tensor) -> dict[str, Any]:
-    """Output, gradients of the mean loss and statistics after two steps."""
+    """Run two steps. Return the output, the gradients of the mean loss, and the statistics."""
     for _ in range(2):
         net.zero_grad()
         y = net(x)
@@ -58,7 +58,7 @@ def alone(group: int) -> dict[str, Any]:
 def _rank(rank: int, group: int, devices: int) -> dict[str, Any]:
     net = network()
     normalize_in_groups(net, group, 8, devices)
-    own = slice(rank, None, devices)  # as the sampler divides a batch
+    own = slice(rank, None, devices)  # the sampler divides a batch like this
     x, weights = batch()
     found = step(net, x[own], weights[own])
     for name, value in found.items():
@@ -71,7 +71,7 @@ def _rank(rank: int, group: int, devices: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("group", "devices"), [(2, 2), (4, 2), (8, 2), (4, 4)])
 def test_devices_change_nothing(group: int, devices: int) -> None:
-    """Outputs, gradients and statistics are equal for several groups per device, one, and groups that span devices."""
+    """Compare outputs, gradients and statistics, with several groups per device, one group, or shared groups."""
     expected = alone(group)
     ranks = run_distributed(_rank, devices, group, devices)
     joined = torch.stack([torch.as_tensor(found["y"]) for found in ranks], dim=1).flatten(0, 1)
@@ -92,7 +92,7 @@ def test_groups_are_normalized_apart() -> None:
     plain(x[::4])
     assert net.state_dict().keys() == plain.state_dict().keys()
     for name, value in plain.state_dict().items():
-        # The statistics are those of the first group.
+        # The statistics must be those of the first group.
         torch.testing.assert_close(net.state_dict()[name], value, rtol=1e-12, atol=1e-12)
     whole = step(network(), x, weights)
     assert not torch.allclose(whole["y"], expected["y"], atol=0.1)

@@ -1,4 +1,4 @@
-"""The callbacks of every stage, without training: what they set, refuse, write and store."""
+"""Test the callbacks of every stage without training: what they set, reject, write and store."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NO_MODULE: Any = None
 
 
 class Sized(pl.LightningDataModule):
-    """A data module with these numbers of test and validation samples."""
+    """A data module with the given numbers of test and validation samples."""
 
     def __init__(self, test: int, validation: int = 9) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_every_generator_is_seeded_by_step_and_rank_as_in_every_release() -> Non
 
 
 class TestLosses:
-    """Steps of one of two processes, which checks the flag at every fourth step, or of a single process on a CPU."""
+    """Check the loss at each step on a CPU, or with two processes only at every fourth step."""
 
     def stop(self, folder: Path, world_size: int = 2, other: bool = False) -> tuple[callbacks.StopOnNonFiniteLoss, Any]:
         stop = callbacks.StopOnNonFiniteLoss(str(folder), every_n_steps=4)
@@ -128,7 +128,7 @@ class TestLosses:
         with pytest.raises(NonFiniteLossError, match=r"at batch 0 .*samples of that batch: unknown\..*rate\.$"):
             trainer.save_checkpoint(tmp_path / "last.ckpt")
         assert trainer.saved == ["last.ckpt", "last.ckpt", "non_finite.ckpt"]
-        stop, trainer = self.stop(tmp_path, other=True)  # all processes stop together
+        stop, trainer = self.stop(tmp_path, other=True)  # if one process stops, all stop
         with pytest.raises(NonFiniteLossError, match="another rank"):
             stop.on_train_epoch_end(trainer, NO_MODULE)
 
@@ -166,7 +166,7 @@ def test_an_epoch_begins_after_one_that_was_processed(processed: int) -> None:
     ],
 )
 def test_a_missed_checkpoint_is_written(tmp_path: Path, steps: int, epochs: int, step: int, name: str | None) -> None:
-    """A run of four batches an epoch resumes at a step whose permanent checkpoint is missing."""
+    """A run with four batches per epoch resumes at a step whose permanent checkpoint is missing."""
     given: dict[str, Any] = {"dirpath": tmp_path, "every_n_train_steps": steps, "every_n_epochs": epochs}
     kept = ModelCheckpoint(**given, filename="{epoch}-{step}", save_top_k=-1, save_weights_only=True)
     epoch, batch = divmod(step - 1, 4)
@@ -181,11 +181,11 @@ def test_a_missed_checkpoint_is_written(tmp_path: Path, steps: int, epochs: int,
     for _ in range(2):
         callbacks.MissedCheckpoints().on_train_start(run, NO_MODULE)
         assert saved == ([] if name is None else [(str(tmp_path / name), True)])
-        (tmp_path / str(name)).touch()  # is not written again
+        (tmp_path / str(name)).touch()  # must not be written again
 
 
 def saved_steps(directory: Path, minutes: float, monkeypatch: pytest.MonkeyPatch, **answers: Any) -> list[int]:
-    """Return the steps of the checkpoints to resume from: every 2 of 13 steps, each with 3 batches in a minute."""
+    """Train 13 steps of one minute each. Return the steps at which the checkpoint for resuming is saved."""
     clock = SimpleNamespace(now=0.0)
     monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: clock.now))
     saved: list[int] = []
@@ -208,19 +208,19 @@ def saved_steps(directory: Path, minutes: float, monkeypatch: pytest.MonkeyPatch
 
     def noting(path: Any, *arguments: Any) -> None:
         saved.extend([trainer.global_step] * (Path(path).name == "last.ckpt"))
-        assert not trainer.fit_loop._should_accumulate()  # never in the middle of a step
+        assert not trainer.fit_loop._should_accumulate()  # a step is never interrupted
         save(path, *arguments)
 
     monkeypatch.setattr(trainer, "save_checkpoint", noting)
     trainer.fit(model)
-    assert len(list(directory.glob("step=*.ckpt"))) == 2  # checkpoints for other stages are all kept
+    assert len(list(directory.glob("step=*.ckpt"))) == 2  # other stages' checkpoints are all kept
     return saved
 
 
 def test_checkpoints_to_resume_from_are_minutes_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert saved_steps(tmp_path / "0", 0, monkeypatch) == [2, 4, 6, 8, 10, 12]
     assert saved_steps(tmp_path / "5", 5, monkeypatch) == [6, 12]
-    # Rank 0 decides, and is asked once at each multiple but never in between.
+    # Rank 0 decides for all ranks. It is asked once at each multiple of the interval.
     asked: list[bool] = []
 
     def answer(early: Any) -> Any:
@@ -274,7 +274,7 @@ def test_time_and_revisions_are_added_up(before: Any, now: Any, merged: Any, mon
 )  # fmt: skip
 def test_the_share_of_a_training(steps: int, epochs: int | None, batch: int, share: float) -> None:
     trainer: Any = SimpleNamespace(max_steps=steps, max_epochs=epochs, num_training_batches=10)
-    trainer.global_step = 2 * (batch + 1)  # two optimizers step in every batch
+    trainer.global_step = 2 * (batch + 1)  # each batch has two optimizer steps
     assert callbacks.Progress._share(trainer, batch + 1) == share
 
 

@@ -1,4 +1,4 @@
-"""The loaders that all data modules share, and what a record says about the data."""
+"""Test the data loaders that all data modules share, and what a record says about the data."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def module() -> ShardedDataModule:
 
 
 def ragged(samples: list[Any]) -> Any:
-    """Make a batch that cannot be stacked."""
+    """Make a batch that can't be stacked into tensors."""
     return [tuple(sample["image"].shape) for sample in samples], [int(sample["index"]) for sample in samples]
 
 
@@ -81,7 +81,7 @@ def test_several_batches_at_once_stay_whole_batches(module: ShardedDataModule, i
     trainer: Any = module.trainer
     module.batch_size = 1
     for done in (0, 1):
-        # A restart counts the loader's batches, not the batches inside them.
+        # The progress of a restart counts the loader's batches, not the smaller batches inside them.
         trainer.fit_loop.epoch_loop.batch_progress.current.ready = done
         loader = module.training_loader(items, collate_fn=ragged, batches_at_once=2)
         assert [indices for _, indices in loader] == [shown[:2], shown[2:4]][done:]
@@ -91,7 +91,7 @@ def test_several_batches_at_once_stay_whole_batches(module: ShardedDataModule, i
 
 
 class Steps(Dataset[Any]):
-    """Five steps that contain their number."""
+    """Five steps. Each sample contains its step number."""
 
     def __len__(self) -> int:
         return 5
@@ -101,7 +101,7 @@ class Steps(Dataset[Any]):
 
 
 def test_steps_that_are_put_together_by_the_data_set(module: ShardedDataModule) -> None:
-    """The steps are complete, in order, equal on every rank, and continue where a run stopped."""
+    """Check that the steps are complete, ordered, equal on every rank, and continue where a run stopped."""
     assert [step["key"] for step in module.step_loader(Steps())] == [[0, number] for number in range(5)]
     assert len(module.step_loader(Steps())) == 5
     trainer: Any = module.trainer
@@ -184,23 +184,23 @@ def test_what_is_in_flight_stays_within_the_budget(
     assert 1 <= ahead <= MOST_AHEAD
     assert batch % part == 0
     assert held >= workers * (ahead + 1) * part * sample
-    # The minimum is two samples and the batch.
+    # The smallest possible plan holds two samples and the batch.
     assert held <= max(budget, (2 + (1 if stacked else 3) * batch) * sample)
     assert workers == wanted or ahead == part == 1
 
 
 def test_published_sizes_on_eight_devices() -> None:
     device, clip = 2 * 10**9, 5_022_504
-    assert loader_plan(device, clip, 32, 8)[:3] == (8, 2, 8)  # AVID on 32 devices, as the authors had
+    assert loader_plan(device, clip, 32, 8)[:3] == (8, 2, 8)  # AVID on 32 devices, as published
     assert loader_plan(device, clip, 128, 8)[:3] == (8, 2, 8)
     assert loader_plan(device, clip, 320, 8)[:3] == (8, 2, 2)  # on AudioSet
     assert loader_plan(device, 19_300_000, 8, 8, stacked=False)[:3] == (8, 2, 2)  # VX2TEXT
     assert loader_plan(device, 602_112, 32, 8)[:3] == (8, 4, 32)
-    assert loader_plan(device, 120_422_400, 4, 8)[:3] == (6, 1, 1)  # 25 clips of a video in tests of UCF
+    assert loader_plan(device, 120_422_400, 4, 8)[:3] == (6, 1, 1)  # 25 clips per video in UCF's test
 
 
 class Clips(Dataset[Any]):
-    """Clips of AVID's size, or scalars."""
+    """Clips of AVID's size, or of the given number of frames."""
 
     def __init__(self, frames: int = 8) -> None:
         self.frames = frames
@@ -229,7 +229,7 @@ def _memory() -> int:
 def test_a_loader_at_published_sizes_stays_within_its_memory(
     module: ShardedDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Eight processes load AVID's 128 clips per device, 643 MB per batch. Whole batches in each would take 9.6 GB."""
+    """Load AVID's 128 clips per device (643 MB) with eight processes. A whole batch in each would take 9.6 GB."""
     monkeypatch.setattr("common.training.data_module.usable_cores", lambda: 8)
     trainer: Any = module.trainer
     trainer.num_devices, module.batch_size, module.num_workers = 8, 128, 8
@@ -243,7 +243,7 @@ def test_a_loader_at_published_sizes_stays_within_its_memory(
         assert torch.equal(batch["video"][:, 0, 0, 0, 0], batch["index"].float())
         del batch
         highest = -1
-        while most > highest or most <= 643_000_000:  # until the processes have read ahead as far as they may
+        while most > highest or most <= 643_000_000:  # wait until reading ahead stops
             highest = most
             for _ in range(5):
                 time.sleep(0.1)
@@ -269,7 +269,7 @@ def test_bytes_of_whatever_a_sample_holds() -> None:
 
 
 class Growing(Dataset[Any]):
-    """Samples of 1,000 bytes at the measured key, and much larger ones at any other key."""
+    """Samples with 1,000 bytes at the key that is measured first, and with 100,000 bytes at all other keys."""
 
     def __len__(self) -> int:
         return 64
@@ -285,7 +285,7 @@ def test_processes_are_counted_for_the_batch_of_one_device(
     monkeypatch.setattr("common.training.data_module.usable_cores", lambda: 8)
     trainer: Any = module.trainer
     trainer.world_size, trainer.num_devices, module.batch_size, module.num_workers = 2, 2, 20, 8
-    module.in_flight_bytes = 2 * 8 * 3 * 10_000  # eight processes that are two batches of ten samples ahead
+    module.in_flight_bytes = 2 * 8 * 3 * 10_000  # eight processes, each two batches of ten samples ahead
     for loader in (module.training_loader(Growing()), module.evaluation_loader(Growing(), 10)):
         assert (loader.num_workers, loader.prefetch_factor) == (8, 2)
     module.in_flight_bytes -= 1
@@ -336,7 +336,7 @@ def test_a_resumed_epoch_is_the_rest_of_the_whole_one(stop: int, epoch: int, wor
     rest.set_epoch(epoch)
     rest.begin_at(lambda: (epoch, stop))
     assert list(rest) == list(whole)[stop * 4 // world :]
-    # Only the first iteration is shortened.
+    # Only the first iteration starts late.
     assert list(rest) == list(whole)
 
 

@@ -1,7 +1,7 @@
-"""No training step waits for its device, mixes devices, runs more operations for a larger batch, or many in float32.
+"""Check that no training step waits for its device, mixes devices, or has more operations for a larger batch.
 
-Steps run on CUDA tensors without storage. Autograd asks the driver for devices, so the steps run in a process in which
-a library replaces the driver. If torch lacks CUDA, they run on CPU tensors, which only shows the operations.
+The steps run on CUDA tensors without storage. Autograd asks the driver for devices, so the steps run in a process with
+a replacement for the driver. If torch lacks CUDA, they run on CPU tensors, which only shows the operations.
 """
 
 from __future__ import annotations
@@ -61,21 +61,21 @@ int cudaGetDeviceProperties(char *properties, int d) {
 }
 int cudaGetDeviceProperties_v2(char *properties, int d) { return cudaGetDeviceProperties(properties, d); }
 """
-#: Settings at the smoke scale: only one group of samples, since each group adds operations, and no vocabulary.
+#: Settings at the smoke scale: a single group of samples, since each group adds operations, and no vocabulary.
 SMOKE = {
     "avid_cma": ["--batch_norm_group", "null"],
     "xmc_gan": ["--model.generator.batch_norm_group", "null", "--model.loss.negatives_group", "null"],
     "vx2text": ["--data.tokenizer.pretrained", NOWHERE],
 }
-#: One recipe per model at smoke scale, and at published size those with memories, many losses or a float32 trap.
+#: The published sizes are tested for recipes with memories, many losses or a risk of float32. `MAIN` has all models.
 PUBLISHED = ("avid_cma/cma", "xmc_gan/xmc_gan", "m3p/m3p")
 MAIN = ("avid_cma/cma", "mct/mct_tag", "xmc_gan/xmc_gan", "m3p/m3p", "vx2text/small")
-#: Torchvision's detector reads boxes on the host.
+#: Torchvision's detector reads boxes on the host, so this recipe is left out.
 WAITING = ("mct/voc_detection",)
 
 
 class Watch(TorchDispatchMode):
-    """Notes what makes the host wait and what is float64 in the last step, and counts the operations of products."""
+    """Note what makes the host wait and any float64 in the last step, and count the operations and FLOPs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Watch(TorchDispatchMode):
             return func(*args, **kwargs)
         self.operations += self.on
         if name == "_fused_sgd_":
-            return None  # fake tensors do not know it
+            return None  # fake tensors don't support it
         if name == "_local_scalar_dense" and args[0].is_cuda:
             self.note("read")
             return 1.0 if args[0].is_floating_point() else 1
@@ -143,10 +143,10 @@ def step(case: str) -> dict[str, Any]:
     if scale == "smoke":
         arguments += SMOKE.get(paper, [])
     run = resolve(paper, recipe, scale=scale, hardware=HARDWARE.get(scale, "cpu"), arguments=arguments)
-    batches = 1 if scale == "smoke" else 2  # the first step creates state that later steps have
+    batches = 1 if scale == "smoke" else 2  # the first step creates the optimizers' state
     callbacks = [StepSeed(), Last(watch, batches), StopAfter(batches)]
     if DEVICE == CUDA:
-        callbacks.insert(1, StopOnNonFiniteLoss(NOWHERE))  # on the CPU it reads every loss
+        callbacks.insert(1, StopOnNonFiniteLoss(NOWHERE))  # on the CPU it would read every loss
     _, meter, _ = fake_training(run, int(size) or None, DEVICE, watch, callbacks)
     seen = {"notes": watch.notes, "flops": watch.flops, "operations": watch.operations}
     return {"case": case, "peak": meter.peak, **seen}
@@ -156,7 +156,7 @@ def plant(watch: Watch) -> None:
     with FakeTensorMode(), watch:
         watch.on = True
         values = torch.zeros(4, device=CUDA)
-        assert float(values.sum()) == 1.0  # some value
+        assert float(values.sum()) == 1.0  # reads the value, which is arbitrary
         values.cpu()
         values.copy_(torch.zeros(4))
         values.copy_(torch.zeros(4), non_blocking=True)
@@ -199,7 +199,7 @@ def check(results: list[dict[str, Any]]) -> None:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Return all results of one process, since it takes seconds to start."""
+    """Run all cases in one process, since a process takes seconds to start, and return the results."""
     published = [f"{name}/paper/bf16-mixed/0" for name in PUBLISHED]
     small = [f"{name}/smoke/32-true/{size}" for name in MAIN for size in (2, 4)]
     planted = ["planted"] if DEVICE == CUDA else []
@@ -214,7 +214,7 @@ def test_published_steps_of_the_main_recipes_stay_on_the_device_and_in_bfloat16(
     for name in PUBLISHED:
         precision = ["--trainer.precision", "bf16-mixed"]
         run = resolve(*name.split("/"), scale="paper", hardware="gpu8", arguments=precision)
-        # The estimate computes on the CPU.
+        # The estimate was computed for the CPU.
         assert estimate(run).peak_bytes == pytest.approx(results[f"{name}/paper/bf16-mixed/0"]["peak"], rel=0.1)
 
 
@@ -249,7 +249,7 @@ def test_published_steps_of_every_recipe(paper: str, precision: str, tmp_path: P
 
 
 if __name__ == "__main__":
-    # Nothing may use the replacement as a device, but autocast must be on.
+    # Nothing must use the fake device, but autocast must be on.
     torch.cuda.is_available = lambda: False
     torch.cuda.current_device = lambda: 0
     torch.cuda.is_bf16_supported = lambda *_: True

@@ -1,4 +1,4 @@
-"""Optimizers that combine optimizers: the same steps as by hand, one closure, and exact restore."""
+"""Test optimizers that combine optimizers: the same steps as by hand, one closure, and exact restoring."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_a_restored_optimizer_goes_on_exactly(build: Any, before: int) -> None:
     restored = build(second)
     second.load_state_dict(saved["model"])
     restored.load_state_dict(saved["optimizer"])
-    train(first, optimizer, range(before, before + 1))  # must not change what was restored
+    train(first, optimizer, range(before, before + 1))  # must not change the restored state
     train(second, restored, range(before, before + 5))
     assert same(whole, second)
 
@@ -146,7 +146,7 @@ def test_state_is_seen_by_parameter_and_changed_in_its_part(build: Any) -> None:
     assert same(model, reference)
     with pytest.raises(KeyError):
         optimizer.state[torch.zeros(1)]
-    _optimizer_to_device(optimizer, torch.device("meta"))  # as Lightning does, in place
+    _optimizer_to_device(optimizer, torch.device("meta"))  # in place, like Lightning
     kept = [state.get("exp_avg", state.get("momentum_buffer")) for state in optimizer.state.values()]
     assert all(one.is_meta for one in kept)
 

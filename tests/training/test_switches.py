@@ -1,4 +1,4 @@
-"""The switches that every paper has change how numbers are computed, but not the numbers or a checkpoint's keys."""
+"""Check that the switches of every paper change only how numbers are computed, not the numbers or checkpoint keys."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ RECIPES = {"avid_cma": "avid", "mct": "mct", "xmc_gan": "xmc_gan", "m3p": "m3p",
 
 
 class Trained:
-    """Trains a recipe at smoke scale, one step per epoch, and keeps losses and the final weights, banks and queues."""
+    """Train a recipe at the smoke scale, one step per epoch. Keep losses and the final weights, banks and queues."""
 
     def __init__(self, paper: str, *arguments: str, checkpoint: Path | None = None, epochs: int = 1) -> None:
         folder = _folder()
         given = {
             "xmc_gan": ("--model.image_network.pretrained", "null", "--model.evaluation", "null"),
             "m3p": ("--data.region_network", str(region_network(folder)), *ONE_UPDATE),
-            # Statistics of few samples amplify bfloat16's rounding.
+            # Batch statistics of few samples amplify bfloat16's rounding.
             "mct": ("--model.batch_norm_group", "16"),
-            # Dropout on maps draws in memory order, which the layout changes.
+            # Dropout on maps draws random numbers in memory order, so the layout would change the result.
             "vx2text": ("--model.model.audio_classifier.encoder.dropout", "0.0"),
         }
         run = resolve(paper, RECIPES[paper], scale="smoke", arguments=[*given.get(paper, ()), *arguments])
         config = run.with_placeholders(DATA=str(folder), RUN=str(folder))
-        # Keep only the callback that seeds the steps.
+        # Keep only the callback that sets the seed of each step.
         config["trainer"] |= {
             "callbacks": config["trainer"]["callbacks"][:1], "limit_train_batches": 1, "max_epochs": epochs,
         }  # fmt: skip
@@ -73,15 +73,15 @@ class Trained:
         self.cli.trainer.fit(self.cli.model, datamodule=self.cli.datamodule, ckpt_path=path, weights_only=True)
         named = dict(self.cli.model.named_parameters())
         left = {name: p.grad for name, p in named.items() if p.grad is not None}
-        self.gradients = left or updates.gradients  # if the update deletes the gradients
+        self.gradients = left or updates.gradients  # some updates delete the gradients
         for name, gradient in self.gradients.items():
-            # Fused steps assume equal strides.
+            # Fused optimizers assume that gradients and weights have equal strides.
             assert _steps_of(gradient) == _steps_of(named[name]), name
         self.state = {name: value for name, value in self.cli.model.state_dict().items() if isinstance(value, Tensor)}
 
 
 class _Updates(pl.Callback):
-    """Keeps the gradients of the last update."""
+    """Keep the gradients of the last update."""
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         named = pl_module.named_parameters()
@@ -104,16 +104,16 @@ def _folder() -> Path:
 
 @functools.cache
 def plain(paper: str) -> Trained:
-    """Train without any switch. XMC-GAN's recipe turns one on, so turn it off."""
+    """Train without any switch. XMC-GAN's recipe has a switch on, so turn it off."""
     return Trained(paper, *(("--channels_last", "false") if paper == "xmc_gan" else ()))
 
 
 def assert_close(
     found: Trained, expected: Trained, losses: float = 1e-6, gradients: float = 3e-4, weights: float = 1e-3
 ) -> None:
-    """Require equal keys, close losses, and last gradients and weight changes that differ by a share of their length.
+    """Compare the keys, the losses, and (relative to their norms) the last gradients and the changes of the weights.
 
-    Leave out weights whose gradient is only rounding, since Adam turns it into a whole step.
+    Leave out weights with a gradient that is only rounding, since Adam turns this gradient into a whole step.
     """
     assert found.state.keys() == expected.state.keys()
     assert found.losses == pytest.approx(expected.losses, rel=losses)
@@ -141,7 +141,7 @@ def test_gradient_checkpointing_changes_no_bit(paper: str) -> None:
         assert torch.equal(found.state[name], value), name
 
 
-@pytest.mark.parametrize("paper", ["avid_cma", "mct", "xmc_gan", "vx2text"])  # M3P has no convolution
+@pytest.mark.parametrize("paper", ["avid_cma", "mct", "xmc_gan", "vx2text"])  # M3P has no convolutions
 def test_channels_last(paper: str) -> None:
     eight = ("--model.image_encoder.channels", "[8, 8, 8, 8]", "--model.image_encoder.stem_channels", "8")
     wide = eight if paper == "mct" else ()
@@ -165,10 +165,10 @@ def test_channels_last_is_refused_where_it_would_corrupt_memory() -> None:
 
 @pytest.mark.parametrize("paper", RECIPES)
 def test_bfloat16_stays_close_and_criteria_compute_in_float32(paper: str) -> None:
-    # On a CPU, oneDNN's bfloat16 gradient of a three-dimensional convolution is sometimes NaN.
+    # On a CPU, oneDNN's bfloat16 gradient of a 3D convolution is sometimes NaN.
     with torch.backends.mkldnn.flags(enabled=False):
         found = Trained(paper, "--trainer.precision", "bf16-mixed")
-    # Don't compare weights: Adam makes a whole step if bfloat16 rounds a gradient to the other sign.
+    # Don't compare weights: if bfloat16 flips the sign of a gradient, Adam makes a whole step the other way.
     assert_close(found, plain(paper), losses=0.05, gradients=0.5, weights=math.inf)
     assert found.losses != plain(paper).losses
     assert {value.dtype for value in found.state.values() if value.is_floating_point()} == {torch.float32}
@@ -177,7 +177,7 @@ def test_bfloat16_stays_close_and_criteria_compute_in_float32(paper: str) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("paper", RECIPES)
 def test_compiled(paper: str) -> None:
-    """Test all of torch.compile except its last part, which needs a C++ compiler on the machine."""
+    """Test all of torch.compile except its last part, which needs a C++ compiler."""
     found = Trained(paper, "--compiled", "aot_eager")
     assert_close(found, plain(paper))
 
@@ -205,7 +205,7 @@ def test_with_a_switch_and_without_go_on_with_each_others_checkpoint(paper: str,
 
 
 def test_accumulated_batches_of_mct_equal_one(tmp_path: Path) -> None:
-    """Queues, momentum and schedules move once per step, so encoders without batch statistics give equal results."""
+    """Queues, momentum and schedules advance once per step, so the results are equal without batch statistics."""
 
     def layer(parts: int) -> dict[str, Any]:
         built = small_layer({"queue_size": 64})
@@ -260,9 +260,9 @@ def test_switches_of_a_layer_and_of_the_command_line(tmp_path: Path) -> None:
     plain = resolve("mct", "mct", scale="smoke").config
     own, without = take_switches(plain)
     assert own == small
-    assert config == without  # nothing else has changed
+    assert config == without  # the rest must be unchanged
     assert config_hash(run.config) != config_hash(plain)
-    # Saving more rarely changes no result.
+    # Saving less often must not change a result, so the hash stays the same.
     rare = resolve("mct", "mct", scale="smoke", arguments=["--checkpoint_minutes", "30"]).config
     assert (take_switches(rare)[0]["checkpoint_minutes"], config_hash(rare)) == (30, config_hash(plain))
     for scale in ("single", "paper"):

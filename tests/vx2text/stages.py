@@ -1,4 +1,4 @@
-"""Build model and data of a recipe at the smoke scale, without a trainer."""
+"""Build the model and data of a recipe at the smoke scale, without a trainer."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from assemble.stages.cli import build
 from assemble.stages.configuration import resolve
 from papers.vx2text.data import collate
 
-#: Arguments of a stage that starts from random weights.
+#: Arguments for a stage that starts from random weights.
 WITHOUT_PARENTS = [word for name in ("text", "video", "audio") for word in (f"--model.{name}_pretrained", "null")]
 
 
 def built(recipe: str, tmp_path: Path, seed: int = 0, **overrides: Any) -> Any:
-    """Build the recipe's `model` and `datamodule`. Overrides are dotted fields with `__` for dots."""
+    """Build the recipe's `model` and `datamodule`. Overrides are fields with `__` in place of dots."""
     arguments = [text for name, value in overrides.items() for text in (f"--{name.replace('__', '.')}", str(value))]
     run = resolve("vx2text", recipe, scale="smoke", seed=seed, arguments=arguments)
     config = run.with_placeholders(DATA=str(tmp_path), RUN=str(tmp_path))
@@ -27,7 +27,7 @@ def built(recipe: str, tmp_path: Path, seed: int = 0, **overrides: Any) -> Any:
 
 
 def started(recipe: str, tmp_path: Path, rank: int = 0, world: int = 1, step: int = 0, **overrides: Any) -> Any:
-    """Like `built`, but load weights, initialize tables, and add the parts of a trainer that a training step needs."""
+    """Do the same as `built`, then load weights, initialize tables, and add a minimal trainer for training steps."""
     cli = built(recipe, tmp_path, **overrides)
     cli.model._trainer = SimpleNamespace(
         global_rank=rank,
@@ -44,7 +44,7 @@ def started(recipe: str, tmp_path: Path, rank: int = 0, world: int = 1, step: in
 
 
 def batch_of(cli: Any, split: str = "train", count: int = 4) -> dict[str, Any]:
-    """The first samples of a split."""
+    """Return a batch of the first samples of a split."""
     items = cli.datamodule.items(split, training=False)
     return collate([items[number] for number in range(count)])
 

@@ -1,4 +1,4 @@
-"""Using a finished stage on a user's clip, and the figures that the stage wrote."""
+"""Test a finished stage on a user's clip, and the figures that the stage wrote."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(stages: dict[str, Path]) -> Callable[[str], VX2Text]:
-    """The model of a stage."""
+    """Return a function that loads the model of a stage."""
     return cache(lambda name: VX2Text.from_export(checkpoint(stages, name)))
 
 

@@ -1,4 +1,4 @@
-"""The data modules of VX2TEXT: batches, seeds, clips without sound, broken clips, every item once."""
+"""Test VX2TEXT's data modules: batches, seeds, clips without sound, broken clips, and each item once."""
 
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def test_modalities_can_be_switched_off(
     for name in ("video", "audio"):
         assert (name in batch) == (f"{name}_present" in batch) == (name in modalities)
     assert [number for number in batch["input_ids"][0].tolist() if number < 0] == places
-    # The remaining inputs equal those with all modalities.
+    # The remaining inputs must equal those of a sample with all modalities.
     whole = dialogs(world, tokenizer).items("train", True)[0]
     for name in modalities:
         assert name == "audio" or torch.equal(batch[name][0], whole[name])
@@ -180,7 +180,7 @@ def test_each_description_is_trained_on_and_all_are_references(
 def test_the_original_answer_comes_first_where_it_is_a_reference(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     write_avsd(tmp_path)
     data = DialogData(AVSD(tmp_path), tokenizer, video=VIDEO, audio=AUDIO)
-    # The references don't contain the original answer, and it is not added, so there are six.
+    # The original answer is not among the references and is not added, so there are six references.
     items = data.items("test", False)
     assert len(items[0]["references"]) == 6
     assert items[0]["answer_text"] == "answer two"
@@ -253,7 +253,7 @@ def test_a_made_up_batch_has_the_shapes_of_a_real_one(
     for name, value in made.batch.items():
         assert value.dtype == real[name].dtype, name
         if name == "input_ids":
-            # Texts have the greatest length and the same places.
+            # The example has texts of the maximum length, with the same modality tokens.
             assert value.shape[1] >= real[name].shape[1]
             assert {int(n) for n in value[value < 0]} == {int(n) for n in real[name][real[name] < 0]}
         elif name != "labels":
@@ -286,10 +286,10 @@ def test_a_clip_without_sound(tokenizer: TextTokenizer, tmp_path: Path) -> None:
     heard, silent = data.items("train", False)[0], data.items("test", False)[0]
     assert (bool(heard["audio_present"]), bool(silent["audio_present"])) == (True, False)
     assert silent["audio"].shape == heard["audio"].shape
-    # Silence has the lowest level everywhere.
+    # Silence has the lowest level in all bands.
     assert silent["audio"].unique().tolist() == pytest.approx([-100.0])
     assert bool(silent["video_present"])
-    # Its places stay in the text, and the model leaves them out.
+    # The text still contains the audio tokens, and the model leaves them out.
     assert {-101, -102} <= set(silent["input_ids"])
     batch = collate([heard, silent])
     assert batch["audio_present"].tolist() == [True, False]
@@ -311,7 +311,7 @@ def test_clips_are_spread_over_the_video(tmp_path: Path) -> None:
     video = VideoInput(fps=10.0, frames=5, clips=3, **PLAIN)  # type: ignore[arg-type]
     still = ClipReader(video, None, training=False).sample(Clip(path, -1), np.random.default_rng(0))["video"]
     assert still.shape == (3, 3, 5, 8, 8)
-    # The range of starts has three equal parts. Clips start in their middles: 5.5 / 6, 5.5 / 2, 5 * 5.5 / 6 seconds.
+    # The starts cover 5.5 s in three equal parts. Clips start in the middle of a part: 5.5 / 6, 5.5 / 2, 5 * 5.5 / 6 s.
     starts = [round((levels(clip)[0] - 8) / 3) for clip in still]
     assert np.abs(np.array(starts) - [9, 27, 45]).max() <= 1
     assert all(levels(clip) == sorted(levels(clip)) for clip in still)
@@ -328,12 +328,12 @@ def test_limits_and_short_videos(tmp_path: Path) -> None:
     path = write_video(tmp_path / "film.mp4", fps=10.0, frames=numbered_frames(40, (16, 16)))
     reader = ClipReader(VideoInput(fps=10.0, frames=6, clips=2, **PLAIN), None, training=False)  # type: ignore[arg-type]
     clips = reader.sample(Clip(path, -1, start=2.0, end=2.3), np.random.default_rng(0))["video"]
-    # The moment has three frames, which are repeated.
+    # The moment has only three frames, so they are repeated.
     for clip in clips:
         found = [round((level - 8) / 3) for level in levels(clip)]
         assert found == [20, 21, 22, 20, 21, 22]
     slow = ClipReader(VideoInput(fps=4.0, frames=2, clips=1, **PLAIN), None, training=False)  # type: ignore[arg-type]
-    for start in (2.0, 2.05, 2.1):  # moments shorter than a frame
+    for start in (2.0, 2.05, 2.1):  # each moment is shorter than a frame
         moment = Clip(path, -1, start=start, end=start + 0.12)
         assert slow.sample(moment, np.random.default_rng(0))["video"].isfinite().all()
     with pytest.raises(MediaError, match="has no video within the listed limits"):
@@ -358,7 +358,7 @@ def test_a_file_of_sound_alone(tmp_path: Path) -> None:
     assert bool(sample["audio_present"])
     black = (0.0 - torch.tensor(VIDEO.mean)) / torch.tensor(VIDEO.std)
     assert torch.allclose(sample["video"].amax(dim=(0, 2, 3, 4)), black)
-    # The tone fills half of the window, silence the rest.
+    # The tone takes the first half of the window, and silence the second.
     loudness = sample["audio"][0, 0].amax(1)
     assert (loudness[:15] > -60).all()
     assert (loudness[18:] < -95).all()
@@ -372,7 +372,7 @@ def test_the_spectrogram_is_that_of_torchaudio() -> None:
     (found,) = LogMel(AUDIO)([samples])
     assert found.shape == (1, 1, 33, 32)
     assert torch.allclose(found[0, 0].T, 10 * expected.clamp_min(1e-10).log10(), atol=1e-3)
-    # 64 bands up to 8 kHz, as PANNs: a window of ten seconds has 1,001 frames.
+    # PANNs use 64 bands up to 8 kHz, and 1,001 frames for a window of ten seconds.
     assert LogMel(AudioInput())([torch.zeros(10)])[0].shape == (1, 1, 1001, 64)
     assert torch.equal(LogMel(AUDIO)([torch.cat([samples, samples])])[0], found)
     sounds = [samples[: 100 * number] * (number % 3) for number in range(20)]

@@ -1,4 +1,4 @@
-"""The differentiable tokens against numbers derived from the poster's formula, and its properties."""
+"""Compare the differentiable tokens with numbers derived from the poster's formula, and test their properties."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_golden_values_and_gradients(case: dict[str, Any], mode: str) -> None:
     if "indices" in expected and expected["indices"] is not None:
         assert chosen.tolist() == expected["indices"]
     if mode in ("st_independent", "st_topk", "eval_topk"):
-        assert torch.equal(tokens, table[chosen])  # to the last bit
+        assert torch.equal(tokens, table[chosen])  # bit for bit
     tokens.backward(tensor(case["upstream"]))
     gradient = torch.zeros_like(logits) if logits.grad is None else logits.grad
     torch.testing.assert_close(gradient, tensor(expected["grad_logits"]), atol=3e-12, rtol=0)

@@ -1,4 +1,4 @@
-"""The losses of VX2TEXT, and the counts for which the true words must be known."""
+"""Test VX2TEXT's losses, and the metrics that need the true words."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tokens in texts, the category table, and the path of gradients."""
+"""Test the tokens of modalities in texts, the category table, and the path of gradients."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = ["red", "big dog", "cat", "blue sky now"]
 
 
 class Pooled(nn.Module):
-    """An encoder of clips [B, 3, T, H, W]."""
+    """An encoder of clips [B, 3, T, H, W] that averages over time and space."""
 
     def __init__(self, feature_dim: int = 6) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Pooled(nn.Module):
 
 
 class Words:
-    """A vocabulary in which every word of NAMES is one piece."""
+    """A vocabulary in which every word of NAMES is one token."""
 
     def encode(self, text: str) -> list[int]:
         known = sorted({word for name in NAMES for word in name.split()})
@@ -124,11 +124,11 @@ def test_a_gradient_reaches_the_classifier_only_when_it_should(tokenization: Tok
         assert "encoder.linear.weight" in reached
         assert ("fc.weight" in reached) == (tokenization != "continuous")
     trained = [name for name, p in made.named_parameters() if p.requires_grad and p.grad is None]
-    assert trained == []  # distributed training refuses parameters without a gradient
+    assert trained == []  # distributed training needs a gradient for each parameter
 
 
 def test_batch_normalization_keeps_its_statistics_and_a_frozen_classifier_is_in_evaluation_mode() -> None:
-    # This holds before anyone calls `train`. Lightning doesn't call it at the start or, without validation, later.
+    # The modes must be right without a call of `train`, since Lightning doesn't always call it.
     fresh, frozen = tokens(), tokens("frozen")
     assert fresh.training
     assert not fresh.classifier.encoder.norm.training  # type: ignore[union-attr]
@@ -239,7 +239,7 @@ def test_an_option_is_picked_from_the_state_of_the_last_position_that_counts() -
 
 
 class Letters:
-    """Piece 3 + n is the n-th letter of the alphabet."""
+    """A tokenizer whose token 3 + n is the n-th letter of the alphabet."""
 
     def decode(self, ids: list[int]) -> str:
         return "".join(chr(94 + number) for number in ids if number > 2)

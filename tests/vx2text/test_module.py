@@ -1,4 +1,4 @@
-"""The training step: noise, gradients, absent modalities, optimizer; and what does not fit together."""
+"""Test the training step (noise, gradients, absent modalities, optimizer), and options that conflict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The prompt: order, places, truncation; and the tokenizers of T5 and of the miniature."""
+"""Test the prompt (order, modality tokens, truncation), and the tokenizers of T5 and the miniature."""
 
 import pickle
 
@@ -31,7 +31,7 @@ def words() -> TextTokenizer:
 
 @pytest.fixture(scope="module")
 def pieces(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
-    """A small tokenizer of the kind that T5 has."""
+    """Train a small tokenizer of the same kind as T5's."""
     made = SentencePieceUnigramTokenizer()
     made.train_from_iterator(TEXT * 10, 90, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
     folder = tmp_path_factory.mktemp("t5")
@@ -40,7 +40,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> TextTokenizer:
 
 
 def positions(ids: list[int], wanted: list[int]) -> int:
-    """Return where a run of ids begins, or -1 if it does not occur."""
+    """Return the position at which a sequence of ids begins, or -1 if it does not occur."""
     return next((place for place in range(len(ids)) if ids[place : place + len(wanted)] == wanted), -1)
 
 
@@ -129,7 +129,7 @@ def test_the_latest_turns_are_kept(words: TextTokenizer) -> None:
         return words.decode(Prompt(words, PromptLimits(history=limit)).encode(text)).partition(" history : ")[2]
 
     assert told(15) == "what shape is it ? it is a circle who speaks ? it is anna"
-    # Keep whole turns if one fits, else the end of the latest one.
+    # Keep as many of the latest whole turns as fit, or else the end of the latest turn.
     assert told(14) == "who speaks ? it is anna"
     assert told(6) == "who speaks ? it is anna"
     assert told(4) == "? it is anna"
@@ -173,7 +173,7 @@ def test_the_words_of_the_miniature(words: TextTokenizer) -> None:
     assert words.encode("Red") == words.encode("red")
     assert words.encode("") == []
     assert words.encode("unheard") == [2]
-    # Another instance gives the same numbers, and so does one that was sent to a worker process.
+    # A new tokenizer and an unpickled one give the same numbers.
     for other in (TextTokenizer(vocabulary_size=128), pickle.loads(pickle.dumps(words))):
         assert other.encode(sentences()[-40]) == words.encode(sentences()[-40])
 
@@ -185,6 +185,6 @@ def test_the_pieces_of_t5(pieces: TextTokenizer) -> None:
     assert pieces.decode([*ids, 1, *ids, 0, 0]) == "what is he doing in the kitchen ?"
     assert pieces.decode([0, *ids, -100, 255, -1]) == "what is he doing in the kitchen ?"
     assert pieces.decode([]) == ""
-    # T5 may write a letter as two pieces: the mark of a new word, which all share, and the letter.
+    # T5 may split a letter into two tokens: the mark of a new word, which all letters share, and the letter.
     assert pieces.letter_ids == tuple(pieces.encode(letter)[-1] for letter in LETTERS)
     assert len(set(pieces.letter_ids)) == 5

@@ -1,4 +1,4 @@
-"""Starting from released files and from our stages, and exporting single parts."""
+"""Test starting from released files and from our stages, and exporting single parts."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def same(left: nn.Module, right: nn.Module) -> bool:
 
 
 def released(source: ModalityClassifier, path: Path, modality: str) -> Path:
-    """As R(2+1)D weights are released: torchvision's names with the head `fc`.
+    """Write weights as they are released. R(2+1)D has torchvision's names and the head `fc`.
 
-    PANNs' are under `model`, with the filters of the spectrogram, and the head `fc_audioset`.
+    PANNs has its weights under `model`, with the filters of the spectrogram and the head `fc_audioset`.
     """
     state: dict[str, Any] = {name.removeprefix("encoder."): value for name, value in source.state_dict().items()}
     if modality == "audio":
@@ -100,7 +100,7 @@ def test_a_folder_of_t5(tmp_path: Path) -> None:
     load_language_model(target, tmp_path)
     assert same(source, target)
     assert target.t5.lm_head.weight is target.t5.shared.weight
-    # An old file has another name and holds a bias that nothing uses.
+    # An older file has another name and contains a bias that the model ignores.
     state = load_file(tmp_path / "model.safetensors")
     state["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.zeros(32, 2)
     (tmp_path / "model.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""Read golden arrays of XMC-GAN by name, in our layout."""
+"""Read golden arrays of XMC-GAN by name, converted to our layout."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ FOLDER = Path(__file__).resolve().parents[1] / "golden" / "xmc_gan"
 
 @cache
 def arrays(name: str) -> dict[str, np.ndarray[Any, Any]]:
-    """All arrays of one file."""
+    """Read all arrays of a file."""
     with np.load(FOLDER / f"{name}.npz") as file:
         return {key: file[key] for key in file.files}
 
 
 def below(name: str, prefix: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Return the arrays of one file whose key starts with a prefix, without the prefix."""
+    """Return the arrays of a file whose key starts with a prefix, and remove the prefix."""
     return {key.removeprefix(prefix): value for key, value in arrays(name).items() if key.startswith(prefix)}
 
 
 def tensor(name: str, key: str) -> Tensor:
-    """Return one array unchanged."""
+    """Return one array as a tensor, without changes."""
     return torch.from_numpy(np.array(arrays(name)[key]))
 
 
 def channels_first(x: Tensor) -> Tensor:
-    """[B, H, W, C] -> [B, C, H, W]"""
+    """Convert [B, H, W, C] to [B, C, H, W]."""
     return x.permute(0, 3, 1, 2).contiguous()
 
 
@@ -55,7 +55,7 @@ def from_official(network: nn.Module, arrays: Mapping[str, Any]) -> dict[str, Te
 
 
 def networks() -> tuple[Generator, Discriminator]:
-    """The tiny generator and discriminator at 128 pixels with their golden weights, in training mode."""
+    """Make the tiny networks at 128 pixels with their golden weights, in training mode."""
     generator = Generator(width=2, channels=(16, 16, 8, 4, 2, 1), z_dim=8, embedding_dim=12)
     discriminator = Discriminator(width=2, channels=(1, 2, 4, 8, 16, 16), embedding_dim=12)
     generator.load_state_dict(from_official(generator, below("net128", "G/")))
@@ -64,7 +64,7 @@ def networks() -> tuple[Generator, Discriminator]:
 
 
 def captions() -> dict[str, Tensor]:
-    """Words, sentence, length, noise and real images of the tiny networks."""
+    """Return words, sentence, length, noise and real images for the tiny networks."""
     return {
         "words": tensor("net128", "word"),
         "sentence": tensor("net128", "sentence"),

@@ -1,4 +1,4 @@
-"""Finished stages of XMC-GAN at the smoke scale, run once for all tests."""
+"""Run stages of XMC-GAN at the smoke scale, once for all tests."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ NAMES = ("mini_evaluator", "mini_image_network", "real_images", "xmc_gan", "base
 
 @dataclass(frozen=True)
 class Stages:
-    """Where the runs are, and what each stage recorded."""
+    """The folder of the runs, and the record of each stage."""
 
     runs: Path
     records: dict[str, Record]
 
     def folder(self, name: str) -> Path:
-        """Folder of a stage."""
+        """Return the folder of a stage."""
         return self.runs / "xmc_gan" / "smoke" / "seed0" / name
 
     def checkpoint(self, name: str) -> Path:
-        """Its weights."""
+        """Return the last checkpoint of a stage."""
         return self.folder(name) / "checkpoints" / "last.ckpt"
 
 

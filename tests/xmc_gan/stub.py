@@ -15,7 +15,7 @@ from papers.xmc_gan.networks import Discriminator, Generator
 
 
 def steppable(module: XMCGANModule) -> XMCGANModule:
-    """Give a module its optimizers, and ignore what it logs."""
+    """Give a module its optimizers and a minimal trainer, and keep its logged values in `logged`."""
     optimizers = module.configure_optimizers()
     module.optimizers = lambda use_pl_optimizer=True: optimizers  # type: ignore[method-assign]
     module.logged = {}  # type: ignore[assignment]
@@ -34,8 +34,8 @@ def tiny(batch_norm_group: int | None = None, **options: Any) -> XMCGANModule:
     """Make a module of a few thousand parameters for images of 32 pixels, always with the same weights.
 
     Args:
-        batch_norm_group: of the generator.
-        options: of the loss or of the module.
+        batch_norm_group: option of the generator.
+        options: options of the loss or of the module.
     """
     torch.manual_seed(3)
     generator = Generator(
@@ -48,7 +48,7 @@ def tiny(batch_norm_group: int | None = None, **options: Any) -> XMCGANModule:
 
 
 def tiny_batch(size: int = 4) -> tuple[dict[str, Tensor], Tensor]:
-    """Make a minibatch that contains its words, and its noise."""
+    """Make a minibatch with words, and its noise."""
     generator = torch.Generator().manual_seed(7)
     batch = {
         "image": torch.rand(size, 3, 32, 32, generator=generator),

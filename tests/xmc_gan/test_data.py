@@ -1,4 +1,4 @@
-"""Data of XMC-GAN: batches of several minibatches, pairs of captions and images, the test's draws, and faults."""
+"""Test XMC-GAN's data: batches of minibatches, pairs of captions and images, the test's order, and errors."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def mini(world: TwoObjectsWorld, **changes: Any) -> TextToImageData:
 
 
 def small(root: Path, **changes: Any) -> TextToImageData:
-    """A set of photographs of different sizes, in COCO's layout."""
+    """Write a data set of photographs of different sizes in COCO's layout, and make its data module."""
     options: dict[str, Any] = {
         "tokenizer": WordPieceTokenizer(None, 256, T),
         "image_size": 8,
@@ -103,7 +103,7 @@ def test_captions_are_drawn_anew_from_seed_epoch_and_item(world: TwoObjectsWorld
     for item in range(3):
         counts = np.bincount(seen[item] - 8 * item, minlength=8)
         assert len(counts) == 8
-        assert counts.min() > 10  # 25 are expected of each
+        assert counts.min() > 10  # 25 are expected per caption
 
 
 def test_images_are_flipped_also_in_the_test_as_officially(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_images_are_flipped_also_in_the_test_as_officially(tmp_path: Path) -> No
         for split in ("train", "test", "reference"):
             name = f"{split}_loader" if split == "reference" else f"{split}_dataloader"
             mine, theirs = (getattr(module, name)().dataset[1]["image"] for module in (data, plain))
-            assert mine.shape == (3, 8, 8)  # squashed from 24 x 20
+            assert mine.shape == (3, 8, 8)  # resized from 24 x 20
             assert torch.equal(mine, theirs.flip(2) if quirks or split == "train" else theirs)
 
 
@@ -125,7 +125,7 @@ def test_draws_follow_the_reference_and_go_round(tmp_path: Path) -> None:
     assert data.items_of("test")[1]["image"].tolist() == [*order[4:], *order, *order[:1]]
     batches = list(data.test_dataloader())
     assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(9))
-    # A second visit may show another caption of the image.
+    # When an image is visited again, its caption may be another one.
     captions = torch.cat([batch["caption"] for batch in batches]).tolist()
     assert all(caption // 2 == row for caption, row in zip(captions, data.items_of("test")[1]["image"]))
     assert [batch["index"].tolist() for batch in data.reference_loader()] == [[0, 1, 2, 3]]
@@ -175,7 +175,7 @@ def test_every_narrative_is_an_item(tmp_path: Path) -> None:
     assert data.texts("train", [0, 1, 2]) == ["A man rides a bike.", "In the front a bike.", "A woman cuts a cake."]
     assert torch.equal(batch["index"], batch["caption"])
     assert batch["tokens"].shape == (3, 64)
-    # The only test narrative is drawn four times.
+    # There is one test narrative, so it is used four times.
     (test,) = data.test_dataloader()
     assert test["caption"].tolist() == [0, 0, 0, 0]
 

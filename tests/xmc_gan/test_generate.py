@@ -1,4 +1,4 @@
-"""Generating images from a user's captions."""
+"""Test generating images from a user's captions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_unknown_words_and_long_captions_are_told(painter: XMCGAN) -> None:
     assert "purple, elephant" in unknown
     (long,) = painter.notes(" ".join(["a red circle left"] * 5))
     assert "by 6 tokens" in long
-    assert painter.notes("RED!!") == []  # a punctuation mark doesn't count as an unknown word
+    assert painter.notes("RED!!") == []  # punctuation doesn't count as an unknown word
     for nothing in ("?!", "zebra !"):
         with pytest.raises(StageError, match=r"the caption is empty|does not know zebra;"):
             painter.notes(nothing)

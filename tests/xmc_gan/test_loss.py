@@ -1,4 +1,4 @@
-"""The losses of XMC-GAN against the official code's, and their properties on any input."""
+"""Compare XMC-GAN's losses with the official code, and test their properties on any input."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def golden(key: str) -> Tensor:
 
 
 def check(found: Contrast, case: str, name: str, inputs: list[Tensor]) -> None:
-    """Loss, accuracy, entropy and both gradients."""
+    """Compare loss, accuracy, entropy and both gradients with the golden values."""
     torch.testing.assert_close(found.loss, golden(f"{case}/{name}_loss"), rtol=3e-6, atol=5e-7)
     torch.testing.assert_close(found.accuracy, golden(f"{case}/{name}_acc"), rtol=1e-6, atol=0)
     torch.testing.assert_close(found.entropy, golden(f"{case}/{name}_ent"), rtol=3e-6, atol=5e-7)
@@ -128,7 +128,7 @@ WEIGHTS = {"weight_sentence": 0.5, "weight_word": 0.25, "weight_image_d": 2.0, "
 
 
 def seen(n: int = 4) -> tuple[DiscriminatorOutput, Captions, tuple[Tensor, Tensor]]:
-    """Make random discriminator outputs and features for n real and n generated images and their captions."""
+    """Make random outputs of the discriminator and features, for n real and n generated images and their captions."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
@@ -190,4 +190,4 @@ def test_negatives_are_those_of_the_group(size: int) -> None:
         for value, values in zip(found, zip(*expected)):
             torch.testing.assert_close(value, torch.stack(values).mean())
     assert loss.pairs(*features).loss.isfinite()
-    assert (whole.pairs(*features).loss > loss.pairs(*features).loss) == (size == 2)  # of fewer
+    assert (whole.pairs(*features).loss > loss.pairs(*features).loss) == (size == 2)  # half the negatives

@@ -1,4 +1,4 @@
-"""The networks that replace released ones in the miniature, and the metrics computed with them."""
+"""Test the networks that replace released networks in the miniature, and the metrics computed with these networks."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def drawn(count: int = COUNT, seed: int = 0, sizes: Sequence[int] = ATTRIBUTE_SI
 
 
 def painted(attributes: Tensor) -> Tensor:
-    """Make pictures whose first pixels encode what they show, for a network that reads them there."""
+    """Make pictures whose first pixels encode the attributes, for `Reader` to decode."""
     images = torch.zeros(len(attributes), 3, 8, 8)
     images[:, 0, 0, : attributes.shape[1]] = attributes / 20
     return images
 
 
 class Reader(AttributeClassifier):
-    """Names what `painted` wrote, and is nearly sure of it."""
+    """Classifier that reads the attributes from `painted`'s pixels and predicts them with high confidence."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         attributes = (images[:, 0, 0, : len(self.sizes)] * 20).round().long()
@@ -51,7 +51,7 @@ class Reader(AttributeClassifier):
 def miniature(
     tmp_path: Path, generated: Callable[[Tensor], Tensor], sizes: Sequence[int] = ATTRIBUTE_SIZES
 ) -> dict[str, float]:
-    """Compute the metrics of pictures that are generated from the true attributes."""
+    """Compute the metrics of pictures that `generated` makes from the true attributes."""
     truth, others = drawn(sizes=sizes), drawn(seed=1, sizes=sizes)
     reader = Reader(sizes=sizes)
     torch.save({"state_dict": {f"network.{k}": v for k, v in reader.state_dict().items()}}, tmp_path / "reader.ckpt")
@@ -61,7 +61,7 @@ def miniature(
     evaluation = MiniatureEvaluation(reader)
     evaluation.begin(module(data, COUNT))
     for part in torch.arange(COUNT).split(32):
-        part = torch.cat([part, part[:1]])  # a picture that occurs twice
+        part = torch.cat([part, part[:1]])  # repeats a picture
         evaluation.update(painted(generated(truth[part])), {"image": painted(truth[part]), "index": part})
     return evaluation.compute()
 
@@ -154,7 +154,7 @@ def test_the_image_network_learns_the_thing_in_each_half() -> None:
     ]
     torch.testing.assert_close(loss, expected[0] + expected[1])
 
-    # The same things, but without attributes.
+    # These are the same objects, but each object is one class instead of several attributes.
     whole = PictureNetwork("crops", sizes=EMOJI_SIZES).eval()
     whole.load_state_dict(crops.state_dict())
     things = torch.stack([attributes[:, 0] * 4 + attributes[:, 1], attributes[:, 2] * 4 + attributes[:, 3]], dim=1)

@@ -1,4 +1,4 @@
-"""The networks of XMC-GAN against the official code's: layers, images, scores, statistics, sizes."""
+"""Compare XMC-GAN's networks with the official code: layers, images, scores, statistics and sizes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPATIAL = ("sn_conv3", "sn_conv1", "cbn", "lcbn", "d_opt_block", "d_block_down",
 
 
 def layer_state(name: str, kind: str) -> dict[str, Tensor]:
-    """Return weights and statistics of a golden layer under our names. `kind` is "", or "new/" for after training."""
+    """Return the state of a golden layer under our names. `kind` is "" for before training, or "new/" for after."""
     values = {key: torch.from_numpy(value) for key, value in below("layers", f"{name}/").items()}
 
     def kernel(key: str) -> Tensor:
@@ -112,7 +112,7 @@ def test_images_and_statistics_of_the_generator() -> None:
     assert all(torch.equal(value, untouched[name]) for name, value in generator.state_dict().items())
     images = generator(*inputs)
     assert torch.equal(discarded, images)
-    check_mean_and_deviation(images, "fake_train_mean_std")  # of every pixel; the array below has each 16th
+    check_mean_and_deviation(images, "fake_train_mean_std")  # of all pixels; the array below has one in 16
     torch.testing.assert_close(
         images[:, :, ::4, ::4], channels_first(tensor("net128", "fake_train")), rtol=0, atol=3e-5
     )
@@ -128,7 +128,7 @@ def test_scores_losses_and_gradients_of_both_networks() -> None:
     words, sentence, length, real = (given[name] for name in ("words", "sentence", "length", "image"))
     fake = generator(given["z"], words, sentence, length)
     images = torch.cat([real, fake])
-    for mode in ("eval", "train"):  # the result of power iteration is stored only in training
+    for mode in ("eval", "train"):  # only training stores the power iteration's result
         seen = discriminator.train(mode == "train")(images, sentence)
         logit = tensor("net128", f"d_logit_{mode}")[:, 0]
         assert (seen.logit - logit).abs().max() <= 4e-6 * logit.abs().max()
@@ -174,7 +174,7 @@ def test_parameters_are_as_many_as_in_the_official_networks(
 
 
 def naive_generator(generator: Generator, *inputs: Tensor, enlarged: bool = True) -> Tensor:
-    """Compute the generator without speed-ups: maps of conditions are channels first and enlarged before use."""
+    """Compute the generator without speed-ups: conditions are channels first and enlarged before use."""
     original = ConditionalBatchNorm.forward
 
     def forward(self: ConditionalBatchNorm, x: Tensor, condition: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "last.ckpt"
     module = tiny(average_momentum=0.5)
     with torch.no_grad():
-        module.average.image.bias += 1.0  # so that the average is not the trained one
+        module.average.image.bias += 1.0  # so that average and trained weights differ
     torch.save({"state_dict": module.state_dict()}, path)
     return path
 

@@ -1,4 +1,4 @@
-"""The training of XMC-GAN: steps equal to the official code's, what each loss adds, what is left untouched."""
+"""Test XMC-GAN's training: steps equal to the official code's, the effect of each loss, and what stays unchanged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WITHOUT_EVALUATOR = ["--model.evaluation.evaluator.pretrained", "null"]
 
 
 def golden_module() -> tuple[XMCGANModule, dict[str, Tensor], Tensor]:
-    """The tiny official networks with their optimizers, their batch and its noise."""
+    """Make the tiny official networks with optimizers, and return them with a batch and its noise."""
     generator, discriminator = networks()
     module = steppable(XMCGANModule(generator, discriminator, XMCGANLoss(weight_image_net=0.0)))
     batch = captions()
@@ -84,11 +84,11 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
     expect_losses(module, "dstep_then_2gdstep")
     own = {name.removeprefix("discriminator."): value for name, value in before.items()}
     for key, found, tolerance in (
-        # Biases before a batch normalization have only rounding as gradients, and Adam turns it into whole steps: up to
-        # 3e-4 of the square, depending on the processor and the layout of the maps.
+        # A bias before batch normalization has only rounding as its gradient, and Adam turns it into a whole step. This
+        # can change the squared norm by 3e-4, depending on the processor and the memory layout.
         ("G_param_delta_l2", deltas(module.generator, start), 4e-4),
         ("D_param_delta_l2", deltas(module.discriminator, own), 5e-5),
-        ("EMA_delta_l2", deltas(module.average, start), 1e-2),  # it moves by 1e-7, of which float32 has few digits
+        ("EMA_delta_l2", deltas(module.average, start), 1e-2),  # the average changes by 1e-7, near float32's precision
     ):
         assert found == pytest.approx(float(tensor("net128", f"dstep_then_2gdstep/{key}")), rel=tolerance), key
     mean = module.generator.blocks[0].norm1.norm.running_mean  # type: ignore[union-attr]
@@ -97,7 +97,7 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_weights_move_as_by_plain_adam_in_either_layout(channels_last: bool) -> None:
-    """A fused step assumes that weights and gradients have the same memory layout, and doesn't check it."""
+    """A fused step needs the same memory layout for weights and gradients, but doesn't check the layouts."""
     module, batch, z = golden_module()
     if channels_last:
         lay_out_channels_last(module)
@@ -165,7 +165,7 @@ def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     folder.mkdir()
     state = torch.load(last, weights_only=True)
-    for name, scale in (("step000001", 0.0), ("last", 1.0)):  # a generator of one color is worse
+    for name, scale in (("step000001", 0.0), ("last", 1.0)):  # scale 0 gives images of one color, which are worse
         weights = {key: scale * value if ".image." in key else value for key, value in state["state_dict"].items()}
         torch.save({**state, "state_dict": weights, "global_step": 1 if scale == 0 else 2}, folder / f"{name}.ckpt")
     evaluator = str(finished().checkpoint("mini_evaluator"))
@@ -175,7 +175,7 @@ def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
         "--model.evaluation.evaluator.pretrained", evaluator, of_choice, evaluator,
     )  # fmt: skip
     record = run_stage(stage)
-    # Persistent workers, as at paper scale, have one iterator, which the test must find unused.
+    # With persistent workers, as at paper scale, a loader has a single iterator, which the test must find unused.
     by_workers = dataclasses.replace(
         stage, runs=tmp_path / "workers", arguments=[*stage.arguments, "--data.num_workers", "1"]
     )
@@ -188,7 +188,7 @@ def test_the_checkpoint_with_the_best_score_is_measured(tmp_path: Path) -> None:
     assert record.metrics["test/chosen_mini_fd"] == pytest.approx(float(best[0]))
     assert record.metrics["test/chosen_step"] == float(best[1])
     assert record.metrics["test/chosen_average"] == float(best[2] == "average")
-    # The chosen weights are measured.
+    # The test must use the chosen weights.
     assert record.metrics["test/mini_fd"] == pytest.approx(float(best[0]), rel=1e-4)
 
 

@@ -1,4 +1,4 @@
-"""Text side of XMC-GAN: pooling, the encoders, and the command that stores BERT's features."""
+"""Test the text side of XMC-GAN: pooling, the encoders, and the command that stores BERT's features."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ T = 8
 
 
 def write_bert(folder: Path, words: Sequence[str] = WORDS, width: int = 12) -> Path:
-    """A BERT of the released layout, tiny and random."""
+    """Write a tiny random BERT in the released layout."""
     from transformers import BertConfig, BertModel
 
     sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -70,11 +70,11 @@ def test_every_encoder_gives_words_and_sentences(bert: Path, kind: type) -> None
         assert words[row, :count].abs().sum(1).min() > 0
         assert words[row, count:].abs().sum() == 0
         torch.testing.assert_close(sentence[row], words[row, :count].mean(0))
-    # Tokens after the end change nothing.
+    # Tokens after the end must not change the result.
     dirty = torch.where(torch.arange(T) < length[:, None], tokens, 9)
     for mine, theirs in zip(encoder(dirty, length), (words, sentence)):
         torch.testing.assert_close(mine, theirs)
-    assert not torch.allclose(words[0, 1:3], words[3, 1:3])  # another caption, other words
+    assert not torch.allclose(words[0, 1:3], words[3, 1:3])  # other captions give other vectors
 
 
 def test_bert_is_that_of_transformers_and_frozen(bert: Path) -> None:
@@ -83,13 +83,13 @@ def test_bert_is_that_of_transformers_and_frozen(bert: Path) -> None:
     encoder = BertText(str(bert)).train()
     tokens, length = encode_texts(["a red dog", "the cat"], tokenizer_of(bert))
     words, sentence = encoder(tokens, length)
-    # Transformers itself, with its two-dimensional mask.
+    # Compare with transformers' own BERT and its two-dimensional mask.
     network: Any = BertModel.from_pretrained(bert, attn_implementation="eager").eval()
     with torch.no_grad():
         states = network(tokens, (torch.arange(T) < length[:, None]).long()).last_hidden_state
     for row, count in enumerate(length.tolist()):
         torch.testing.assert_close(words[row, :count], states[row, :count], atol=1e-5, rtol=1e-5)
-        # The official sentence includes BERT's output at padded places.
+        # The official sentence vector includes BERT's output at padded positions.
         torch.testing.assert_close(sentence[row], states[row].sum(0) / count, atol=1e-5, rtol=1e-5)
     assert not encoder.training
     assert not any(module.training for module in encoder.modules())
@@ -109,7 +109,7 @@ def test_ngram_features_are_those_that_were_written_down() -> None:
         around = [(offset, place + offset) for offset in range(-3, 4) if 0 <= place + offset < 5]
         expected = torch.tanh(sum(table[3 + offset, tokens[0, where]] for offset, where in around) / 1.5)
         torch.testing.assert_close(words[0, place], expected)
-    # The result is the same in every process, also with other seeds of the run.
+    # The table must be the same in every process, even if the run has another seed.
     torch.manual_seed(99)
     assert torch.equal(NGramText(20, 6).table, table)
     large = NGramText(2000, 48).table[:, 1:]
