@@ -32,7 +32,8 @@ class PairGroup:
     Args:
         captions, images: pieces and regions; one caption and N images, N captions and one image, or one of each.
         positive: position of the true pair.
-        noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]; may be empty.
+        noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]. Empty without
+            masking.
         image_group: images with the same number show the same thing.
     """
 
@@ -50,9 +51,9 @@ class PairGroup:
 class Groups:
     """Draws N images for every caption (`t2i`) and N captions for every image (`i2t`) from the whole set.
 
-    Other captions of the image, and captions of other images in its group, also match, so they are never negatives. The
-    released pre-training code only excludes the caption itself. Row g * N + n of a batch is pair n of group g;
-    `positive` [G] is the position of the true pair.
+    Other captions of the image, and captions of images that show the same thing, also match, so they are never
+    negatives. The released pre-training code only excludes the caption itself. Row g * N + n of a batch is pair n of
+    group g. `positive` [G] is the position of each group's true pair.
 
     Source: [6.2] and [9].
     """
@@ -84,7 +85,7 @@ class Groups:
         return {"t2i": t2i, "i2t": PairGroup(captions, [regions], positive, noise)}
 
     def negatives(self, pairs: Any, image: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-        """Draw other images, each at most once, with one of its captions."""
+        """Yield random other images, each at most once, with one of the image's captions."""
         pool, drawn = pairs.pool, set[int]()
         for _ in range(ATTEMPTS * self.count):
             other = int(rng.integers(len(pool)))
@@ -108,7 +109,7 @@ class Groups:
 
     @staticmethod
     def true_and_false(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the rows [G] of the true pairs, and of one false pair per group."""
+        """Return the rows [G] of the true pairs, and the rows [G] of one false pair per group."""
         positive = batch["positive"]
         count = len(batch["tokens"]) // len(positive)
         first = torch.arange(len(positive), device=positive.device) * count
@@ -116,12 +117,12 @@ class Groups:
 
     @staticmethod
     def match(logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute the softmax and the binary loss of the logits [G, N] of all candidates."""
+        """Compute the match's softmax loss and binary loss from the logits [G, N] of all candidates."""
         return candidate_matching(logits, batch["positive"])
 
 
 def _readable(pairs: Any, negatives: Iterable[tuple[int, int]]) -> Iterator[Regions]:
-    """Yield the regions of negative images; counts and skips unreadable images."""
+    """Yield the regions of negative images. Skip and count unreadable images."""
     for image, _ in negatives:
         try:
             yield pairs.regions(image)
@@ -161,7 +162,10 @@ class InBatch:
 
     @staticmethod
     def true_and_false(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return rows [B] of the true pairs, and of each image with the next caption of another group, if any."""
+        """Return the rows [B] of the true pairs, and of false pairs: each image with the next caption of another group.
+
+        If all captions have the same group, use the next caption.
+        """
         group = batch["group"]
         size = len(group)
         number = torch.arange(size, device=group.device)
@@ -172,7 +176,7 @@ class InBatch:
 
     @staticmethod
     def match(logits: Tensor, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute the softmax and the binary loss of the logits [B, B], in both directions."""
+        """Compute the match's softmax loss and binary loss from the logits [B, B], in both directions."""
         return in_batch_matching(logits, batch["group"])
 
 

@@ -1,4 +1,4 @@
-"""Captions as tokens: of one language, and of several languages pooled by image."""
+"""Tokenizes captions of one language, and pools captions of several languages by image."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _rows(keys: Sequence[str], images: Sequence[str]) -> Ints:
 
 
 def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
-    """Choose exactly `wanted` of `count` captions at random, int64 [wanted]; repeats captions if there are too few.
+    """Choose exactly `wanted` of `count` captions at random, int64 [wanted]. Repeat captions if there are too few.
 
     Source: [8] (`seq_per_img`).
     """
@@ -95,7 +95,7 @@ def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
 
 
 def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 0) -> tuple[Ints, Ints]:
-    """Add boundary tokens and padding: tokens int64 [P, L], L at least `width`, and numbers of pieces int64 [P]."""
+    """Add boundary tokens and padding. Return tokens int64 [P, L], L >= `width`, and numbers of pieces int64 [P]."""
     lengths = np.array([len(caption) for caption in captions], dtype=np.int64)
     tokens = np.full((len(captions), max(int(lengths.max(initial=0)) + 2, width)), tokenizer.pad_id, dtype=np.int64)
     position = np.arange(tokens.shape[1])
@@ -109,7 +109,7 @@ def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: in
 
 
 def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str | None = None) -> npt.NDArray[np.int32]:
-    """Tokenize texts, each closed by `</s>`, to ids int32 [tokens]. Caches large sets that have a unique `identity`."""
+    """Tokenize texts, each closed by `</s>`, to ids int32 [tokens]. Cache the ids of large sets by `identity`."""
 
     def chunks() -> Iterator[npt.NDArray[np.int32]]:
         for first in range(0, len(texts), CHUNK):
@@ -137,6 +137,6 @@ def stream_tokens(texts: Sequence[str], tokenizer: XLMRTokenizer, identity: str 
 
 
 def file_identity(path: Path) -> str | None:
-    """Return a key of a file's content, or None if the file changed just now."""
+    """Return a cache key for a file's content, or None if the file changed too recently for its time to identify it."""
     stamp = stamp_of(path)
     return f"{os.path.abspath(path)} {list(stamp)}" if settled(stamp) else None

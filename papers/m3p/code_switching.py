@@ -24,11 +24,11 @@ class CodeSwitcher:
     a tab or else by the first blank. A word may have several lines.
 
     Args:
-        targets: languages to switch to; each needs a file. None or an empty list uses all available files.
-        source: switch only captions in this language.
+        targets: languages to translate to; each needs a file. None or an empty list uses all available files.
+        source: code-switch only captions in this language.
         mode: `every_word` replaces each word that has an entry with probability `word_ratio` (the paper); `one_word`
             replaces exactly one such word (the released pre-training code).
-        sentence_ratio: probability of switching a caption at all.
+        sentence_ratio: probability of code-switching a caption at all.
         strip_punctuation: look up words without their punctuation; the released code doesn't, so "dog," has no entry.
         lower_case: also look up words in lower case; the released code doesn't.
 
@@ -115,7 +115,7 @@ class CodeSwitcher:
         return bool(languages)
 
     def _entry(self, word: str) -> dict[str, list[str]]:
-        """Return the translations of a word by language, with the word's punctuation."""
+        """Return the translations of a word by language. Add the word's punctuation to each translation."""
         if word not in self._entries:
             first, last = 0, len(word)
             if self.strip_punctuation and word not in self._words:
@@ -137,7 +137,7 @@ def _is_mark(sign: str) -> bool:
 
 
 def read_dictionary(path: Path) -> list[tuple[str, str]]:
-    """Read the pairs of a dictionary, in file order. Skips lines without a translation, and logs their number."""
+    """Read the (word, translation) pairs of a dictionary, in file order. Skip and count lines without a translation."""
     pairs: list[tuple[str, str]] = []
     lacking = 0
     for line in filter(str.strip, read_text(path).split("\n")):

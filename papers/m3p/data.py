@@ -38,22 +38,23 @@ class RegionTextData(ShardedDataModule):
     """Base of the data modules: the tokenizer, regions, and the sets to search.
 
     Args:
-        tokenizer: its `max_tokens` cuts captions; a world replaces its file.
+        tokenizer: the tokenizer; `max_tokens` cuts captions. A synthetic world replaces the vocabulary file.
         sets: captioned sets by name, for search and fine-tuning; null leaves a set out.
-        languages: languages of the texts, numbered in sorted order; None takes those of the sets.
+        languages: languages of the texts, numbered in sorted order; None takes the sets' languages.
         region_network: checkpoint of a `RegionNetwork` that computes the regions; None reads feature files.
         candidates, vlm_candidates: N, and whether `Groups` or `InBatch` chooses the candidates.
         exclude_siblings: always true; in the released code, a negative may be a caption of the same image.
-        max_regions: use only the first regions, up to this many. Text always starts after this many positions, even if
-            an image has fewer. A smaller number saves time, but the model depends on it.
+        max_regions: use only the first `max_regions` regions. Text starts after `max_regions` positions, even if an
+            image has fewer regions. A smaller number saves time, but a trained model only fits one number.
         validation_split: split of the training sets on which to compare weights; None for no validation.
-        validation_items: use only this many captions: first one per image, then the second of each; None for all.
+        validation_items: number of captions to use: first one caption of every image, then a second one of every image,
+            and so on; None for all.
         test_images, test_captions: number of images to search per set, and of captions per image; None for all.
         cut_test_captions: also cut test captions by `max_tokens`; the released code only cuts training captions.
         batch_size: pairs, or groups of each direction, per step of one kind, over all devices.
         test_batch_size: images or captions per evaluation step, per device.
-        kwargs: see ShardedDataModule. `cache_bytes` caches regions if those of the whole set fit; an image without
-            regions counts as broken.
+        kwargs: see ShardedDataModule. `cache_bytes` caches regions if the regions of the whole set fit. An image
+            without regions counts as broken.
     """
 
     #: Captions per image in an epoch, for fine-tuning and for comparing weights.
@@ -165,7 +166,7 @@ class RegionTextData(ShardedDataModule):
     # -- pairs ---------------------------------------------------------------------------------------------------------
 
     def pairs_of(self, sets: Sequence[LanguageSet], captions_per_image: int, split: str = TRAIN) -> PairItems:
-        """Pool some sets' pairs by image. Only pairs of the training split are masked and switched."""
+        """Pool the pairs of `sets` by image. Mask and code-switch captions only in the training split."""
         training = split == TRAIN
         captions = [self.captions_of(captioned.dataset, split, captioned.language) for captioned in sets]
         listing, keys, features = find_images(sets, captions, split, self.max_skipped_fraction)
@@ -187,7 +188,7 @@ class RegionTextData(ShardedDataModule):
         return pairs
 
     def validation_loader(self) -> DataLoader[Any]:
-        """Load the validation pairs in the form of training steps, each pair once over all processes."""
+        """Return a loader of the validation pairs as training steps. Over all processes, each pair occurs once."""
         if self.validation is None:
             raise ValueError("model.selection is best: set data.validation_split to the split to select by")
         count = min(len(self.validation), self.validation_items or len(self.validation))
@@ -197,7 +198,7 @@ class RegionTextData(ShardedDataModule):
     # -- search --------------------------------------------------------------------------------------------------------
 
     def sets_to_search(self) -> list[EvaluationSet]:
-        """List the test sets. Sets with the same images share them."""
+        """List the test sets. Sets with the same images share one `RegionItems`."""
         evaluation_sets: list[EvaluationSet] = []
         shared: dict[tuple[Any, ...], RegionItems] = {}
         limit = min(self.max_skipped_fraction, MOST_UNSEARCHED)
@@ -225,7 +226,7 @@ class RegionTextData(ShardedDataModule):
     # -- record --------------------------------------------------------------------------------------------------------
 
     def _switched_texts(self, language: str) -> list[str]:
-        """Return the training captions in the language to switch; large sets are sampled."""
+        """Return the training captions in the language to code-switch. Sample large sets."""
         sets = [captioned for captioned in self.training_sets if captioned.language == language]
         columns = [self.captions_of(captioned.dataset, TRAIN, language).texts for captioned in sets]
         return [texts[number] for texts in columns for number in spread(len(texts), COUNTED_CAPTIONS)]
@@ -249,9 +250,10 @@ class PretrainingData(RegionTextData):
     Args:
         language_alpha: draw languages in proportion to (share of sentences)^alpha; 0 is uniform, which the released
             code writes as -1.
-        xmlm_steps, relation_steps: how many languages and caption sets to draw per step; 0 disables text.
+        xmlm_steps, relation_steps: numbers of languages and of caption sets to draw per step. `xmlm_steps: 0` disables
+            text.
         text_batch_size, text_groups: rows of a text block over all devices, and groups with independent languages.
-        kwargs: see RegionTextData and ShardedDataModule. `languages` are languages of the text; None uses all.
+        kwargs: see RegionTextData and ShardedDataModule. `languages` selects languages of the text; None uses all.
 
     Source: [6].
     """
@@ -352,10 +354,10 @@ class RetrievalData(RegionTextData):
     """Captioned images for fine-tuning and search, in one language or several pooled languages. Masks nothing.
 
     Args:
-        train_sets: sets to fine-tune on. Pools the captions of an image from several sets.
-        captions_per_image: captions to draw in every epoch; repeats captions of images with fewer.
-        kwargs: see RegionTextData and ShardedDataModule. To embed texts in a language later, set `languages` to those
-            of pre-training.
+        train_sets: sets to fine-tune on. An image's captions from several sets are pooled.
+        captions_per_image: captions to draw per image in every epoch. Captions repeat if an image has fewer.
+        kwargs: see RegionTextData and ShardedDataModule. To embed texts in a language later, set `languages` as in
+            pre-training.
 
     Source: [8] and [9].
     """

@@ -21,7 +21,7 @@ CAPTIONS_TOGETHER = 64
 
 
 class RegionEmbedding(nn.Module):
-    """Embeds the features and boxes of image regions; both are unit vectors.
+    """Embeds the features and boxes of image regions. Both must have unit length.
 
     Source: [3], image embedding.
     """
@@ -63,7 +63,8 @@ class Block(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
         """Map hidden states [B, S, D] to [B, S, D], zero where the mask bool [B, S] is False. Each row needs a True.
 
-        `first_only` computes only the first output position [B, 1, D], which still attends to all but is much cheaper.
+        `first_only` computes only the first position's output [B, 1, D]. It still attends to all positions, but is much
+        cheaper.
         """
         queries, query_mask = (hidden[:, :1], mask[:, :1]) if first_only else (hidden, mask)
         # torch scales the queries and computes the softmax in float32, even for half precision.
@@ -91,7 +92,7 @@ class M3PEncoder(nn.Module):
         width: D.
         positions: longest sequence of regions and tokens together.
         languages: number of language embeddings, which are added only to text alone; 1 adds none.
-        joint_language_embedding: always False, as in the released code: tokens after regions get no language embedding.
+        joint_language_embedding: always False: as in the released code, tokens after regions get no language embedding.
 
     Source: [3]; default sizes from the commands in the README.
     """
@@ -153,12 +154,12 @@ class M3PEncoder(nn.Module):
     # -- the blocks ----------------------------------------------------------------------------------------------------
 
     def encode(self, start: Tensor, mask: Tensor, first_only: bool = False) -> Tensor:
-        """Return hidden states [B, S, D], or [B, 1, D], of `start` [B, S, D]; zero where the mask [B, S] is False."""
+        """Map `start` [B, S, D] to hidden states [B, S, D], or [B, 1, D] if `first_only`. Masked positions are zero."""
         hidden, mask = self._before_the_last(start, mask)
         return self.blocks[-1](hidden, mask, first_only)
 
     def encode_pairs(self, start: Tensor, mask: Tensor, whole: Tensor) -> tuple[Tensor, Tensor]:
-        """Return hidden states: the first one of all pairs [P, D], and all of the pairs `whole` [G, S, D].
+        """Return the first hidden state of every pair [P, D], and all hidden states of the pairs in `whole` [G, S, D].
 
         Shapes:
             start [P, S, D]; mask bool [P, S]; whole [G]
@@ -238,7 +239,7 @@ class RegionHeads(nn.Module):
 
 
 def all_pairs(left: Tensor, right: Tensor) -> Tensor:
-    """Concatenate all pairs of A rows [R, ...] and B rows [L, ...]: [A * B, R + L, ...]; the outer index is A's."""
+    """Concatenate each of A rows [R, ...] with each of B rows [L, ...]: [A * B, R + L, ...], row a * B + b."""
     images, texts = len(left), len(right)
     first = left[:, None].expand(images, texts, *left.shape[1:])
     second = right[None].expand(images, texts, *right.shape[1:])

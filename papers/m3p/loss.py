@@ -44,8 +44,8 @@ def pair_terms(
 
     Accuracy is the share of groups whose true pair scores highest. `vlm_ce` and `vlm_bce` train the match. The other
     losses are computed if their weight in `weights` is positive: `mlm`, masked words; `mrm_class` and `mrm_regression`,
-    masked regions; `alignment`, optimal transport between the words and regions of a true and a false pair per group;
-    `itm`, two-way matching of these pairs; `contrast`, see `embedding_contrast`, for in-batch pairs.
+    masked regions; `alignment`, optimal transport between words and regions, for a true and a false pair per group;
+    `itm`, two-way matching of the same two pairs; `contrast`, see `embedding_contrast`, for in-batch pairs.
 
     Args:
         soft_classes: compare a region's class with the detector's whole distribution, by KL divergence.
@@ -89,7 +89,7 @@ def pair_terms(
 
 
 def _accuracy(scores: Tensor, target: Tensor) -> Tensor:
-    """Return the share of rows whose true candidate scores highest; a tie is a miss."""
+    """Return the share of rows whose true candidate scores highest. A tie counts as a miss."""
     return ((scores >= scores.gather(1, target[:, None])).sum(1) == 1).float().mean()
 
 
@@ -113,7 +113,7 @@ def _region_terms(model: M3P, hidden: Tensor, batch: dict[str, Tensor], soft_cla
 def embedding_contrast(model: M3P, batch: dict[str, Tensor], temperature: float) -> tuple[Tensor, Tensor]:
     """Contrast the mean region and the mean word embeddings of in-batch pairs, in both directions.
 
-    Pairs of the same `group` [B] aren't negatives of each other. Also returns the share of images whose caption ranks
+    Pairs of the same `group` [B] aren't negatives of each other. Also return the share of images whose caption ranks
     first.
     """
     image = model.encoder.mean_of_regions(batch["regions"], batch["boxes"], batch["region_mask"])

@@ -56,9 +56,9 @@ def mask_words(
     masking: Masking = DEFAULT_MASKING,
     each_row: bool = True,
 ) -> tuple[Ints, Ints]:
-    """Mask some `maskable` pieces, at least one in each row, or at least one in total without `each_row`.
+    """Mask some `maskable` pieces: at least one in each row or, if `each_row` is false, at least one in total.
 
-    If none is chosen without `each_row`, the very first piece is masked, as in the released code.
+    If `each_row` is false and none is chosen, mask the first piece of the first row, as in the released code.
 
     Shapes:
         tokens, maskable [P, L]; noise [P, L, 3] -> tokens, labels [P, L]
@@ -79,10 +79,10 @@ def mask_words(
 
 
 def mask_regions(classes: Ints, valid: Bools, noise: Floats, masking: Masking = DEFAULT_MASKING) -> tuple[Bools, Ints]:
-    """Choose regions to predict, never background (class 0). Returns which regions to zero, and the labels.
+    """Choose regions to predict, never background (class 0). Return which regions to zero, and the labels.
 
-    If none is chosen, one random region is chosen and zeroed. In that case, the released code predicts the last region,
-    which it doesn't mask and which may be background.
+    If the random numbers choose none, choose and zero one random region. In this case, the released code predicts the
+    last region, without masking it and even if it is background.
 
     Shapes:
         classes, valid [P, R]; noise [P, R, 2] -> zeroed, labels [P, R]

@@ -47,11 +47,11 @@ def find_images(
     max_missing: float,
     first: int | None = None,
 ) -> tuple[Listing, Sequence[str], RegionFeatures]:
-    """Find the `first` images of some sets that have captions and regions; return listing, keys, and features by key.
+    """Find the images of some sets that have captions and regions. Return listing, keys, and features by key.
 
-    Images with the same key are the same. A set with its own splits (COCO-CN) adds captions but no images to a set
-    that shows the same data set's images, because some of its training images are test images there. The released code
-    also pools the 113,287 images of COCO [9]. `max_missing` is the largest fraction of images without regions.
+    Read only the `first` images, and accept up to a fraction `max_missing` of images without regions. Sets share the
+    images with the same key. A set with its own split of COCO's images (COCO-CN) adds captions to COCO, but no images,
+    because some of its training images are COCO's test images. The released code also pools 113,287 images of COCO [9].
     """
     datasets: list[Any] = [captioned.dataset for captioned in sets]
     paths = tuple(dict.fromkeys(path for dataset in datasets for path in dataset.region_paths(split)))
@@ -88,7 +88,7 @@ def find_images(
 
 
 class RegionItems(ItemDataset):
-    """Images as regions, for evaluation: `regions` and `index`. Caches all of them if `cache_bytes` is large enough."""
+    """Images as regions, for evaluation: `regions` and `index`. Caches all images if `cache_bytes` is large enough."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class RegionItems(ItemDataset):
         return {"regions": self.regions(item.file)}
 
     def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Make a batch of images: the fields of `region_batch`, and `index` [B]."""
+        """Make a batch of images: the fields that `region_batch` returns, and `index` [B]."""
         index = torch.stack([sample["index"] for sample in samples])
         return region_batch([sample["regions"] for sample in samples], self.max_regions) | {"index": index}
 
@@ -173,7 +173,7 @@ def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def region_batch(images: Sequence[Regions], rows: int) -> dict[str, Tensor]:
-    """Make encoder inputs of some images: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
+    """Turn images into encoder inputs: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
     columns = pad_regions(images, rows)
     return {
         "regions": torch.from_numpy(unit_length(columns["features"])),
@@ -191,8 +191,8 @@ class PairItems(RegionItems):
     Args:
         pool: the captions, in the order of the images.
         max_pieces: longest caption, without boundary tokens.
-        captions_per_image: captions per epoch; repeats captions of an image with fewer.
-        masked: draw the random numbers for masking.
+        captions_per_image: captions per image and epoch. Captions repeat if an image has fewer.
+        masked: whether to draw the random numbers for masking.
         switcher: translates words of captions.
         options: see `RegionItems`.
     """
@@ -218,7 +218,7 @@ class PairItems(RegionItems):
         return self.candidates.draw(self, item.file, self._caption(item), rng)
 
     def _caption(self, item: Item) -> int:
-        """Return the number of the caption to show in a slot; an epoch has `captions_per_image` slots per image."""
+        """Return the number of the caption for an item. An image has `captions_per_image` items (slots) per epoch."""
         captions = self.pool.of(item.file)
         if len(captions) == self.passes == 1:
             return int(captions[0])
@@ -260,14 +260,14 @@ class PairCollator:
         return {"xmlm": [], "relations": [self(samples)], "index": index}
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, dict[str, Tensor]]:
-        """Make a batch of each kind in the samples. `Candidates.joined` combines its images and captions to pairs.
+        """Make a batch of each kind in the samples. `Candidates.joined` combines the images and captions to pairs.
 
         Returns:
             `tokens` int64 [P, L], padded at the end, and `token_mask` bool [P, L]; `regions` float32 [P, R, F], of
             length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive` int64 [G], or `group`
-            int64 [P] for in-batch pairs. With masking also the K words or regions of the true pairs to predict: their
-            places [K] in the joined G sequences of R + L, and `word_targets`, or `region_classes`, `region_features`
-            and possibly `region_distributions`.
+            int64 [P] for in-batch pairs. Masking adds what to predict of the true pairs: the places [K] of words or
+            regions in the G joined sequences of length R + L, and `word_targets`, or `region_classes`,
+            `region_features` and possibly `region_distributions`.
         """
         batch: dict[str, dict[str, Tensor]] = {}
         for kind, candidates in KINDS.items():
@@ -303,7 +303,7 @@ class PairCollator:
         regions: Mapping[str, npt.NDArray[Any]],
         masking: Masking,
     ) -> dict[str, npt.NDArray[Any]]:
-        """Return masked tokens and regions, and what to predict of true pairs, by place in the joined sequences."""
+        """Return masked tokens and regions, and what to predict: places in the true pairs' sequences, and targets."""
         noise = {name: np.concatenate([group.noise[name] for group in groups]) for name in groups[0].noise}
         position = np.arange(tokens.shape[1])
         masked_tokens, words = mask_words(

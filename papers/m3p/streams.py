@@ -1,4 +1,4 @@
-"""Text in many languages as blocks of tokens, and the text and captions that each step reads ([6.1], [6.3])."""
+"""Cuts text in many languages into blocks of tokens ([6.1]), and draws the blocks and captions of a step ([6.3])."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from papers.m3p.pairs import PairCollator, PairItems
 
 @dataclass(frozen=True, eq=False)
 class LanguageStream:
-    """The text of a language as blocks of `bptt` tokens in `batch_size` rows ([6.1]).
+    """The text of a language as blocks of `batch_size` rows with `bptt` tokens each ([6.1]).
 
-    All sentences, each closed by `</s>`, form one stream. It is padded with closing tokens at the start and cut into
-    one piece per row. Block i has the i-th `bptt` tokens of every piece, shifted by one, so the first block starts with
-    a closing token. `tokens` may be memory-mapped.
+    All sentences, each closed by `</s>`, form one stream. The stream is padded with closing tokens at the start and cut
+    into one piece per row. Block i has the i-th `bptt` tokens of every piece. All tokens are shifted right by one, so
+    the first block starts with a closing token. `tokens` may be memory-mapped.
     """
 
     tokens: npt.NDArray[Any]
@@ -62,10 +62,10 @@ _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
 
 
 def draw_sources(probabilities: Sequence[float], steps: int, draws: int, rng: np.random.Generator) -> Ints:
-    """Sample sources with replacement. A step has at most as many draws as there are sources.
+    """Sample sources with replacement. Limit `draws` to the number of sources.
 
     Returns:
-        The number of each source, and how often it was drawn before in the epoch: int64 [steps, draws, 2]
+        The source's number, and how often the source was drawn before in the epoch: int64 [steps, draws, 2]
     """
     draws = min(draws, len(probabilities))
     chosen = np.zeros(0, dtype=np.int64)
@@ -84,7 +84,7 @@ class Schedule:
 
     Args:
         batch_size: pairs or groups of a batch, over all ranks.
-        xmlm_steps, relation_steps: draws of each kind per step, at most the number of sources.
+        xmlm_steps, relation_steps: languages and caption sets to draw per step, limited to their numbers.
         text_groups: number of groups of rows in a text block, each with separately drawn languages; row i belongs to
             group i mod `text_groups`.
     """
@@ -101,9 +101,9 @@ class Schedule:
 class MultitaskSteps(Dataset[Step]):
     """The steps of an epoch: some text blocks and some batches of pairs.
 
-    A step depends only on (seed, epoch, step). Each group of rows draws its languages, like each process of the
-    released code. Rank r of W reads rows r, r + W, ... of a batch, so the batches of W ranks together equal that of one
-    rank. With as many groups as ranks, each group is one rank's rows.
+    A step depends only on (seed, epoch, step). Each group of rows draws separate languages, like each process of the
+    released code. Rank r of W reads rows r, r + W, ... of a batch, so the batches of W ranks together equal a single
+    rank's batch. With as many groups as ranks, each rank reads one group.
 
     A text block has `tokens` int64 and `token_mask` bool [B, L], `languages` [B], `word_places` [K] among the B * L
     positions, and `word_targets` [K].
@@ -144,7 +144,7 @@ class MultitaskSteps(Dataset[Step]):
         }
 
     def draws(self, epoch: int) -> tuple[list[Ints], Ints]:
-        """Draw each row group's languages, and the caption sets, for an epoch; caches the last result."""
+        """Draw the languages of each group of rows, and the caption sets, for an epoch. Cache the last result."""
         if self._epoch is None or self._epoch[0] != epoch:
             plan = self.schedule
             rng = np.random.default_rng((plan.seed, epoch))
@@ -158,7 +158,7 @@ class MultitaskSteps(Dataset[Step]):
         return self._epoch[1:]
 
     def _order(self, count: int, epoch: int, again: int, *source: int) -> Ints:
-        """Return the order of a source's `count` blocks or pairs in its n-th pass of an epoch; caches the last."""
+        """Return the order of a source's `count` blocks or pairs in pass `again` of an epoch. Cache the last order."""
         last = self._orders.get(source)
         if last is None or last[0] != (epoch, again):
             rng = np.random.default_rng((self.schedule.seed, epoch, again, *source))
@@ -180,7 +180,7 @@ class MultitaskSteps(Dataset[Step]):
         return {"tokens": masked, "token_mask": valid, "labels": labels, "languages": np.full(len(tokens), number)}
 
     def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return this rank's rows of a text block; the rows of its groups alternate."""
+        """Return this rank's rows of a text block. Rows of different groups alternate."""
         joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
         flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
         block = {name: rows[self.rank :: self.world_size] for name, rows in flat.items()}

@@ -27,7 +27,7 @@ _MOST_BLOCKS = 99
 
 
 def _tensors(parts: Mapping[str, str]) -> dict[str, str]:
-    """Turn a mapping of module names into one of tensor names; `{}` stands for the number of a block."""
+    """Turn a mapping between module names into a mapping between tensor names. `{}` is the number of a block."""
     modules = {
         ours.format(number): theirs.format(number)
         for ours, theirs in parts.items()
@@ -83,11 +83,11 @@ _XLM_R_USED = (_XLM_R_KIND, "embeddings.position_ids", _XLM_R_BIAS, "lm_head.dec
 
 
 def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", position_offset: int = 2) -> list[str]:
-    """Load a checkpoint into a model in place, and return the names of unused tensors. Tensor names tell the layout.
+    """Load a checkpoint into a model in place, and return the names of unused tensors. Detect the layout by the names.
 
     An error leaves the model unchanged. XLM-R only sets the text encoder and the vocabulary bias; regions and match
     head keep their weights. The released checkpoint's generation layers are unused. `position_offset` is the first row
-    to use of XLM-R's position table: 2, where its positions start, or 0.
+    of XLM-R's position table to use: 2, which is XLM-R's first position, or 0.
 
     Args:
         path: Lightning checkpoint of any stage, released checkpoint, output of `export` or `assemble export`, or XLM-R
@@ -125,7 +125,7 @@ def load_into_model(model: M3P, path: str | Path, field: str = "pretrained", pos
 
 
 def check(path: Path, module: Any, data: object) -> None:
-    """Raise an error unless a file has all weights of a pre-training stage's model, with our or the released names."""
+    """Check that a checkpoint has all weights of the pre-training model, under our names or the released ones."""
     state = tensors_in(read_checkpoint(path, "'model' or 'state_dict'"))
     names = _our_names(state)
     if not names:
@@ -173,7 +173,7 @@ def _file(path: Path) -> Path:
 
 
 def _our_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Map our tensor names to those in a checkpoint of ours or a released one; empty for other checkpoints."""
+    """Map our tensor names to the names in one of our checkpoints or a released one. Empty for other checkpoints."""
     if "attentions.0.q_lin.weight" in state:
         return {ours: theirs for ours, theirs in RELEASED.items() if theirs in state}
     prefix = "model." if "model.encoder.token.weight" in state else ""  # an exported model has no prefix
@@ -184,7 +184,7 @@ def _our_names(state: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _of_xlm_r(state: Mapping[str, Tensor], table: Tensor, position_offset: int) -> dict[str, Tensor]:
-    """Return XLM-R's tensors with our names ([3], traps a and b). `table` has the position rows that XLM-R lacks."""
+    """Return XLM-R's tensors with our names ([3], traps a and b). Take missing rows of positions from `table`."""
     weights = {ours: state[theirs].clone() for ours, theirs in _XLM_R.items() if theirs in state}
     rows = weights.get("encoder.position.weight")
     if rows is not None:

@@ -26,12 +26,13 @@ from common.types import Fraction
 class CaptionedViews(ImageItems):
     """Returns two views of an image and two of its captions ([3] and [8]).
 
-    The loss compares the query's image with the key's caption. So its words follow the image's flip, and vice versa.
+    The loss compares an image of one view with the caption of the other. So a caption's words left and right follow the
+    flip of the other view's image.
 
     Args:
         tokenizer: None loads no captions.
         word_dropout: probability of dropping a word, in both views.
-        swap_sides: swap the words left and right in the caption of a flipped image.
+        swap_sides: whether to swap the words left and right in the caption for a flipped image.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class CaptionedViews(ImageItems):
 
 
 def caption_views(captions: Sequence[str], rng: np.random.Generator, word_dropout: float = 0.0) -> tuple[str, str]:
-    """Choose two captions of an image in random order (the same twice if it has only one) and drop some words ([8])."""
+    """Choose two captions of an image in random order, and drop some words ([8]). A single caption is used twice."""
     place = int(rng.integers(len(captions)))
     first = second = captions[place]
     if len(captions) > 1:

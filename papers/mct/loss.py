@@ -1,8 +1,8 @@
 """The losses of MCT: contrast within images, within captions and between them, against queues of momentum keys.
 
-With only the image loss, this is MoCo v2. The functions take the scores of B anchors, divided by the temperature for
-softmax losses: `positive` [B] with the own keys and `negatives` [B, K] with the keys in the queue, of which `mask`
-[B, K] or [1, K] marks the valid ones. They return the loss of every anchor, [B] ([4]).
+With only the image loss, this is MoCo v2. The functions return the loss of every anchor [B] ([4]). They take scores of
+B anchors, divided by the temperature for softmax losses: `positive` [B] with the anchor's own key, and `negatives`
+[B, K] with the keys in the queue. `mask` [B, K] or [1, K] marks the valid keys of the queue.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CONTRASTS: dict[str, tuple[Modality, Modality, Head]] = {
 
 
 def instance_loss(positive: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """J_ii and J_cc: classify the own key among all keys of the queue (InfoNCE)."""
+    """J_ii and J_cc: find the anchor's own key among all keys of the queue (InfoNCE)."""
     return info_nce_per_anchor(positive[:, None], negatives, mask)
 
 
@@ -42,10 +42,11 @@ def tag_loss(
     mask: Tensor | None = None,
     instance: Tensor | None = None,
 ) -> Tensor:
-    """J_tag: the mean of -log softmax over the own key and the keys of `related` images, bool [B, K].
+    """J_tag: the mean of -log softmax over the positives, which are the own key and the keys of `related` images.
 
-    All of them stay in the softmax's denominator. So the loss is J_ii (`instance`, if already computed) plus the mean
-    over the positives of (own score - score). Slots outside `mask` are neither negatives nor positives.
+    `related` is bool [B, K]. All positives stay in the softmax's denominator. So the loss is J_ii (`instance`, if
+    already computed) plus the mean, over positives, of (own key's score - positive's score). Keys outside `mask` are
+    neither negatives nor positives.
     """
     positive, negatives = at_least_float32(positive), at_least_float32(negatives)
     if mask is not None:
@@ -67,7 +68,7 @@ def cross_modal_loss(
     reduction: Reduction = "mean",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """J_ic and J_ci: the own key must be closer than the keys of the queue by a margin (`infonce` is the ablation)."""
+    """J_ic and J_ci: the own key must be closer than the queue's keys by a margin. The ablation is `infonce`."""
     if loss == "infonce":
         return instance_loss(positive, negatives, mask)
     return queue_hinge(positive, negatives, margin, reduction, mask)
@@ -79,13 +80,13 @@ class MultimodalContrast(nn.Module):
         J = weight_ii J_ii + weight_tag J_tag + weight_cc J_cc + weight_cross (J_ic + J_ci)
 
     A weight of zero disables a loss and its queue. Queries and keys are named after their contrast (`CONTRASTS`); J_tag
-    uses those of J_ii. A step computes the losses, runs the backward pass, and then writes its keys with `enqueue`.
+    uses J_ii's queries and keys. A step computes the losses, runs the backward pass, and then calls `enqueue`.
 
     Args:
         temperature: of J_ii, J_tag and J_cc.
         temperature_cross: of J_ic and J_ci for `infonce`.
         margin: alpha, the margin of J_ic and J_ci for `hinge`.
-        epsilon: images are related if they share more tags than this.
+        epsilon: images are related if they share more than `epsilon` tags.
         inter_loss: `hinge` (the method) or `infonce`.
         inter_reduction: reduces the hinge over the negatives; the paper's `sum` starts at alpha times the queue size.
         queue_size: K, the number of keys in each queue.
@@ -138,7 +139,7 @@ class MultimodalContrast(nn.Module):
                 self.queues[name] = KeyQueue(queue_size, self.dims[head], tags, queue_warm, seed=4 * seed + position)
 
     def contrasts(self) -> list[tuple[str, Modality, Modality, Head]]:
-        """List the contrasts with a queue: name, modality of the queries, modality of the keys, and head of both."""
+        """List the contrasts with a queue: name, modality of queries, modality of keys, and the head of both towers."""
         return [(name, *CONTRASTS[name]) for name in self.queues]
 
     def widths(self, modality: Modality) -> dict[str, int | None]:
@@ -160,8 +161,9 @@ class MultimodalContrast(nn.Module):
 
         Returns:
             Scalar `loss` with gradient, and detached scalars: every unweighted loss by name; `accuracy_<name>`, how
-            often the own key beats the queue; `active_ic` and `active_ci`, negatives within the margin per anchor;
-            `positives`, J_tag's positives per anchor with the own key; `queue_fill`, the filled share of the queues.
+            often the own key scores above the queue; `active_ic` and `active_ci`, negatives within the margin per
+            anchor; `positives`, J_tag's positives per anchor, including the own key; `queue_fill`, the share of the
+            queues that has keys.
         """
         terms: dict[str, Tensor] = {}
         reported: dict[str, Tensor] = {}
@@ -208,7 +210,7 @@ class MultimodalContrast(nn.Module):
         return list(self.queues.items())  # type: ignore[arg-type]
 
     def synchronize(self) -> None:
-        """Copy the queues of rank 0 to all ranks; call once, before the first step."""
+        """Copy the queues of rank 0 to all ranks. Call this once, before the first step."""
         for _, queue in self.named_queues():
             queue.synchronize()
 

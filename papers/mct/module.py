@@ -1,7 +1,7 @@
 """MCT as a LightningModule: the paper's algorithm, readable from top to bottom.
 
 Momentum encoders compute the keys, and queues store them. The enabled losses define the method: MoCo v2 uses only the
-image loss, MCT all but the tag loss, and MCT (with tag) all.
+image loss, MCT uses all losses but the tag loss, and MCT (with tag) uses all losses.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class MCTModule(pl.LightningModule):
 
     Args:
         image_encoder: backbone with a `feature_dim`; evaluations use this part.
-        loss: defines the contrasts and the embedding widths; heads and towers without a contrast aren't built.
-        momentum: weight of the old key parameter in an update.
+        loss: defines the contrasts and the embedding widths. Heads and towers without a contrast aren't built.
+        momentum: weight of the old parameter when a query parameter updates a momentum encoder.
         image_learning_rate, image_momentum, image_weight_decay: SGD of the image tower.
         text_learning_rate, text_weight_decay, text_clip_norm: AdamW of the text tower.
         image_warmup_epochs, text_warmup_epochs: linear warm-up; then MoCo v2's cosine decay, updated every epoch.

@@ -1,4 +1,4 @@
-"""Diagnostics of ours after pre-training: neighbors that share a tag, uniformity, and images retrieved for captions."""
+"""Our diagnostics after pre-training: neighbors that share a tag, uniformity, and images retrieved for captions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ QUERIES, FOUND = 6, 5
 
 
 def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Tensor:
-    """Percentage of an image's nearest images (by cosine) that share a tag with it; NaN if no image has a tag.
+    """Compute the percentage of an image's nearest images (by cosine) that share a tag with the image.
+
+    NaN if no image has a tag.
 
     Shapes:
         features [N, d]; tags bool [N, T], where images without tags are ignored
@@ -47,7 +49,9 @@ def tagged_neighbors(features: Tensor, tags: Tensor, neighbors: int = 10) -> Ten
 
 
 def uniformity(embeddings: Tensor) -> Tensor:
-    """Log of the mean Gaussian potential between unit embeddings [N, d]: 0 if all are equal, lower if more uniform.
+    """Compute the log of the mean Gaussian potential between unit embeddings [N, d].
+
+    It is 0 if all embeddings are equal, and lower if they are more uniform.
 
     Source: Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity".
     """

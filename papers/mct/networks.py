@@ -20,7 +20,7 @@ class Heads:
     """Configuration of a tower's projection heads.
 
     Separate heads (the method) are two-layer perceptrons on the backbone's feature. Shared heads (the ablation) share
-    the hidden layer and, if their widths are equal, the output layer (ours: the paper's definition is unknown).
+    the hidden layer and, if their widths are equal, the output layer. The paper doesn't define the shared heads.
     `hidden_dim` defaults to the backbone's `feature_dim`.
     """
 
@@ -32,8 +32,8 @@ class Heads:
 class Tower(nn.Module):
     """The backbone of one modality, with features [B, feature_dim], and a projection head for each kind of contrast.
 
-    `intra_dim` is the width for contrast within the modality, `inter_dim` across modalities. A width without a loss is
-    None and gets no head, because distributed training fails on parameters without gradient.
+    `intra_dim` is the width of the head for contrast within the modality, `inter_dim` across modalities. None builds no
+    head: a head without a loss would get no gradient, and distributed training would fail.
 
     Source: [2].
     """
@@ -77,12 +77,12 @@ class Tower(nn.Module):
         return {name: _unit(head(hidden)) for name, head in self.heads.items()}
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Return unit vectors `intra` [B, intra_dim] and `inter` [B, inter_dim] of the heads, at least float32."""
+        """Return the heads' unit vectors `intra` [B, intra_dim] and `inter` [B, inter_dim], in at least float32."""
         return self.project(self.features(inputs))
 
 
 class MCT(nn.Module):
-    """An image tower and a caption tower, which is None if the stage uses no captions."""
+    """An image tower and a caption tower. The caption tower is None if the stage uses no captions."""
 
     def __init__(self, image: Tower, text: Tower | None = None) -> None:
         super().__init__()
@@ -93,8 +93,9 @@ class MCT(nn.Module):
 def encode_keys(encoder: nn.Module, rows: Tensor) -> dict[str, Tensor]:
     """Compute the keys of a batch without gradient; see `Tower.forward` for the result.
 
-    If a query and its key share batch statistics, the network can recognize the positive by its batch. So the rows of
-    all processes are shuffled before encoding and restored afterwards, unless one process normalizes all rows together.
+    If a query and its key share batch statistics, the network can recognize the positive key by its batch. So shuffle
+    the rows of all processes before encoding and restore the order afterwards. If one process normalizes all rows
+    together, don't shuffle.
 
     Source: [6].
     """

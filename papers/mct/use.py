@@ -41,7 +41,7 @@ from papers.mct.networks import Tower
 class MCT(networks.MCT, TrainedModel):
     """A trained `networks.MCT`; `embedding` selects the heads ([3]).
 
-    Use `inter` to compare images with captions, and `intra`, trained by J_ii and J_tag, to compare images with images.
+    `inter` compares images with captions. `intra`, which J_ii and J_tag train, compares images with images.
     """
 
     paper = "mct"
@@ -113,12 +113,12 @@ class MCT(networks.MCT, TrainedModel):
 
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
-        """Unit vectors [B, d] of images."""
+        """Embed images as unit vectors [B, d]."""
         return self._of(self.image(torch.stack(self.read_all("image", images)).to(self.device)))
 
     @torch.no_grad()
     def embed_text(self, texts: Items) -> Tensor:
-        """Unit vectors [B, d] of captions, comparable with those of images if `embedding` is `inter`."""
+        """Embed captions as unit vectors [B, d], comparable with image embeddings if `embedding` is `inter`."""
         if self.text is None or self.tokenizer is None:
             raise StageError("this model was trained without captions and can only embed images")
         rows = [self.tokenizer.encode(normalize_caption(text)) for text in self.read_all("text", texts)]

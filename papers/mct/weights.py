@@ -1,4 +1,4 @@
-"""Image backbones: reads our and released checkpoints, and exports to the layouts of other libraries."""
+"""Reads image backbones from our checkpoints and released ones, and exports them for other libraries."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NEEDED = "'state_dict' or 'model'"
 def load_backbone(path: str | Path) -> dict[str, Tensor]:
     """Read the image backbone of a checkpoint, with torchvision's names and without head.
 
-    Accepts our stages, `export`, MoCo, VirTex, torchvision and timm, by `torch.save` or as safetensors.
+    Accepts files of our stages, `export`, MoCo, VirTex, torchvision and timm, from `torch.save` or in safetensors.
 
     Source: [11].
     """
@@ -55,17 +55,18 @@ def load_backbone(path: str | Path) -> dict[str, Tensor]:
 
 
 def check(path: Path, module: nn.Module, data: object) -> None:
-    """Raise an error unless a file has an image backbone that fits the pre-training's network."""
+    """Check that a file has an image backbone that fits the pre-training network."""
     encoder = next(part for part in module.modules() if isinstance(part, ImageResNet))
     if problem := differences(encoder.state_dict(), load_backbone(path)):
         raise CheckpointError(f"{path}: the backbone does not fit the network: {problem}")
 
 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "torchvision") -> Path:
-    """Write the image backbone of a checkpoint for another library; the output's suffix selects the format.
+    """Write the image backbone of a checkpoint for another library. The suffix of `output` selects the format.
 
-    A ResNet-50 in layout `torchvision` loads into `torchvision.models.resnet50`, except for the classifier `fc`;
-    in `timm`, into `timm.create_model("resnet50", num_classes=0)`. In `detectron2`, set `MODEL.WEIGHTS` to the file.
+    A ResNet-50 in layout `torchvision` loads into `torchvision.models.resnet50`, which also needs a classifier `fc`. In
+    layout `timm`, it loads into `timm.create_model("resnet50", num_classes=0)`. For `detectron2`, set `MODEL.WEIGHTS`
+    to the file.
 
     Source: [11].
     """
@@ -115,7 +116,7 @@ def detectron2_name(name: str) -> str:
 
 
 class _PortablePickler(pickle.Pickler):
-    """Pickles numpy arrays so that numpy before 1.26 can read them, unlike numpy 2's default pickles."""
+    """Pickles numpy arrays so that numpy before 1.26 can read the file. It can't read numpy 2's default pickles."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, np.ndarray):

@@ -47,7 +47,10 @@ Table = npt.NDArray[np.void]
 
 
 def item_table(captions: Rows[str], items: Items, captions_per_image: int) -> Table:
-    """List a split's items: one per image, with its first `captions_per_image` captions, or one per such caption."""
+    """List a split's items: one per image or one per caption, as `items` says.
+
+    Use an image's first `captions_per_image` captions.
+    """
     count = np.minimum(np.diff(captions.starts), captions_per_image)
     table = np.zeros(len(captions), ITEM)
     table["image"], table["first"], table["count"] = np.arange(len(captions)), captions.starts[:-1], count
@@ -59,7 +62,7 @@ def item_table(captions: Rows[str], items: Items, captions_per_image: int) -> Ta
 
 
 class TextToImageItems(ImageItems):
-    """An image and the number of one of its captions: `image` float32 [3, S, S] in [0, 1], `caption` int64.
+    """Items of an image and a caption: `image` float32 [3, S, S] in [0, 1], and `caption`, the caption's number, int64.
 
     Each visit draws the caption uniformly from (seed, epoch, item).
 
@@ -99,27 +102,27 @@ class TextToImageData(ShardedDataModule):
     """Images with captions, to train and measure XMC-GAN.
 
     Args:
-        tokenizer: its `max_tokens` is T. Without a vocabulary, it learns one from the training captions.
+        tokenizer: `max_tokens` is T. A tokenizer without a vocabulary learns one from the training captions.
         text_features: store of BERT features; None makes batches of tokens, for a text encoder in the model.
         sentence_pool: how to pool a stored sentence, see `common.data.text_features.pool_sentence`.
         image_size: S, side of the square to which images are resized, ignoring their aspect ratio.
         flip: probability of a horizontal flip; "left" and "right" in captions are not swapped.
-        official_quirks: like the official code, also flip images in evaluation, and repeat them if there are fewer than
-            `reference_samples`.
+        official_quirks: like the official code, also flip images in evaluation, and repeat images if there are fewer
+            than `reference_samples`.
         minibatches: minibatches per training batch; each discriminator step uses one.
         items: an epoch shows each image once (`images`), or each caption once (`captions`, Localized Narratives).
         test_samples: number of (image, caption) pairs to generate from; None for each item once.
-        reference_samples: number of real images to compare with; None for all. In a fixed shuffled order, the reference
-            is first and the test samples follow; they wrap around, as Localized Narratives have fewer than 30,000.
+        reference_samples: number of real images to compare with; None for all. Items have a fixed shuffled order: first
+            the reference, then the test samples. The order repeats, since Localized Narratives have fewer than 30,000.
         batch_size: images in a minibatch, over all devices.
         test_batch_size: images per test step, per device.
         dataset, world, kwargs: see ShardedDataModule; test data don't depend on `seed`.
 
     Batches:
         `image` float32 [n, 3, S, S] in [0, 1]. All int64 [n]: `index`, the item; `skipped`, above 0 if another item
-        replaces a broken file; `caption`, its number; `length`, its tokens. Either `tokens` int64 [n, T], or `words`
-        float32 [n, T, E] and `sentence` float32 [n, E]. In training, n is `minibatches` times this device's share of a
-        minibatch.
+        replaces a broken file; `caption`, the caption's number; `length`, its number of tokens. Captions are either
+        `tokens` int64 [n, T], or `words` float32 [n, T, E] and `sentence` float32 [n, E]. In training, n is
+        `minibatches` times this device's share of a minibatch.
 
     Source: [2], [6.1], [7] and [9.1].
     """
@@ -191,7 +194,7 @@ class TextToImageData(ShardedDataModule):
         return self.split if role == "train" else self.test_split
 
     def items_of(self, role: Role) -> tuple[Listing, Table]:
-        """Return the listing and the table of a role's items; only after `setup`."""
+        """Return the listing and the item table of a role. Call this after `setup`."""
         listing, captions = self.listings[self.split_of(role)], self.annotations[self.split_of(role)].captions
         table = item_table(captions, self.items, self.captions_per_image)
         if role == "train" and self.items == "images":
@@ -217,7 +220,7 @@ class TextToImageData(ShardedDataModule):
         return self.evaluation_loader(images, self.test_batch_size, collate_fn=self.collate[self.test_split])
 
     def reference_loader(self) -> DataLoader[Any]:
-        """Load the real images to compare with, `image` and `index`, over all ranks."""
+        """Return a loader, over all ranks, of the real images to compare with: `image` and `index`."""
         options = {**self.item_options, "seed": 1}
         images = ImageItems(self.items_of("reference")[0], self.transform, training=False, **options)
         return self.evaluation_loader(images, self.test_batch_size, "reference")
@@ -228,7 +231,7 @@ class TextToImageData(ShardedDataModule):
         return len(self.annotations[self.test_split].captions.column)
 
     def caption_loader(self, numbers: Sequence[int]) -> DataLoader[Any]:
-        """Load test batches without `image` for some captions, over all ranks; `index` is the position in `numbers`."""
+        """Return a loader of test batches without `image`, over all ranks. `index` is the position in `numbers`."""
         columns: dict[str, Any] = {"index": torch.arange(len(numbers)), "caption": torch.as_tensor(numbers)}
         collate = self.collate[self.test_split]
         return self.evaluation_loader(StackDataset(**columns), self.test_batch_size, "captions", collate_fn=collate)
@@ -263,7 +266,7 @@ class TextToImageData(ShardedDataModule):
         return [column[int(number)] for number in captions]
 
     def attributes(self, role: Role) -> Tensor:
-        """Return attributes int64 [N, A] (left thing, right thing, ground) by `index`; only for two-sided worlds."""
+        """Return attributes int64 [N, A] (left thing, right thing, ground) by `index`. Needs a two-sided world."""
         if not isinstance(self.world, TwoSidesWorld) or not hasattr(self, "annotations"):
             raise StageError("pictures have no attributes: set data.world to two_objects or emoji_scenes")
         every = self.world.attributes_of(self.annotations[self.split_of(role)])

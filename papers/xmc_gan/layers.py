@@ -24,8 +24,8 @@ from common.training.batch_norm import statistics_over
 class BiasedBatchNorm(nn.Module):
     """Batch normalization without weights. Its running variance is biased, as in the official code.
 
-    Each `group` of images, which may span devices, is normalized by itself; None is the whole batch. Running statistics
-    come from the first group, on rank 0, and don't change unless `updating`.
+    Each group of `group` images (None: the whole batch) is normalized separately and may span devices. Running
+    statistics come from the first group on rank 0, and only change while `updating` is true.
 
     Shapes:
         [B, C, H, W] -> [B, C, H, W]
@@ -125,7 +125,7 @@ class ConditionalBatchNorm(nn.Module):
 
 
 def enlarge(x: Tensor, factor: int) -> Tensor:
-    """Repeat every place of a map [B, C, H, W] in both directions, keeping the type: [B, C, factor H, factor W]."""
+    """Repeat every place of a map [B, C, H, W] in both directions: [B, C, factor H, factor W] of the same type."""
     with torch.autocast(x.device.type, enabled=False):  # on CUDA, autocast would convert to float32
         return F.interpolate(x, scale_factor=float(factor), mode="nearest")
 
@@ -134,7 +134,9 @@ def enlarge(x: Tensor, factor: int) -> Tensor:
 
 
 class DoublingConv(nn.Conv2d):
-    """Enlarges by 2 (nearest) and applies a 3x3 convolution, as one transposed convolution with 4/9 of the products.
+    """Doubles the resolution (nearest), then applies a 3x3 convolution. One transposed convolution does both.
+
+    It needs 4/9 of the products.
 
     Shapes:
         [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
@@ -156,7 +158,8 @@ def means_of_shifts(weight: Tensor) -> Tensor:
 def spectral_weight(layer: SpectralLinear | SpectralConv) -> Tensor:
     """Divide a layer's weight [out, ...] by its largest singular value, estimated with one power iteration.
 
-    Evaluation also iterates, but discards the result. PyTorch doesn't iterate in evaluation and uses another epsilon.
+    Evaluation also iterates, but doesn't store the result. PyTorch's spectral norm doesn't iterate in evaluation, and
+    uses another epsilon.
 
     Source: [4.1].
     """
@@ -189,7 +192,7 @@ class SpectralLinear(nn.Linear):
 class SpectralConv(nn.Conv2d):
     """Convolution with spectral normalization.
 
-    With `halve`, a 3x3 convolution and 2x2 mean pooling run as one convolution with 4/9 of the products.
+    `halve` adds 2x2 mean pooling. Convolution and pooling run as one convolution, which needs 4/9 of the products.
     """
 
     u: Tensor

@@ -28,8 +28,8 @@ class Contrast(NamedTuple):
 
     Attributes:
         loss: sum of the cross-entropies of rows and columns, in nats; 2 ln B at chance.
-        accuracy: share of pairs that are the largest in their row or column, mean of both, in [0, 1].
-        entropy: of the distributions over a row or column, mean of both, in nats.
+        accuracy: share of rows and columns whose largest similarity is the true pair's, in [0, 1].
+        entropy: mean entropy of the softmaxes over rows and over columns, in nats.
     """
 
     loss: Tensor
@@ -42,7 +42,7 @@ Terms = Mapping[str, Callable[[], Contrast]]
 
 
 class Loss(NamedTuple):
-    """The loss of one network: `total` with gradient, and detached `logs` of the total and every term."""
+    """The loss of one network: `total` with gradient, and `logs`, the detached total and terms."""
 
     total: Tensor
     logs: dict[str, Tensor]
@@ -61,7 +61,8 @@ class XMCGANLoss:
     Args:
         temperature: of the contrastive losses S and I.
         word_gammas: see `word_similarity`; the third is the inverse temperature of W.
-        negatives_group: number of images that share negatives and may span devices; null for the whole batch.
+        negatives_group: size of the groups whose images share negatives; null for the whole batch. A group may span
+            devices.
         captions_at_once: always null: all captions are compared at once.
 
     Source: [5.7].
@@ -91,7 +92,10 @@ class XMCGANLoss:
         self.negatives_group = negatives_group
 
     def discriminator(self, output: DiscriminatorOutput, captions: Captions) -> Loss:
-        """Compute the discriminator's loss from outputs of real, then generated images. Contrasts use the real ones."""
+        """Compute the discriminator's loss. `output` holds the real images first, then the generated ones.
+
+        The contrastive terms use only the real images.
+        """
         n = len(captions.length)
         terms: Terms = {
             "real_sentence": lambda: self.pairs(output.pooled[:n], output.sentence),
@@ -100,9 +104,9 @@ class XMCGANLoss:
         return self.total("discriminator", hinge_discriminator(output.logit[:n], output.logit[n:]), terms)
 
     def generator(self, output: DiscriminatorOutput, captions: Captions, features: Sequence[Tensor] = ()) -> Loss:
-        """Compute the generator's loss from outputs of real, then generated images.
+        """Compute the generator's loss. `output` holds the real images first, then the generated ones.
 
-        `features` are the frozen network's features [B, F] of the real and the generated images, for `image_net`.
+        `features` are the frozen network's features [B, F] of the real and of the generated images, for `image_net`.
         """
         n = len(captions.length)
         terms: Terms = {
@@ -128,11 +132,11 @@ class XMCGANLoss:
         return mean([contrast(logits) for logits in similar])
 
     def groups(self, x: Tensor) -> list[Tensor]:
-        """Split this rank's samples [B, ...] by group of negatives; a group that spans ranks has only a local part."""
+        """Split this rank's samples [B, ...] by group of negatives. If a group spans ranks, return its local part."""
         return split_groups(x, groups_here("model.loss.negatives_group", len(x), self.negatives_group))
 
     def whole_groups(self, x: Tensor) -> list[Tensor]:
-        """Like `groups`, but gather a group that spans ranks from all of them."""
+        """Like `groups`, but return a group that spans ranks as a whole, gathered from its ranks."""
         ranks = shared_with(len(x), self.negatives_group)
         return self.groups(x) if ranks is None else [gather_with_gradient(x, ranks)]
 
@@ -190,8 +194,8 @@ def pair_loss(left: Tensor, right: Tensor, temperature: float = 0.1) -> Contrast
 def word_similarity(regions: Tensor, words: Tensor, length: Tensor, gammas: Gammas = (5.0, 5.0, 50.0)) -> Tensor:
     """Score every caption against every image through the regions that match its words best.
 
-    Each word attends to the regions of an image by softmax. The similarity is a soft maximum over words of the cosine
-    between a word and its attended regions.
+    Each word attends to an image's regions by softmax. The similarity of caption and image is a soft maximum, over
+    words, of the cosine between a word and the mean of its attended regions.
 
     `gammas` are the sharpness of the attention, of the maximum over words, and of the result. `length` is the number of
     valid words, at least one; padding may have any values.

@@ -42,8 +42,8 @@ class NGramText(nn.Module):
     """Encodes captions with frozen random features of n-grams, in place of BERT.
 
     A word vector is the tanh of the sum of random vectors, one per token in a window with `RADIUS` tokens on each side.
-    The window binds color, shape and side to one object; the tanh preserves part of this in the sentence's mean. The
-    random vectors stand for BERT's weights, so they are the same in every run.
+    The window binds color, shape and side to one object, and the tanh preserves part of this binding in the sentence's
+    mean. The random vectors replace BERT's weights, so they are the same in every run.
 
     Shapes:
         tokens int64 [n, T], length int64 [n] -> words [n, T, E] in (-1, 1), sentence [n, E]
@@ -82,7 +82,7 @@ class PretrainedNetwork(nn.Module):
         self.pretrained = pretrained
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return loss and accuracy [B] of images [B, 3, S, S] in [0, 1]; attributes [B, A]: left, right, ground."""
+        """Return loss and accuracy [B] of images [B, 3, S, S] in [0, 1]. `attributes` [B, A]: left, right, ground."""
         raise NotImplementedError
 
     def load_pretrained(self) -> Self:
@@ -93,7 +93,7 @@ class PretrainedNetwork(nn.Module):
 
 
 def convolutions(width: int, feature_dim: int) -> nn.Sequential:
-    """Build three convolutions of stride 2, the means over a grid, and a layer of ReLU features.
+    """Build three convolutions of stride 2, mean pooling to a grid, and a linear layer with ReLU.
 
     The first convolution has `width` channels, and each next one twice as many.
 
@@ -107,7 +107,7 @@ def convolutions(width: int, feature_dim: int) -> nn.Sequential:
 
 
 def combination(attributes: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Number the combinations of attribute values: map attributes [..., A] with the given sizes to one integer each."""
+    """Number the combinations of attribute values: map attributes [..., A] to integers [...]. `sizes` counts values."""
     number = torch.zeros_like(attributes[..., 0])
     for values, size in zip(attributes.unbind(-1), sizes, strict=True):
         number = number * size + values
@@ -143,7 +143,7 @@ class AttributeClassifier(PretrainedNetwork):
         return features.float(), torch.cat([part.log_softmax(1) for part in parts], dim=1)
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the summed cross-entropies of every image [B], and whether both things are correct [B]."""
+        """Return every image's cross-entropy, summed over attributes [B], and whether both things are correct [B]."""
         values = self(images)[1]
         loss = -(values * self.one_hot(attributes)).sum(1)
         return loss, (self.named(values) == attributes)[:, :-1].all(1).float()
@@ -159,10 +159,10 @@ class AttributeClassifier(PretrainedNetwork):
 
 
 class PictureNetwork(PretrainedNetwork):
-    """Replaces an ImageNet network in the loss between generated and real images; its outputs are the features.
+    """Replaces an ImageNet network in the loss between generated and real images. The loss compares its outputs.
 
     Args:
-        task: `crops` trains it to name the thing in each half of a picture, since ImageNet's photos show one thing.
+        task: `crops` trains on half pictures, which show one thing each, like ImageNet's photos.
         pretrained: checkpoint of the stage `mini_image_network`; None means random weights.
 
     Source: [14.4]b.
@@ -186,7 +186,7 @@ class PictureNetwork(PretrainedNetwork):
         return self.head(self.features(images))
 
     def loss_and_accuracy(self, images: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss of every image [B], and whether both of its things are correct [B]."""
+        """Return every image's loss [B], and whether the things in both halves are named correctly [B]."""
         things = combination(attributes[:, :-1].unflatten(1, (2, -1)), self.thing_sizes)
         scores = self(torch.stack(images.chunk(2, dim=3), dim=1).flatten(0, 1)).float()
         loss = F.cross_entropy(scores, things.flatten(), reduction="none").view(-1, 2).sum(1)
@@ -196,7 +196,7 @@ class PictureNetwork(PretrainedNetwork):
 class MiniatureClassification(pl.LightningModule):
     """Trains a network of the miniature on real pictures and their true attributes, by Adam with cosine decay to zero.
 
-    `noise` is the largest standard deviation of the noise added to pictures, so that blurred ones get sensible scores.
+    `noise` is the largest standard deviation of noise added to pictures, so that blurred pictures get sensible scores.
 
     Source: [14.4].
     """
@@ -250,8 +250,8 @@ class MiniatureEvaluation(ImageEvaluation):
 
     | name | meaning |
     |---|---|
-    | `mini_fd` | Frechet distance of the network's features to those of other real pictures |
-    | `mini_fd_floor` | same for the captions' real pictures instead of generated ones, like a perfect generator |
+    | `mini_fd` | Frechet distance between the network's features of generated and of real pictures |
+    | `mini_fd_floor` | same, with the captions' real pictures as the generated ones: a perfect generator |
     | `mini_r_precision` | captions whose attributes score above 99 others, in percent; chance is 1 |
     | `mini_r_precision_shuffled` | control with shuffled captions; should be at chance |
     | `mini_soa_i`, `mini_soa_c` | things named correctly in their half (shape, color or drawing); c: mean over things |
@@ -259,7 +259,7 @@ class MiniatureEvaluation(ImageEvaluation):
     | `mini_background` | pictures with the correct ground |
     | `captions` | number of captions |
 
-    The network isn't part of the module's state. Without a checkpoint, it measures nothing and prints a message.
+    The network isn't part of the module's state. Without its checkpoint, nothing is measured and a message is printed.
     `candidates` is the number of texts to compare an image with, including the true one.
 
     Source: [14.5].

@@ -36,7 +36,7 @@ class XMCGANModule(pl.LightningModule):
     """Trains and tests text-to-image generation with contrastive losses ([1] to [6]).
 
     Args:
-        discriminator: its region head is removed if no loss uses it.
+        discriminator: the discriminator; the region head is removed if no loss uses it.
         text_encoder: frozen; maps tokens and lengths to word and sentence vectors. Null if the data contain vectors.
         image_network: frozen network of the loss between generated and real images; null if `loss.weight_image_net` is
             0.
@@ -90,7 +90,7 @@ class XMCGANModule(pl.LightningModule):
 
     @property
     def average(self) -> Generator:
-        """The moving average of the generator, with the trained generator's statistics; used for inference."""
+        """The moving average of the generator's weights, with the trained generator's running statistics."""
         return self.generators.key  # type: ignore[return-value]
 
     @property
@@ -127,7 +127,7 @@ class XMCGANModule(pl.LightningModule):
         return loss.detach()
 
     def joint_step(self, batch: Batch, z: Tensor) -> Tensor:
-        """Train both networks from one graph; both gradients are taken at the weights before the step."""
+        """Train both networks from one graph. Compute both gradients before either network takes its step."""
         captions, real = self.captions(batch), batch["image"]
         fake = self.generator(z, *captions)
         output = self.discriminator(torch.cat([real, fake]), captions.sentence)
@@ -146,7 +146,7 @@ class XMCGANModule(pl.LightningModule):
         return (of_discriminator.total + of_generator.total).detach()
 
     def set_gradients(self, loss: Tensor, network: nn.Module, retain_graph: bool = False) -> None:
-        """Set the gradients of this network only, averaged over processes."""
+        """Set the gradients of `network`, averaged over processes. Leave other gradients as they are."""
         parameters = list(network.parameters())
         network.zero_grad()
         # Run the backward pass of the losses in float32. Average here, because DDP doesn't with manual optimization.
@@ -214,7 +214,7 @@ class XMCGANModule(pl.LightningModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def images_of(self, batch: Batch, seed: int) -> Tensor:
-        """Generate images of a batch's captions with the measured generator; the noise depends on seed and sample."""
+        """Generate images of a batch's captions with the generator under test. Noise depends on seed and sample."""
         z = noise_of(batch["index"], self.generator.z_dim, seed).to(self.device)
         return self.measured(z, *self.captions(batch))
 
@@ -232,7 +232,10 @@ class XMCGANModule(pl.LightningModule):
         self.match_real_images(batch)
 
     def match_real_images(self, batch: Batch) -> None:
-        """Measure the held-out matching accuracy in groups as large as in training or test, within each process."""
+        """Measure how well the discriminator matches held-out images and texts, in groups of this process's batch.
+
+        A group is as large as in training, or as the test batch if that is smaller.
+        """
         captions = self.captions(batch)
         output = self.discriminator(batch["image"], captions.sentence)
         size = min(self.loss.negatives_group or self.data.batch_size, self.data.test_batch_size)

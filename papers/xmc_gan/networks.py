@@ -62,7 +62,7 @@ def noise_of(index: Tensor, size: int, seed: int) -> Tensor:
 
 
 class GeneratorBlock(nn.Module):
-    """Residual block that doubles the resolution. Its condition is a map if `spatial`, else a vector.
+    """Residual block that doubles the resolution. The condition is a map if `spatial`, else a vector.
 
     Shapes:
         x [B, inputs, H, W] -> [B, outputs, 2 H, 2 W]
@@ -96,7 +96,8 @@ class Generator(nn.Module):
         cond_size: side of the map that attends to the words.
         z_dim: width of the noise, and of the projected sentence.
         embedding_dim: E, the width of word and sentence vectors.
-        batch_norm_group: number of images normalized together, which may span devices; null for the whole batch.
+        batch_norm_group: size of the groups of images normalized together; null for the whole batch. A group may span
+            devices.
 
     Source: [3].
     """
@@ -178,7 +179,7 @@ def attend(query: Tensor, words: Tensor, length: Tensor, gamma: float) -> Tensor
 
 
 class DiscriminatorBlock(nn.Module):
-    """Residual block that halves the resolution or keeps it. The `first` block has no ReLU on its input, an image.
+    """Residual block that halves or keeps the resolution. The `first` block reads an image, so has no ReLU before it.
 
     A block that keeps both resolution and channels has an identity shortcut.
 
@@ -202,7 +203,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class DiscriminatorOutput(NamedTuple):
-    """Discriminator outputs for N images and B sentences, which repeat for every B images.
+    """Discriminator outputs for N images and B sentences. Every B images belong to the B sentences, in order.
 
     Attributes:
         logit: whether each image is real and matches its sentence [N].
@@ -251,7 +252,7 @@ class Discriminator(nn.Module):
         initialize(self)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Encode images [N, 3, S, S]: pooled features [N, P] and features of places [N, R, E]."""
+        """Encode images [N, 3, S, S] as pooled features [N, P] and features of places [N, R, E]."""
         x, regions = images, None
         for level, block in enumerate(self.blocks):
             x = block(x)
@@ -260,7 +261,7 @@ class Discriminator(nn.Module):
         return F.relu(x).sum((2, 3)), regions
 
     def forward(self, images: Tensor, sentence: Tensor) -> DiscriminatorOutput:
-        """Score images in [0, 1] given sentences: B real images, then B generated ones, in the order of the sentences.
+        """Score images in [0, 1] given sentences. The images come in blocks of B, each in the order of the sentences.
 
         Shapes:
             images [k * B, 3, S, S], sentence [B, E]

@@ -31,7 +31,7 @@ NO_DATA = "the data set is missing"
 
 @dataclass(frozen=True, eq=False)
 class WantedStore:
-    """A store of text features that a recipe reads, of captions tokenized by `tokenizer`."""
+    """A store of text features that a recipe reads. `tokenizer` tokenizes the captions."""
 
     dataset: Any
     split: str
@@ -81,7 +81,7 @@ Sections = Iterable[Mapping[str, Any]]
 
 
 def wanted_stores(sections: Sections) -> list[WantedStore]:
-    """List the stores that the data modules read, each once."""
+    """List the distinct stores that the data modules read."""
     stores: dict[Path, WantedStore] = {}
     for section in sections:
         arguments = section.get("init_args") or {}

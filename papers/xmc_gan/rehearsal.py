@@ -1,4 +1,4 @@
-"""Writes tiny data sets in the layouts of the real ones, and random weights in those of the released networks."""
+"""Writes tiny data sets and random weights in the layouts of the real data sets and the released weights."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_weights(root: Path) -> None:
 
 
 def _write_narratives(dataset: LocalizedNarratives, splits: Sequence[str], name_of: Callable[[int], str]) -> None:
-    """Write pictures, and one narrative for each."""
+    """Write pictures, and one narrative per picture."""
     for first, split in zip((20001, 30001), splits):
         images = annotated(dataset.root / dataset.folders[split], range(first, first + TRAIN), name_of, CLASSES)
         zeros = "0" if dataset.id_digits else ""

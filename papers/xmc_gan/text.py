@@ -1,7 +1,7 @@
 """XMC-GAN's text encoder, frozen BERT.
 
-It maps (tokens int64 [n, T], length int64 [n]) to (words [n, T, E], sentence [n, E]) in float32. Words from `length` on
-are zero. Boundary tokens count as words ([2.2]).
+It maps (tokens int64 [n, T], length int64 [n]) to (words [n, T, E], sentence [n, E]) in float32. Word vectors after the
+first `length` are zero. Boundary tokens count as words ([2.2]).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from common.encoders.text import BertEncoder
 
 
 class BertText(nn.Module):
-    """Frozen BERT in evaluation mode. Words are its last hidden states; the sentence pools them.
+    """Frozen BERT in evaluation mode. Word vectors are the last hidden states; the sentence vector pools them.
 
     Args:
         pretrained: folder of released weights, or a name in transformers' local cache. Nothing is downloaded; missing
             files raise an error at the first use. None means random weights, to load from a checkpoint.
-        sentence_pool: see `pool_sentence`; the official pooling needs the data set's T, because padding counts.
+        sentence_pool: see `pool_sentence`; the official pooling needs tokens padded to the data set's T.
         sizes: arguments of `BertEncoder`; None reads the configuration next to the weights.
 
     Shapes:
@@ -45,7 +45,7 @@ class BertText(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> BertText:
-        """Stay in evaluation mode, because the features must equal those of the store."""
+        """Stay in evaluation mode, because the features must equal the stored features."""
         return super().train(False)
 
     @torch.no_grad()
@@ -62,7 +62,7 @@ class BertText(nn.Module):
 
 
 def bert_sizes(folder: Path) -> dict[str, int]:
-    """Read the sizes from the configuration next to the weights; empty if it is missing or damaged."""
+    """Read the sizes from the configuration file next to the weights. Return {} if it is missing or damaged."""
     try:
         stated = json.loads((folder / "config.json").read_bytes())
         return {

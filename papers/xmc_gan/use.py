@@ -45,7 +45,7 @@ class XMCGAN(TrainedModel):
     """The averaged generator, the discriminator, and the text encoder of both.
 
     Images and captions are embedded in the space of the loss between images and sentences. `learned_words` are the
-    words of the training captions if the vocabulary comes from them, else None.
+    words of the training captions if the vocabulary was learned from these captions, else None.
     """
 
     paper = "xmc_gan"

@@ -1,4 +1,4 @@
-"""Exports XMC-GAN's weights with our names or those of the official code, whose authors published no weights."""
+"""Exports XMC-GAN's weights with our names or the official code's. The authors published no weights."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _LEAVES = {
 
 
 def official_names(name: str, discriminator: bool) -> list[str]:
-    """Return the names of the official arrays that, joined along the first dimension, form one of our tensors."""
+    """Return the official arrays' names for one of our tensors, which joins the arrays along the first dimension."""
     module, _, leaf = name.rpartition(".")
     for pattern, targets in _DISCRIMINATOR if discriminator else _GENERATOR:
         match = re.fullmatch(pattern, module)
@@ -91,8 +91,8 @@ def to_official(state: Mapping[str, Tensor], discriminator: bool) -> Arrays:
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "generator") -> Path:
     """Write one network of a stage's checkpoint for other code, atomically.
 
-    Layout `generator` writes the averaged generator with the names of `networks.Generator`, and `official` writes it as
-    a `.npz` with the official names. `discriminator` writes the encoder of images and regions.
+    Layout `generator` writes the averaged generator with the names of `networks.Generator`. `official` writes the
+    averaged generator as a `.npz` with the official names. `discriminator` writes the encoder of images and regions.
     """
     state = named_tensors(read_checkpoint(checkpoint).get("state_dict"))
     weights = below(state, "discriminator." if layout == "discriminator" else "generators.key.")

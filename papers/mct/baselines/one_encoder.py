@@ -1,7 +1,7 @@
 """Baseline with one encoder for images and captions: network, data and training. It isn't from the paper.
 
-A transformer reads the places of the image's last feature map and the words of a caption together. It learns to predict
-whether they match and to predict masked words. Evaluations use only the backbones, which are the same as MCT's.
+A transformer reads the places of the image's last feature map together with the words of a caption. It learns to
+predict masked words and whether image and caption match. Evaluations use only the backbones, which are those of MCT.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PAIRS_AT_ONCE = 2048
 
 
 def mask_words(tokens: list[int], share: float, mask_id: int, rng: np.random.Generator) -> list[int]:
-    """Mask each inner word of a caption with probability `share`, at least one; takes one random number per word."""
+    """Mask each inner word of a caption with probability `share`, at least one. Draw one random number per word."""
     noise = rng.random(max(len(tokens) - 2, 0))
     chosen = noise < max(share, noise.min(initial=1.0) + 1e-9)
     return [tokens[0], *np.where(chosen, mask_id, tokens[1:-1]).tolist(), tokens[-1]]
@@ -99,7 +99,7 @@ class MaskedPretrainingData(PretrainingData):
 def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Add the masked words to a batch: `places_<view>` [K], indices into the B * L tokens, and `targets_<view>` [K].
 
-    The host computes them, because an accelerator would have to wait for K.
+    Compute the indices on the host, because an accelerator would have to wait for K.
     """
     for view in ("query", "key") if "tokens_query_masked" in batch else ():
         tokens = batch[f"tokens_{view}"]
@@ -111,7 +111,7 @@ def with_places(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 class PairEncoder(nn.Module):
     """A transformer that reads an image (one token per place of its last feature map) and a caption, or only a caption.
 
-    Images get BERT's second segment embedding, so that both backbones have the same parameters as in MCT.
+    Places of images get BERT's second segment embedding, so that both backbones have the same parameters as in MCT.
     """
 
     def __init__(self, image_encoder: nn.Module, text_encoder: BertEncoder) -> None:
@@ -141,7 +141,7 @@ class PairEncoder(nn.Module):
         return self.bert.embeddings(input_ids=tokens)
 
     def encode(self, text: Tensor, tokens: Tensor, image: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the last hidden states of places [B, P, D] (if there is an image) and of words [B, L, D]."""
+        """Return the last hidden states of places [B, P, D] (empty without an image) and of words [B, L, D]."""
         image = text[:, :0] if image is None else image
         mask = F.pad(tokens != PAD, (image.shape[1], 0), value=True)
         states = torch.cat([image, text], 1)
@@ -149,7 +149,7 @@ class PairEncoder(nn.Module):
         return hidden[:, : image.shape[1]], hidden[:, image.shape[1] :]
 
     def scores(self, image: Tensor, text: Tensor, tokens: Tensor) -> Tensor:
-        """Score every image [N, P, D] with every caption [M, L, D], reading each pair together: [N, M] ([11]).
+        """Score every image [N, P, D] with every caption [M, L, D] by reading both together: [N, M] ([11]).
 
         A linear layer maps the product of the mean state of the places and the state of the first token to the score.
         """
@@ -168,13 +168,13 @@ class OneEncoder(pl.LightningModule):
 
     The loss is the sum of three: matching of all pairs of images and captions within a group (cross entropy in both
     directions and of every pair); masked words of a caption given its image; and masked words of another caption
-    without an image, so that the transformer also learns text alone. The test is retrieval by this score.
+    without an image, so that the transformer also learns text alone. The test is retrieval by the matching score.
 
     Args:
         candidates: images and captions per group; a batch of B has B / candidates groups, each on one device.
         image_learning_rate, learning_rate: of AdamW, for the image encoder and for the rest.
         weight_decay: of matrices only.
-        warmup_fraction: share of the steps with linear warm-up; then cosine decay.
+        warmup_fraction: share of the steps with linear warm-up. The other steps have cosine decay.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class OneEncoder(pl.LightningModule):
         return terms["loss"]
 
     def match(self, batch: dict[str, Tensor], image: Tensor) -> Tensor:
-        """Compute the matching loss within groups; pairs with the same image or the same text aren't negatives."""
+        """Compute the matching loss within groups. Pairs with the same image or the same text aren't negatives."""
         tokens = batch["tokens_key"]
         same = torch.stack([batch["image_id"], text_numbers(tokens, batch["lengths_key"])], 1)
         groups = groups_here("model.candidates", len(image), self.hparams["candidates"])

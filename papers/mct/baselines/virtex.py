@@ -33,7 +33,7 @@ PAD = 0
 
 
 class CaptionEmbedding(nn.Module):
-    """Normalized sum of the word and position embeddings, [B, L, hidden_size]; zero for padding."""
+    """Embeds tokens as the normalized sum of word and position embeddings [B, L, hidden_size]. Padding is zero."""
 
     def __init__(self, vocabulary_size: int, hidden_size: int, max_tokens: int, dropout: float) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class CaptionDecoder(nn.Module):
 
 
 def token_losses(decoder: CaptionDecoder, grid: Tensor, tokens: Tensor) -> Tensor:
-    """Cross entropy [B, L - 1] of every token given the tokens before it, 0 for padding, in at least float32."""
+    """Compute the cross entropy [B, L - 1] of every token given the tokens before it. Padding gets 0."""
     logits, targets = decoder(grid, tokens[:, :-1]), tokens[:, 1:]
     with torch.autocast(logits.device.type, enabled=False):
         logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
@@ -152,10 +152,10 @@ class BicaptioningData(CaptionData):
 
 
 class VirTex(pl.LightningModule):
-    """Pre-trains an image encoder by bicaptioning ([11]); parameters are named as in VirTex's checkpoints.
+    """Pre-trains an image encoder by bicaptioning ([11]). Parameters have the names of VirTex's checkpoints.
 
-    The loss is the cross entropy of the forward captions plus that of the backward ones, each a mean over the
-    non-padding tokens of all processes. The test computes it on held-out captions.
+    The loss is the cross entropy of the forward captions plus the cross entropy of the backward ones. Both are means
+    over the non-padding tokens of all processes. The test computes the loss on held-out captions.
 
     Args:
         image_encoder: backbone with `forward_map` and `feature_dim`; evaluations use this part.
@@ -164,7 +164,7 @@ class VirTex(pl.LightningModule):
         image_learning_rate, learning_rate: of SGD for the image encoder and for everything else.
         weight_decay: not applied to normalizations and biases in the decoders' embeddings and transformers.
         lookahead_steps, lookahead_alpha: of the Lookahead optimizer; 0 steps gives plain SGD.
-        warmup_steps: steps with linear warm-up; then cosine decay to zero.
+        warmup_steps: steps with linear warm-up, before cosine decay to zero.
         samples: has no effect; recorded runs have it in their configuration.
     """
 
@@ -209,7 +209,7 @@ class VirTex(pl.LightningModule):
                 raise ValueError(f"model.{name} is {self.hparams[name]}, but the tokenizer's is {needed}; increase it")
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the token losses [B, L - 1] of the forward and of the backward captions."""
+        """Return the token losses [B, L - 1] of the forward captions, then those of the backward captions."""
         grid = self.visual["cnn"].forward_map(batch["image"])  # type: ignore[operator]
         forward = token_losses(self.textual, grid, batch["tokens"])
         return forward, token_losses(self.backward_textual, grid, batch["tokens_reversed"])
