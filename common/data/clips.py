@@ -36,7 +36,7 @@ SPEED = (3.0 / 4.0, 4.0 / 3.0)
 
 
 def clip_start(limits: Limits, duration: float, draw: float) -> float:
-    """Choose a clip's start with a uniform draw in [0, 1). A stream shorter than the clip starts at its beginning.
+    """Choose a clip's start; `draw` is uniform in [0, 1). If the stream is too short, return the stream's start.
 
     Source: docs/papers/avid_cma.md [2.1], evaluation without audio.
     """
@@ -51,11 +51,12 @@ def paired_window(
     jitter: float,
     draws: tuple[float, float],
 ) -> tuple[float, float] | None:
-    """Choose the starts of a video and an audio clip from about the same moment; None if the streams are too short.
+    """Choose the starts of a video and an audio clip at about the same moment. Return None if a stream is too short.
 
     The longer clip is placed first, where both streams last long enough. The shorter clip is placed within the longer
-    clip's time, extended by `jitter` seconds on both sides. It starts within its stream and may run past the end.
-    `draws` in [0, 1) place the longer clip, then the shorter.
+    clip's time, extended by `jitter` seconds on both sides. The shorter clip starts within its stream, but may run past
+    the stream's end. `draws` holds two uniform numbers in [0, 1). The first places the longer clip, the second the
+    shorter.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -74,7 +75,7 @@ def paired_window(
 
 
 def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDArray[np.int64]:
-    """Return each clip's first frame in a dense evaluation; all zero if the video isn't longer than a clip.
+    """Return the first frame of each of `clips` evenly spaced clips. All are 0 if the video isn't longer than a clip.
 
     Source: docs/papers/avid_cma.md [10.1] ("Video@1").
     """
@@ -82,15 +83,15 @@ def dense_clip_starts(num_frames: int, clip_frames: int, clips: int) -> npt.NDAr
 
 
 def repeated(samples: Tensor, first: int, count: int) -> Tensor:
-    """Return `count` samples starting at `first`; after the last sample the sound starts again."""
+    """Return `count` samples from position `first`. After the last sample, continue with the first."""
     return samples[(first + torch.arange(count)) % len(samples)]
 
 
 class ClipDataset(ItemDataset):
-    """Reads media files or folders of frames, with an optional cache of decoded files; subclasses cut the samples.
+    """Base class that reads media files or folders of frames, optionally with a cache. Subclasses cut the clips.
 
     Args:
-        clips_per_video: passes over the listing per epoch; item i is file `i mod len(listing)`.
+        clips_per_video: how often an epoch visits each file; item i is file `i mod len(listing)`.
         cache_bytes: memory for decoded files per process; 0 = no cache.
 
     Source: docs/papers/avid_cma.md [2.1].
@@ -131,10 +132,10 @@ class AudioVisualClips(ClipDataset):
 
     Args:
         video_transform: None leaves "video" out of the samples and decodes no pictures.
-        jitter: how far, in seconds, the video clip may extend past the audio clip on either side, in training.
-    Returns of an item:
-        `video` [3, T, crop, crop], `audio` [1, frames, bins], `index` (file of the listing), `label`, `sound_label`,
-        `skipped` (files skipped to get this sample).
+        jitter: in training, how many seconds the video clip may extend past the audio clip on either side.
+    An item holds:
+        `video` [3, T, crop, crop], `audio` [1, frames, bins], `label`, `sound_label`, `index` (the file's position in
+        the listing), `skipped` (number of unusable files skipped before this one).
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -203,7 +204,7 @@ class VideoClips(ClipDataset):
 
     The clip's time is random in evaluation too ("Clip@1"); `training` only turns on augmentation.
 
-    Returns of an item:
+    An item holds:
         `video` [3, T, crop, crop], `label`, `index`, `skipped`.
 
     Source: docs/papers/avid_cma.md [2.1], [10.1], [10.2].
@@ -239,9 +240,9 @@ class VideoClips(ClipDataset):
 
 
 class DenseVideoClips(VideoClips):
-    """Cuts several clips of a video for evaluation, evenly spaced ("Video@1") or with `random_starts` ("Clip@1").
+    """Cuts several clips of each video: evenly spaced for "Video@1", or with random starts for "Clip@1".
 
-    Returns of an item:
+    An item holds:
         `video` [clips, 3, T, crop, crop], `label`, `index`, `skipped`.
 
     Source: docs/papers/avid_cma.md [10.1].
@@ -287,11 +288,11 @@ class DenseVideoClips(VideoClips):
 class SoundWindows(ClipDataset):
     """Cuts several windows of each sound file, for a linear classifier on audio features.
 
-    With `wrap_seconds` (ESC-50), a window starts anywhere in the first seconds of the file and wraps around. Without it
-    (DCASE), a training window is the start of a random excerpt, and test windows are spread over the file.
-    Training also scales the decoding sample rate by a factor in `SPEED`, which changes speed and pitch.
+    With `wrap_seconds` (ESC-50), only the first `wrap_seconds` of a file are used. A window starts anywhere in that
+    part and wraps around at its end. Without `wrap_seconds` (DCASE), training windows start at random, and test windows
+    are evenly spaced over the file. Training also changes speed and pitch by a random factor in `SPEED`.
 
-    Returns of an item:
+    An item holds:
         `audio` [windows, 1, frames, bins], `label`, `sound_label`, `fold`, `index`, `skipped`.
 
     Source: docs/papers/avid_cma.md [10.3].
@@ -361,7 +362,7 @@ class SoundWindows(ClipDataset):
 
 
 def limits_of(stream: Limits | None, clip: Clip, kind: str) -> Limits:
-    """Return the first and last second of a clip inside a stream."""
+    """Return the first and last second of the part of a stream that belongs to a clip."""
     if stream is None:
         raise MediaError.of(clip.path, f"has no {kind} stream")
     limits = restrict(stream, clip.start, clip.end)

@@ -1,4 +1,4 @@
-"""Measures how long picture and sound overlap and caches it, to leave out clips that would fail a run after days."""
+"""Measure how long picture and sound of each clip overlap, to leave out clips that are too short before training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _UNREADABLE, _ONE_SIDED = -2.0, -1.0
 
 
 def long_enough(listing: Listing, seconds: float) -> Listing:
-    """Keep the clips whose picture and sound overlap for more than `seconds`; notes say what is left out."""
+    """Keep the clips whose picture and sound overlap for more than `seconds`. The listing's notes count the others."""
     common = common_seconds(listing)
     broken = common == _UNREADABLE
     if broken.sum() > MOST_UNREADABLE * len(listing):
@@ -57,7 +57,7 @@ def long_enough(listing: Listing, seconds: float) -> Listing:
 
 
 def common_seconds(listing: Listing) -> npt.NDArray[np.float64]:
-    """Measure for how many seconds picture and sound of each clip overlap; [N], cached."""
+    """Return for how many seconds picture and sound of each clip overlap, [N]. The result is cached on disk."""
     path = kept_at(listing)
     path.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(path.with_suffix(".lock")), ThreadPoolExecutor(min(32, 4 * usable_cores())) as pool:

@@ -1,4 +1,4 @@
-"""Download the open data sets and weights of `open_data.yaml`, when the user asks and accepts the terms."""
+"""Download the data sets and weights of `open_data.yaml`. The user must ask for a download and accept the terms."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def open_data(name: str) -> OpenData:
 
 
 def addressed(file: str) -> OpenData | None:
-    """Find the entry that downloads a file of this name, reduced to this file; None if there is none."""
+    """Return an entry that downloads only the file of this name, or None if no entry has the file."""
     for name in read_yaml(TABLE, StageError):
         entry = open_data(name)
         if matching := tuple(entry_file for entry_file in entry.files if Path(entry_file.file).name == file):
@@ -72,7 +72,7 @@ def addressed(file: str) -> OpenData | None:
 
 
 def mirrored(data: OpenData, mirror: str) -> OpenData:
-    """Return the entry with addresses in a local folder or on another server."""
+    """Replace the addresses of an entry with ones in `mirror`, a local folder or another server."""
     base = mirror if "://" in mirror else Path(mirror).expanduser().resolve().as_uri()
     files = (replace(file, address=f"{base}/{quote(Path(file.file).name)}") for file in data.files)
     return replace(data, files=tuple(files))
@@ -122,7 +122,7 @@ def _fetch_file(file: OpenFile, root: Path) -> None:
 
 
 def _download(address: str, path: Path) -> None:
-    """Download into `<path>.part`, and rename it when complete. Another attempt or call resumes."""
+    """Download into `<path>.part`, and rename the file when complete. A retry or another call resumes the download."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part, problem = path.with_name(f"{path.name}.part"), ""
     for _ in range(_RETRIES + 1):
@@ -147,7 +147,7 @@ def _download(address: str, path: Path) -> None:
 
 
 def _receive(address: str, part: Path) -> str:
-    """Append a file's missing bytes, or restart if the server can't resume. Return why it isn't complete."""
+    """Append the missing bytes to `part`, or restart if the server can't resume. Return an error, or "" if complete."""
     start = part.stat().st_size if part.is_file() else 0
     request = Request(address, headers={"Range": f"bytes={start}-"} if start else {})
     with urlopen(request, timeout=60) as response:
@@ -167,7 +167,7 @@ def _receive(address: str, part: Path) -> str:
 
 
 def _wrong_format(path: Path) -> str:
-    """Return why a file doesn't have the format of its name; empty if no problem is detected."""
+    """Return what is wrong if a file's content doesn't fit the suffix of the name, else ""."""
     with path.open("rb") as file:
         start = file.read(9)
     if not path.name.endswith((".pth", ".pth.tar")) or start.startswith(b"\x80"):

@@ -34,21 +34,22 @@ ENHANCERS = (ImageEnhance.Brightness, _Contrast, ImageEnhance.Color)
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Converts one picture to a normalized tensor. All random numbers come from the given generator.
+    """Converts one picture to a normalized tensor. All random numbers come from the generator of the call.
 
     Training, in this order: random resized crop, color jitter in random order, gray, Gaussian blur, horizontal flip.
-    Evaluation: resize, center crop. Both divide by 255 and normalize. The operations are torchvision's, redone on
-    Pillow's bytes because torchvision's calls are slow for small pictures. The blur is Pillow's, as in MoCo's code.
-    A view takes a fixed number of draws, so turning one augmentation off does not change the others.
+    Evaluation: resize, center crop. Training and evaluation divide by 255 and normalize. The operations follow
+    torchvision, but work on Pillow's bytes, because torchvision's calls are slow for small pictures. The blur is
+    Pillow's, as in MoCo's code. A view always uses the same number of random numbers, so turning one augmentation off
+    does not change the others.
 
     Args:
         crop: side of the result in pixels.
         resize: shorter side before the center crop in evaluation.
-        min_area: smallest fraction of the picture that the random crop takes; 1.0 keeps the area.
-        max_aspect: width over height of the random crop is between this and its inverse.
+        min_area: smallest fraction of the picture that the random crop covers; 1.0 always covers the whole area.
+        max_aspect: the random crop's width / height is between 1 / `max_aspect` and `max_aspect`.
         jitter: strength of brightness, contrast, saturation and hue; zero turns one off.
-        jitter_probability: probability that the four are applied at all.
-        grayscale, blur, flip: probabilities.
+        jitter_probability: probability of the color jitter.
+        grayscale, blur, flip: probability of each operation.
         blur_sigma: range of the blur's standard deviation in pixels of the crop.
         squeeze: evaluation resizes to `resize` x `resize`, ignoring the aspect (VirTex v0.9, with `resize = crop`).
         mean, std: channel statistics, on a scale of 0 to 1.
@@ -87,18 +88,18 @@ class ImageTransform:
         return self.together([image], [draws])[0], self.flips(draws)
 
     def draw(self, rng: np.random.Generator | None) -> list[float]:
-        """Draw all random numbers of a view at once, so that each parameter always uses the same one."""
+        """Draw all random numbers of a view at once. Each parameter has a fixed position in the list."""
         if not self.training:
             return []
         assert rng is not None
         return rng.random(2 * CROP_TRIES + 15).tolist()
 
     def flips(self, draws: Sequence[float]) -> bool:
-        """Whether these draws flip the picture, so that its captions must swap left and right."""
+        """Return whether `draws` flip the picture. If so, swap left and right in the captions."""
         return bool(draws) and draws[-9] < self.flip
 
     def together(self, images: Sequence[Image.Image], draws: Sequence[Sequence[float]]) -> list[Tensor]:
-        """Transform several pictures, each with its draws. For small pictures this is faster than separate calls."""
+        """Transform several pictures, each with its own list from `draw`. This is faster for small pictures."""
         views = [self._view(image, draw) for image, draw in zip(images, draws)]
         count = max(CACHED_PIXELS // self.crop**2, 1)
         blocks = (views[first : first + count] for first in range(0, len(views), count))
@@ -144,7 +145,7 @@ class ImageTransform:
 class SquashTransform:
     """Squashes an RGB picture to float32 [3, size, size] in [0, 1] and flips it.
 
-    Resizes bilinearly without antialiasing, TensorFlow's default.
+    Resizes bilinearly without antialiasing, as TensorFlow does by default.
 
     Source: docs/papers/xmc_gan.md [7] ("image path").
     """

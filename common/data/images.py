@@ -19,9 +19,9 @@ class ImageItems(ItemDataset):
 
     Args:
         cache_bytes: memory for decoded pictures per process; 0 = no cache.
-    Returns of an item:
-        `image` float32 [3, crop, crop]; `label`, `index` (file of the listing), `skipped` (files skipped to get this
-        sample), int64.
+    An item holds:
+        `image` float32 [3, crop, crop]; `label`; `index` (the file's position in the listing); `skipped` (number of
+        unusable files skipped before this one).
     """
 
     annotations: ImageAnnotations

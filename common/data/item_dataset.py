@@ -1,7 +1,7 @@
 """Base of the map-style data sets of clips and images: keys, seeds, and unusable files.
 
-A key is an item, or a pair (epoch, item). All random draws of a sample come from a generator seeded by (seed, epoch,
-item), so a sample depends neither on its worker nor on earlier samples.
+A key is an item number, or a pair (epoch, item number). All random numbers of a sample come from a generator seeded by
+(seed, epoch, item), so a sample depends neither on the worker process nor on earlier samples.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Sample = dict[str, Any]
 
 
 class Item(NamedTuple):
-    """A file of the listing, the number of the pass over the listing (`slot`), and the epoch."""
+    """Identifies a sample: a file's position in the listing, the pass over the listing (`slot`), and the epoch."""
 
     file: int
     slot: int = 0
@@ -42,7 +42,7 @@ class TooManyBrokenFiles(RuntimeError):
 
 
 class SkipLedger:
-    """Records which files of a listing could not be used, over all worker processes.
+    """Records which files of a listing were skipped as unusable. All worker processes share the record.
 
     `flags` is uint8 [files] in shared memory, 1 = skipped. Ranks merge their flags by taking the maximum.
     """
@@ -60,7 +60,7 @@ class SkipLedger:
         self.check(f" Last: {error}.")
 
     def check(self, detail: str = "") -> None:
-        """Raise if too many files were skipped."""
+        """Raise `TooManyBrokenFiles` if more than the allowed fraction of files was skipped."""
         count = self.count()
         if count > self.max_share * len(self.flags):
             some = ", ".join(self.names()[:5])
@@ -74,7 +74,7 @@ class SkipLedger:
         return int(torch.count_nonzero(self.flags))
 
     def names(self) -> list[str]:
-        """Return the names of skipped files, relative to the listing's root if they are under it."""
+        """Return the names of skipped files, relative to the listing's root where possible."""
         skipped = torch.nonzero(self.flags).flatten().tolist()
         return list(dict.fromkeys(self.listing.names[file] for file in skipped))
 
@@ -82,9 +82,9 @@ class SkipLedger:
 class ItemDataset(Dataset[Sample], ABC):
     """Handles keys, seeds and unusable files; subclasses read a sample and transform a batch.
 
-    The next item replaces an unusable file and keeps its own index and label, so an evaluation can detect duplicates by
-    index. Item i is file `i mod len(listing)`; an epoch has `passes` passes. The run fails if more than
-    `max_skipped_fraction` of the files are unusable.
+    If a file is unusable, the sample of the next item replaces it, with the next item's index and label. So an
+    evaluation can detect duplicates by index. Item i is file `i mod len(listing)`, and an epoch visits each file
+    `passes` times. The run fails if more than `max_skipped_fraction` of the files are unusable.
     """
 
     def __init__(self, listing: Listing, *, passes: int = 1, seed: int = 0, max_skipped_fraction: float = 0.05) -> None:
@@ -100,11 +100,11 @@ class ItemDataset(Dataset[Sample], ABC):
 
     @final  # because loaders call `__getitems__`
     def __getitem__(self, key: Key) -> Sample:
-        """Return the sample of (epoch, item), or of an item in epoch 0."""
+        """Return the sample of an (epoch, item) key; a plain item number means epoch 0."""
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[Key]) -> list[Sample]:
-        """Return the samples of a batch. They share memory, so clone what you keep."""
+        """Return the samples of a batch. The samples share memory: clone tensors that you keep."""
         samples: list[Sample] = []
         done = waiting = 0
         for key in keys:
@@ -122,14 +122,14 @@ class ItemDataset(Dataset[Sample], ABC):
 
     @abstractmethod
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
-        """Decode a file and make all random draws. On a :class:`MediaError`, the next item replaces this one."""
+        """Decode a file and draw all random numbers. After a :class:`MediaError`, the next item is read instead."""
 
     def transform(self, batch: list[Sample]) -> None:
-        """Transform in place what :meth:`read` returned. For small pictures a batch is faster than separate samples."""
+        """Transform samples from :meth:`read` in place. A whole batch at once is faster for small pictures."""
 
     @abstractmethod
     def fill_cache(self) -> None:
-        """Decode files into the cache, if there is one, and ignore files that fail."""
+        """Decode files into the cache, if it is enabled. Ignore files that cannot be read."""
 
     @abstractmethod
     def preview(self, item: int) -> npt.NDArray[np.uint8]:
@@ -139,7 +139,7 @@ class ItemDataset(Dataset[Sample], ABC):
         return self.listing.names[item]
 
     def describe(self) -> dict[str, Any]:
-        """Describe the files for the record: version, fingerprint, number, and what the listing lacks."""
+        """Describe the files for the record: version, fingerprint, number of samples and of missing files, notes."""
         listing = self.listing
         lacking = {"missing": listing.missing, "notes": list(listing.notes)}
         return {
@@ -168,7 +168,7 @@ class ItemDataset(Dataset[Sample], ABC):
 
 
 def together(batch: Sequence[Sample], name: str, function: Callable[..., Sequence[Any]]) -> None:
-    """Call a function with the whole batch's arguments, stored as a tuple under `name`; replace them by its results."""
+    """Call a function once for a whole batch. Replace each sample's arguments, a tuple under `name`, by the result."""
     if batch:
         results = function(*zip(*(sample[name] for sample in batch), strict=True))
         for sample, result in zip(batch, results, strict=True):

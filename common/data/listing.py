@@ -1,4 +1,4 @@
-"""Listings: the items of a data set in a fixed order. Imports neither torch nor a decoder."""
+"""Listings: the items of a data set in a fixed order. This module imports neither torch nor a decoder."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class Clip:
         label: class of the clip, or of its picture if the sound has a separate label; -1 = unknown.
         sound_label: class of the sound; -1 = none.
         fold: official fold, from 1; 0 = the set has no folds.
-        start, end: limits inside the file in seconds; None = the file's limits.
-        sound: file with the sound, on the same clock; None = the sound is in the file itself.
+        start, end: part of the file in seconds; None = from the file's start, or to its end.
+        sound: separate sound file with the same times; None = the clip's file contains the sound.
     """
 
     path: Path
@@ -46,7 +46,7 @@ class Clip:
     sound: Path | None = None
 
     def stamps(self) -> list[tuple[str, list[int]]]:
-        """Return paths and stamps of the clip's files, to notice changes; a fingerprint only covers the names."""
+        """Return the paths and stamps of the clip's files. Unlike a fingerprint, stamps show changes of content."""
         return [(os.path.abspath(path), stamp_of(path)) for path in (self.path, self.sound) if path is not None]
 
 
@@ -59,34 +59,35 @@ UNLABELED = np.array((-1, -1, 0, np.nan, np.nan), NUMBERS)
 
 
 def spread(count: int, most: int) -> list[int]:
-    """Return up to `most` evenly spaced indices below `count`."""
+    """Return evenly spaced indices from 0 to `count - 1`, at most `most` of them."""
     return np.linspace(0, count - 1, min(most, count), dtype=np.int64).tolist()
 
 
 def joined(root: Path, name: str) -> Path:
-    """Join `name` to the root. A leading `..` is applied to the root's path as written, even if the root is a link."""
+    """Join `name` to the root. A leading `..` shortens the root's path as text, without following links."""
     return Path(os.path.normpath(root / name)) if name.startswith("../") else root / name
 
 
 def file_names(names: Iterable[str]) -> Texts:
-    """Store file names, which may contain any bytes, with forward slashes."""
+    """Store file names with forward slashes. Names may contain any bytes."""
     return Texts(names, "surrogateescape")
 
 
 @dataclass(frozen=True, eq=False)
 class Listing(MadeOnDemand[Clip]):
-    """The clips of one split of one data set, in a fixed order, as columns.
+    """The clips of one split of a data set, in a fixed order, stored as columns.
 
-    As Python objects, two million clips would take a gigabyte per loader process. A clip's position is its row in a
-    memory bank, so a bank only fits the listing it was trained on.
+    Columns save memory: two million Python objects would take a gigabyte per loader process. A clip's position is also
+    the clip's row in a memory bank, so a bank only fits the listing of its training.
 
     Args:
         version: split, fold and layout, for records.
         classes: class names; a clip's label is an index into them.
-        names: file names relative to `root`, as :func:`file_names`.
-        numbers: one row of `NUMBERS` per name.
-        sounds: names of separate sound files ("" = the sound is in the clip's file); empty = no clip has one.
-        missing, missing_names: number and examples of items in the official lists that are not in the folder.
+        names: file names relative to `root`, made by :func:`file_names`.
+        numbers: structured array with a row of dtype `NUMBERS` per name.
+        sounds: names of separate sound files, "" for a clip that contains its sound. Leave empty if no clip has a
+            separate file.
+        missing, missing_names: the official lists name items that the folder lacks: their number, and some names.
     """
 
     name: str
@@ -122,7 +123,7 @@ class Listing(MadeOnDemand[Clip]):
         )
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of relative names, numbers and sound files, in order; independent of the root."""
+        """Return the SHA-256 of relative names, numbers and sound file names. The root has no effect."""
         state = hashlib.sha256(b"listing 1\0" + self.names.ends.astype("<i8").tobytes())
         for column in NUMBERS.names or ():
             state.update(self.numbers[column].tobytes())
@@ -142,7 +143,7 @@ class Listing(MadeOnDemand[Clip]):
         )
 
     def columns(self) -> dict[str, npt.NDArray[Any]]:
-        """Return everything as columns, for a cache."""
+        """Return all contents as columns, to be cached."""
         kept = vars(self) | {"root": str(self.root), "names": list(self.names), "sounds": list(self.sounds)}
         del kept["numbers"]
         return {"numbers": self.numbers, "kept": np.frombuffer(json.dumps(kept).encode(), np.uint8)}

@@ -1,6 +1,6 @@
-"""Read pictures with Pillow, and video and sound with PyAV, cut by time stamp.
+"""Read pictures with Pillow, and cut clips from video and sound with PyAV.
 
-Cutting uses time stamps, because the number of samples a decoder returns first differs between PyAV releases.
+Clips are cut by time stamps, because PyAV releases differ in how many samples the decoder returns first.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class MediaError(RuntimeError):
 
 
 def restrict(limits: Limits, start: float | None, end: float | None) -> Limits:
-    """Restrict a stream's limits to a listed segment; None keeps the stream's limit."""
+    """Restrict a stream's limits to a segment. If `start` or `end` is None, keep the stream's limit."""
     return (
         limits[0] if start is None else max(limits[0], start),
         limits[1] if end is None else min(limits[1], end),
@@ -82,18 +82,18 @@ def restrict(limits: Limits, start: float | None, end: float | None) -> Limits:
 
 
 def frame_count(duration: float, video_fps: float) -> int:
-    """Count the frames of a clip. 0.29 s at 100 frames per second are 29, though the float product is less."""
+    """Count a clip's whole frames. Allow for float rounding: 0.29 s at 100 frames per second are 29 frames."""
     return int(duration * video_fps + 1e-6)
 
 
 def select_frames(
     start: float, duration: float, video_fps: float, source_fps: float, end: float, origin: float = 0.0
 ) -> tuple[npt.NDArray[np.int64], float]:
-    """Choose source frames for a clip at another rate: indices [T], counted from `origin`, and the first one's time.
+    """Choose source frames for a clip at another rate. Return their indices [T] and the first frame's time.
 
-    Take the source frame on screen at the times `start`, `start + 1/video_fps`, ...; a frame may repeat.
-    Times stop half a source frame before the end of the clip, at the end of the stream, and at `frame_count`. `end` is
-    the last second of the stream, and `origin` the time of its frame 0.
+    Take the source frame on screen at each of the times `start`, `start + 1/video_fps`, ...; a frame may repeat. There
+    are at most `frame_count` times, all before the stream's end and half a source frame before the clip's end. `end` is
+    the last second of the stream, and `origin` the time of frame 0.
 
     Source: docs/papers/avid_cma.md [2.1].
     """
@@ -108,7 +108,7 @@ def select_frames(
 
 
 def _on_screen(timed: Iterable[tuple[float, Item]], boundaries: list[float], step: float) -> list[Item]:
-    """Choose a frame per boundary b: the first in [b - step, b), else the last before that, else the very first."""
+    """Choose a frame for each boundary b: the first in [b - step, b), or the last before b - step, or the first."""
     chosen: list[Item] = []
     previous: Item | None = None
     for time, frame in timed:
@@ -133,7 +133,7 @@ def _stacked(frames: Sequence[Pixels], path: Path) -> Tensor:
 
 
 class FileCache:
-    """Caches decoded files in this process and drops the least recently used. Files over the limit are not cached."""
+    """Caches decoded files in this process. When full, drops the files that were not used for longest."""
 
     _shared: ClassVar[FileCache | None] = None
 
@@ -146,7 +146,7 @@ class FileCache:
 
     @classmethod
     def shared(cls, max_bytes: int) -> FileCache | None:
-        """Return this process's cache, which grows to the largest limit requested; None for a limit of 0."""
+        """Return the process's shared cache, or None if `max_bytes` is 0. The largest limit requested applies."""
         if not max_bytes:
             return None
         if cls._shared is None:
@@ -159,7 +159,7 @@ class FileCache:
         return (FileCache.shared if self is FileCache._shared else FileCache, (self.max_bytes,))
 
     def get(self, path: Path, decode: Callable[[], Content]) -> Content:
-        """Return a file's content; the first call decodes it."""
+        """Return a file's content from the cache, or decode the file and cache the content."""
         with parsing(path, MediaError):
             status = path.stat()
         key = (os.fspath(path), status.st_mtime_ns, status.st_size)
@@ -187,7 +187,7 @@ class FileCache:
 
 
 def bytes_of(content: object) -> int:
-    """Count the bytes of a decoded picture or file, or of a tensor or array; 0 for anything else."""
+    """Count the bytes of a picture, decoded file, tensor or array. Return 0 for other objects."""
     # Pillow stores RGB in four bytes.
     return 4 * content.width * content.height if isinstance(content, Image.Image) else getattr(content, "nbytes", 0)
 
@@ -216,7 +216,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError("its samples have 32 bits and no known range; store it with 8 or 16 bits")
+        raise ValueError("its pixels have 32 bits and no known range; store it with 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         # Pillow warns if such a palette is converted to RGB in one step.
         image = image.convert("RGBA")
@@ -228,7 +228,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True, slots=True)
 class MediaInfo:
-    """What a file's headers say; `frame_size` is height and width in pixels. Without a stream: None, 0 and (0, 0)."""
+    """Contents of a file's headers. `frame_size` is height, width in pixels. A missing stream gives None, 0, (0, 0)."""
 
     video_limits: Limits | None
     audio_limits: Limits | None
@@ -246,10 +246,10 @@ class MediaInfo:
 
 @dataclass(slots=True)
 class AudioTrack:
-    """Decoded sound [N, channels] at the file's rate and in the decoder's sample type; `start` is in seconds.
+    """Decoded sound [N, channels] at the file's rate, in the decoder's sample type. `start` is in seconds.
 
-    `sample_format` ("s16", "flt", ...) and `layout` are PyAV's names. `mono` is the whole track in 16 bits, made when a
-    window at the file's rate is first read.
+    `sample_format` ("s16", "flt", ...) and `layout` are PyAV's names. `mono` is the whole track in 16 bits, computed
+    when a window at the file's rate is first read.
     """
 
     samples: npt.NDArray[Any]
@@ -305,7 +305,7 @@ class AudioTrack:
 
 @dataclass(slots=True)
 class DecodedMedia:
-    """A decoded file: frames [H, W, 3] with their times, and sound; or only the headers."""
+    """A file decoded to frames [H, W, 3] with times, and sound. A file too large for the cache has only headers."""
 
     info: MediaInfo
     video: list[tuple[float, Pixels]] | None = None
@@ -319,7 +319,7 @@ class DecodedMedia:
 
 
 class MediaFile:
-    """One media file. Times are seconds on the file's clock. A rotation in the header is not applied."""
+    """A media file to read clips from. Times are in seconds, as in the file's time stamps. Pictures are not rotated."""
 
     def __init__(self, path: Path, cache: FileCache | None = None) -> None:
         self.path = path
@@ -340,10 +340,10 @@ class MediaFile:
         self.video_fps = self.info.video_fps
 
     def read_video(self, start: float, duration: float, fps: float, last: float = math.inf) -> tuple[Tensor, float]:
-        """Decode a clip at a given frame rate by repeating or dropping frames, never by blending.
+        """Decode a clip at a given frame rate. Frames are repeated or dropped, never blended.
 
-        Returns frames [T, H, W, 3] uint8 and the first one's time. T is the duration times `fps`, or less if the file
-        or second `last` comes first.
+        Returns frames [T, H, W, 3] uint8 and the first frame's time. T is `duration * fps`, or less if the clip is cut
+        short by the file's end or by the time `last`.
 
         Source: docs/papers/avid_cma.md [2.1].
         """
@@ -370,7 +370,7 @@ class MediaFile:
         return _stacked(frames, self.path), actual_start
 
     def read_audio(self, start: float, duration: float, sample_rate: int) -> Tensor:
-        """Decode a window of sound as resampled mono, float32 [N]: 16-bit values / 32767; shorter at the file's end.
+        """Decode a window of sound as mono, float32 [N] in [-1, 1], resampled. N is smaller at the file's end.
 
         Source: docs/papers/avid_cma.md [2.3], step 1.
         """
@@ -379,7 +379,7 @@ class MediaFile:
         return self.decode_audio(start, duration).read(start, duration, sample_rate)
 
     def decode_audio(self, start: float, duration: float) -> AudioTrack:
-        """Decode a window of sound at the file's rate, plus a small margin, to cut many windows from it."""
+        """Decode a window of sound and a small margin at the file's rate, for callers that cut many shorter windows."""
         if self.audio_limits is None:
             raise MediaError.of(self.path, "has no audio stream")
         if self._decoded.audio is not None:
@@ -400,7 +400,7 @@ class MediaFile:
         self.close()
 
     def _decode(self, max_bytes: int) -> DecodedMedia:
-        """Decode the whole file, or only its headers if the rest is larger than `max_bytes`."""
+        """Decode the whole file. If it would take more than `max_bytes`, decode only the headers."""
         self.info = self._read_info()
         media = DecodedMedia(self.info)
         if self.info.decoded_bytes > max_bytes:
@@ -481,7 +481,7 @@ class MediaFile:
 
     @cached_property
     def _ends(self) -> dict[int, float]:
-        """Read all packets to find each stream's last second, for recordings that broke off and lack a header."""
+        """Read all packets to find each stream's last second. Broken recordings lack it in the header."""
         assert self._container is not None
         self._fresh = False
         ends: dict[int, float] = {}
@@ -545,7 +545,7 @@ class MediaFile:
         return track
 
     def _collect_audio(self, start: float, end: float, seek_to: float | None) -> AudioTrack | None:
-        """Decode the sound of a window, extended to whole frames; None if the seek went too far."""
+        """Decode the sound of a window, extended to whole frames. Return None if the seek passed `start`."""
         assert self.info.audio_limits is not None
         parts: list[npt.NDArray[Any]] = []
         anchor, collected, rate = 0.0, 0, 0
@@ -594,7 +594,7 @@ def _samples(frame: AudioFrame) -> npt.NDArray[Any]:
 
 
 class FrameFolder:
-    """A clip stored as numbered pictures, read like a `MediaFile`. A missing number repeats the picture before it."""
+    """A clip stored as numbered pictures, read like a `MediaFile`. The previous picture replaces a missing one."""
 
     audio_limits = None
     #: TVQA's frames per second.

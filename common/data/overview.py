@@ -1,4 +1,4 @@
-"""Overview of a paper's data sets, weights, vocabularies and lists. Downloads nothing, because most have terms."""
+"""Overview of a paper's data sets, weights, vocabularies and lists. This module downloads nothing."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ TABLE = Path(__file__).with_name("released_files.yaml")
 
 @dataclass(frozen=True)
 class ReleasedFile:
-    """A file or folder that recipes name; `released_files.yaml` explains the fields."""
+    """A file or folder that recipes refer to; `released_files.yaml` explains the fields."""
 
     path: str
     title: str
@@ -87,7 +87,7 @@ class ReleasedFile:
 
 @dataclass(frozen=True)
 class FileStatus:
-    """Status of a released file; `missing` lists the files that its folder lacks."""
+    """Status of a released file or folder. `missing` lists files that the folder lacks."""
 
     file: ReleasedFile
     path: Path
@@ -102,7 +102,7 @@ def released_files() -> tuple[ReleasedFile, ...]:
 
 
 def look_at(path: str, data: Path, recipes: tuple[str, ...] = ()) -> FileStatus:
-    """Check whether a file that recipes name (relative to `data`) exists."""
+    """Check whether a file of the recipes exists; `path` is relative to `data`."""
     described = (replace(file, path=path) for file in released_files() if fnmatch.fnmatchcase(path, file.path))
     file = next(described, ReleasedFile(path, Path(path).name))
     place = data / path

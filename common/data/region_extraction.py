@@ -1,7 +1,8 @@
 """Extract region features of new pictures with a torchvision detector and local weights.
 
-Regions are chosen like in MMF's script for M3P's features. Every class but the background scores the proposals, and
-each class drops its duplicates. The proposals with the highest remaining score are kept, in the script's order.
+Regions are chosen like in MMF's script for M3P's features. Every class except the background scores the proposals, and
+non-maximum suppression within a class drops duplicates. The proposals with the highest remaining scores are kept, in
+the order that the script uses.
 
 Source: docs/papers/m3p.md [4]; `tools/scripts/features/extract_features_vmb.py` of MMF.
 """
@@ -44,9 +45,9 @@ _LEAST_SCORE = 1e-3
 
 
 def load_detector(weights: Path) -> GeneralizedRCNN:
-    """Load torchvision's Faster R-CNN from a file, whose weights also set the number of classes.
+    """Load torchvision's Faster R-CNN from a file. The weights determine the number of classes.
 
-    The file is a state dict as torchvision distributes it, or a checkpoint that has it under `model` or `state_dict`.
+    The file is a state dict like torchvision's, or a checkpoint with a state dict under `model` or `state_dict`.
     """
     if not weights.is_file():
         raise StageError(f"no detector at {weights}: give --detector FILE, such as {WEIGHTS}; nothing is downloaded")
@@ -71,7 +72,7 @@ def load_detector(weights: Path) -> GeneralizedRCNN:
 class RegionExtractor:
     """Finds the regions of pictures. Features come from the detector's box head (1024 wide in torchvision).
 
-    `origin` identifies the detector, for example by a digest; a rerun only reuses results of the same detector.
+    `origin` identifies the detector, for example by a digest. A rerun only reuses results with the same `origin`.
     """
 
     def __init__(
@@ -133,10 +134,10 @@ class RegionExtractor:
 def extract_regions(
     folder: Path, output: Path, extractor: RegionExtractor, batch_size: int = 4, distribution: bool = False
 ) -> tuple[int, tuple[str, ...]]:
-    """Write the region features of all pictures below a folder into a new `.h5` or `.npz` file, keyed by file name.
+    """Write region features of all pictures in a folder and its subfolders to a new `.h5` or `.npz` file, by file name.
 
     A rerun resumes from `<output>.parts`; `<output>.skipped.txt` lists unreadable pictures. `distribution` also stores
-    the class probabilities. Returns how many pictures the file holds, and the unreadable ones.
+    the class probabilities. Returns the number of pictures in the file, and the names of unreadable pictures.
     """
     pictures = _pictures(folder)
     keys = list(pictures)

@@ -1,8 +1,8 @@
-"""Region features of pictures: the boxes that a detector found, each with a vector and a class.
+"""Region features of pictures: boxes that a detector found, with a vector and a class for each box.
 
-A file holds the columns `image_id` [N], `height_width` [N, 2] (or `wh`, in the same order), `num_boxes` [N], `bbox` [N,
-M, 4] as left, top, right, bottom in pixels, `features` [N, M, F], and `objects` [N, M] or `distribution` [N, M, C].
-HDF5 files (`.h5`) are read picture by picture, NumPy files (`.npz`) are held in memory.
+A file holds the columns `image_id` [N], `height_width` [N, 2] (also in this order if called `wh`), `num_boxes` [N],
+`bbox` [N, M, 4] as left, top, right, bottom in pixels, `features` [N, M, F], and `objects` [N, M] or `distribution` [N,
+M, C]. HDF5 files (`.h5`) are read picture by picture, NumPy files (`.npz`) are held in memory.
 
 Source: docs/papers/m3p.md [4]. This module imports neither torch nor a decoder.
 """
@@ -42,11 +42,11 @@ def _decoded(name: bytes) -> str:
 
 
 class RegionError(ValueError):
-    """Region features cannot be used; the message names the file and, if known, the picture."""
+    """Region features cannot be used. The message names the file and, if possible, the picture."""
 
 
 def picture_key(name: str) -> str:
-    """Remove all image suffixes from a picture's file name ("cat" for `cat.jpg.jpg`); idempotent."""
+    """Remove all image suffixes from a picture's file name: `cat.jpg.jpg` becomes "cat"."""
     return _IMAGE_SUFFIXES.sub("", name)
 
 
@@ -77,9 +77,9 @@ class Regions:
 
     @property
     def box_vectors(self) -> npt.NDArray[np.float32]:
-        """Return relative left, top, right, bottom and area of the boxes, scaled to unit length: float32 [R, 5].
+        """Return left, top, right, bottom and area relative to the picture, scaled to unit vectors: float32 [R, 5].
 
-        An empty box at the origin stays zero. Source: docs/papers/m3p.md [3], "Image embedding".
+        The vector of an empty box at the origin is zero. Source: docs/papers/m3p.md [3], "Image embedding".
         """
         left, top, right, bottom = self.boxes.astype(np.float64).T
         area = (right - left) * (bottom - top) / (self.width * self.height)
@@ -90,7 +90,7 @@ class Regions:
 
 
 class RegionFeatures:
-    """Reads the region features of pictures lazily. If several files have a picture, the first one counts.
+    """Reads region features of pictures lazily. If several files contain a picture, the first file is used.
 
     The key of `google_000123.jpg` is "google_000123" (`stem`) or "123" (`number`).
     """
@@ -223,7 +223,7 @@ class _RegionFile:
 
 
 def plain_column(file: Any, name: str) -> Any:
-    """Return a column of an untrusted HDF5 file. Refuse columns that refer to other files."""
+    """Return a column of an untrusted HDF5 file. Raise an error if the column refers to another file."""
     import h5py
 
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
@@ -257,7 +257,7 @@ def _check(regions: Regions, where: str) -> None:
 
 
 def write_regions(path: str | os.PathLike[str], rows: Iterable[tuple[str, Regions]]) -> None:
-    """Write regions by name into an `.h5` or `.npz` file atomically; `.npz` holds all of them in memory."""
+    """Write named regions to an `.h5` or `.npz` file atomically. For `.npz`, all regions must fit into memory."""
     path = Path(path)
     if path.suffix.lower() not in REGION_SUFFIXES:
         raise ValueError(f"{path}: the name must end with {', '.join(REGION_SUFFIXES)}")

@@ -45,7 +45,7 @@ def _instances(number: int, classes: int) -> tuple[Instance, ...]:
 
 
 def captions_of(number: int, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the captions of a picture; the first two name what it shows."""
+    """Return the captions of a picture. The first two name the objects in the picture."""
     shown = [names[(number + 7 * place) % len(names)] for place in range(2)]
     texts = (
         "a {} beside a {} .", "one {} and one {}, near to the left .", "something on a table .", "things in a room .",
@@ -108,7 +108,7 @@ def write_random_voc(root: Path, year: str, trainval: int, test: int) -> None:
 
 
 def write_random_imagenet(root: Path, train: int, val: int) -> None:
-    """Write ImageNet with the folders of all classes; only the first classes have a picture."""
+    """Write ImageNet with a folder for every class. Pictures are only in the first folders."""
     for split, count in (("train", train), ("val", val)):
         for label in range(1000):
             path = imagenet_path(root, split, label, label + 1)
@@ -125,7 +125,7 @@ _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 def write_random_bert(folder: Path, words: Iterable[str], layers: int = 12) -> None:
-    """Write bert-base-uncased with random weights and a vocabulary of `words` and letters, padded to full size."""
+    """Write bert-base-uncased with random weights. The vocabulary has `words` and letters, padded to full size."""
     import torch
     from transformers import BertConfig, BertForPreTraining
 

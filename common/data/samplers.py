@@ -1,7 +1,7 @@
 """The order of samples: seeded by the epoch, split over ranks, and resumable at any step.
 
-Lightning's default sampler loses its generator's state, so the first epoch after a resume repeats the order of epoch 0.
-Here the order of an epoch is a pure function of (seed, epoch), so a resumed run only needs its position.
+Lightning's default sampler loses the state of its random generator, so the first epoch after a resume repeats the order
+of epoch 0. Here, the order of an epoch depends only on (seed, epoch), so a resumed run only needs the position.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch.utils.data import Sampler
 class EpochSampler(Sampler[tuple[int, int]]):
     """Yields `(epoch, item)` keys in an order that depends only on (seed, epoch).
 
-    Rank r of W takes items r, r + W, ... in the epoch's order. So a global batch (`batch_size`) has the same items for
-    every W. Items after the last whole batch are dropped, as docs/papers/avid_cma.md [9] says.
+    Rank r of W takes items r, r + W, ... in the epoch's order. So a global batch of `batch_size` contains the same
+    items on any number of ranks. An incomplete last batch is dropped, see docs/papers/avid_cma.md [9].
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def begin_at(self, position: Callable[[], tuple[int, int]]) -> None:
-        """Start the next iteration at the (epoch, global batch) that `position` returns once it begins."""
+        """Let the next iteration call `position` and start at the returned (epoch, global batch)."""
         self._position = position
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -75,5 +75,5 @@ class EpochSampler(Sampler[tuple[int, int]]):
             yield epoch, item
 
     def __len__(self) -> int:
-        """Count this rank's samples in a whole epoch, even if the next iteration starts in the middle."""
+        """Count this rank's samples in a whole epoch, even if the next iteration starts in the middle of an epoch."""
         return self.batches_per_epoch * self.batch_size // self.world_size

@@ -1,7 +1,7 @@
-"""Lazy sequences over columns (one byte string or array) or files, and a cache of columns.
+"""Lazy sequences that store items in columns or files, and a cache of columns. A column is a byte string or an array.
 
-Millions of Python objects would take a gigabyte per loader process: reading an object changes its reference count, so a
-forked process copies its memory.
+Millions of Python objects would take a gigabyte per loader process. Reading an object changes the reference count, so a
+forked process would copy the memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Columns = dict[str, npt.NDArray[Any]]
 
 
 class MadeOnDemand(Sequence[Item]):
-    """A lazy sequence, equal to any sequence of the same items. A slice of it is a list."""
+    """Base class of lazy sequences. Equals any sequence of the same items; slicing returns a list."""
 
     @abstractmethod
     def _item(self, position: int) -> Item:
@@ -55,7 +55,7 @@ class MadeOnDemand(Sequence[Item]):
 
 
 class Texts(MadeOnDemand[str]):
-    """Texts in one byte string; `errors` handles what UTF-8 can't encode (`surrogateescape` for file names)."""
+    """Texts stored in one byte string. `errors` is the codec's error handler: `surrogateescape` for file names."""
 
     def __init__(self, texts: Iterable[str], errors: str = "surrogatepass") -> None:
         parts = [text.encode("utf-8", errors) for text in texts]
@@ -71,7 +71,7 @@ class Texts(MadeOnDemand[str]):
 
 
 class Rows(MadeOnDemand[tuple[Item, ...]]):
-    """Tuples of different lengths, stored in one column (`Texts` or int64); `starts` are their first positions."""
+    """Tuples of different lengths, stored in one `column` (`Texts` or int64). `starts` holds each tuple's start."""
 
     def __init__(self, rows: Iterable[Sequence[Item]], column: Callable[[Iterator[Item]], Any]) -> None:
         lengths: list[int] = []
@@ -105,7 +105,7 @@ def _offsets(lengths: list[int]) -> npt.NDArray[np.int64]:
 
 
 class Packed(MadeOnDemand[Item]):
-    """Items of any kind, pickled into one byte string."""
+    """Items of any type, pickled into one byte string."""
 
     def __init__(self, items: Iterable[Item]) -> None:
         parts = [pickle.dumps(item) for item in items]
@@ -120,11 +120,11 @@ class Packed(MadeOnDemand[Item]):
 
 
 def cached_columns(name: str, make: Callable[[], tuple[Columns, Iterable[Path]]]) -> Columns:
-    """Return cached columns if the files and folders they were read from still have the same mtime and ctime.
+    """Return cached columns, or call `make` if a file or folder behind the columns has changed its mtime or ctime.
 
     A folder's times change when a file is added or removed. Both times are needed because unpacking an archive may
-    reset the mtime. Otherwise call `make`, which returns the columns and the paths it read. The columns are not cached
-    if there are no paths, or if a path changed within the last two seconds, since another change could go unnoticed.
+    reset the mtime. `make` returns the columns and the paths that it read. The columns are not cached if there are no
+    paths, or if a path changed within the last two seconds, because another change right after could go unnoticed.
     """
     path = cache_folder() / "indices" / f"{name}.npz"
     with contextlib.suppress(Exception):  # If the cache is damaged, read the sources again.

@@ -36,7 +36,7 @@ WORD = re.compile(r"\w+|(?<=\w)'\w+|[^\w\s]")
 
 
 def normalize_caption(text: str) -> str:
-    """Lower-case and decompose (NFKD) a text; drop combining marks, lone surrogates and extra spaces. Idempotent.
+    """Convert a text to lower case and NFKD; drop combining marks, lone surrogates and extra spaces.
 
     Source: docs/papers/mct.md [8], after VirTex.
     """
@@ -49,9 +49,9 @@ def normalize_caption(text: str) -> str:
 
 
 def swap_left_right(text: str) -> str:
-    """Swap the words "left" and "right" for a mirrored image, keeping the case. Swapping twice changes nothing.
+    """Swap the words "left" and "right" for a mirrored image, keeping the case.
 
-    Source: docs/papers/mct.md [8]; VirTex also replaces inside words.
+    Source: docs/papers/mct.md [8]. VirTex also swaps inside longer words.
     """
     return SIDE_WORD.sub(lambda match: SIDES[match[0]], text)
 
@@ -69,13 +69,14 @@ def pad_tokens(rows: Sequence[Sequence[int]], pad_id: int = 0, least: int = 1) -
 
 
 class VocabularyError(ValueError):
-    """A vocabulary cannot be read or learned; the message names the file or the field."""
+    """A vocabulary cannot be read or learned. The message names the file or the field."""
 
 
 class CaptionTokenizer(ABC):
     """Converts captions to token ids and back; call `prepare` first. `max_tokens` includes boundary tokens.
 
-    Without a file, the vocabulary is learned from the training captions. This is deterministic and takes a second.
+    Without a file, `prepare` learns the vocabulary from training captions. Learning is deterministic and takes a
+    second.
     """
 
     #: Name of the constructor's argument for the file.
@@ -97,16 +98,16 @@ class CaptionTokenizer(ABC):
         return normalize_caption(text)
 
     def read(self, content: bytes) -> None:
-        """Load `content` instead of calling `prepare`."""
+        """Load the content of a vocabulary file. Use this instead of `prepare`."""
         self._read(content)
         self.content = content
 
     def state(self) -> dict[str, Tensor]:
-        """Return a learned vocabulary for the checkpoint, because the captions may change later."""
+        """Return a learned vocabulary, which the checkpoint stores because the captions may change later."""
         return {"vocabulary": torch.tensor(list(self.content), dtype=torch.uint8)} if self.file is None else {}
 
     def restore(self, state: Mapping[str, Any]) -> bool:
-        """Read the vocabulary in `state`, if there is one, and return whether there is."""
+        """Load the vocabulary from `state`. Return False if `state` has none."""
         if "vocabulary" in state:
             self.read(bytes(state["vocabulary"].tolist()))
         return "vocabulary" in state
@@ -130,7 +131,7 @@ class CaptionTokenizer(ABC):
                 self.read(read_bytes(path))
 
     def encode(self, text: str) -> list[int]:
-        """Return token ids between boundary tokens, at most `max_tokens`; the closing token is never cut."""
+        """Return up to `max_tokens` token ids, including both boundary tokens. A cut text keeps its closing token."""
         return [self.start_id, *self._numbers(self.normal_form(text))[: self.max_tokens - 2], self.end_id]
 
     def excess(self, text: str) -> int:
@@ -159,9 +160,10 @@ class CaptionTokenizer(ABC):
 
 
 class WordPieceTokenizer(CaptionTokenizer):
-    """BERT's uncased tokenizer: splits words into the longest pieces of its vocabulary, between `[CLS]` and `[SEP]`.
+    """BERT's uncased tokenizer: splits words into the longest known pieces, between `[CLS]` and `[SEP]`.
 
-    `vocabulary` is a `vocab.txt`, or the folder of a released BERT; None learns at most `vocabulary_size` pieces.
+    `vocabulary` is a `vocab.txt`, or the folder of a released BERT. If None, up to `vocabulary_size` pieces are
+    learned.
 
     Source: docs/papers/mct.md [7].
     """
@@ -227,7 +229,7 @@ class WordPieceTokenizer(CaptionTokenizer):
 class SentencePieceTokenizer(CaptionTokenizer):
     """VirTex's tokenizer: SentencePiece BPE between `[SOS]` and `[EOS]`; piece 0 is the unknown piece and the padding.
 
-    `model` must have the pieces `[SOS]` and `[EOS]`; None learns up to `vocabulary_size` pieces.
+    `model` is a file with the pieces `[SOS]` and `[EOS]`. If None, up to `vocabulary_size` pieces are learned.
 
     Source: docs/papers/mct.md [11]. Unlike VirTex, long captions keep the closing token.
     """
@@ -270,9 +272,10 @@ class SentencePieceTokenizer(CaptionTokenizer):
 class XLMRTokenizer(CaptionTokenizer):
     """XLM-R's multilingual tokenizer: SentencePiece's pieces between `<s>` and `</s>`.
 
-    Ids are SentencePiece's plus one, which makes room for padding: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the first
+    Ids are SentencePiece's ids plus one, because of the padding: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the first
     piece 4, `<mask>` last. Captions keep case and accents but lose trailing spaces. `model` is a released
-    `sentencepiece.bpe.model` or its folder; None learns a unigram model of at most `vocabulary_size` pieces.
+    `sentencepiece.bpe.model` or the folder of this file. If None, a unigram model of up to `vocabulary_size` pieces is
+    learned.
 
     Source: docs/papers/m3p.md [2].
     """
@@ -302,7 +305,7 @@ class XLMRTokenizer(CaptionTokenizer):
         return text.encode("utf-8", "ignore").decode().rstrip()
 
     def pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of texts, without boundary tokens or a length limit; no piece spans a space."""
+        """Return the token ids of texts, without boundary tokens and without a length limit. No piece spans a space."""
         normal = [self.normal_form(text) for text in texts]
         # Passing a list always starts threads, which takes longer than tokenizing a few words.
         if len(texts) >= MANY_TEXTS:
@@ -353,10 +356,11 @@ def learn_pieces(texts: Sequence[str], **options: Any) -> bytes:
 class WordVocabulary(CaptionTokenizer):
     """VSE++'s tokenizer: whole words and punctuation marks, between `<start>` and `<end>`.
 
-    `vocabulary` has one word per line, special tokens first; None learns the words that occur at least `min_count`
-    times, the most frequent first. VSE++ has no `max_tokens`, and no COCO caption reaches ours.
+    `vocabulary` is a file with one word per line, special tokens first. If None, the words that occur at least
+    `min_count` times are learned, the most frequent first. VSE++ has no `max_tokens`; no COCO caption is long enough to
+    be cut.
 
-    Source: docs/papers/mct.md [9]. VSE++ uses NLTK, which splits contractions elsewhere ("do" and "n't").
+    Source: docs/papers/mct.md [9]. VSE++ uses NLTK, which splits "don't" into "do" and "n't".
     """
 
     file_name = "words.txt"
@@ -397,7 +401,7 @@ class WordVocabulary(CaptionTokenizer):
 
 
 def _uncased(numbers: dict[str, int]) -> Tokenizer:
-    """Build an uncased BERT tokenizer with these pieces and without boundary tokens."""
+    """Build an uncased BERT tokenizer that adds no boundary tokens. `numbers` maps pieces to ids."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
     from tokenizers.models import WordPiece
 
@@ -409,7 +413,7 @@ def _uncased(numbers: dict[str, int]) -> Tokenizer:
 
 
 def text_numbers(tokens: Tensor, lengths: Tensor) -> Tensor:
-    """Hash texts by their tokens: int64 [B] from int64 [B, L] and lengths [B]; independent of the padding."""
+    """Hash each text's tokens without the padding: int64 [B, L] with lengths [B] -> int64 [B]."""
     place = torch.arange(tokens.shape[1], device=tokens.device)
     numbers = torch.where(place < lengths.to(tokens.device)[:, None], tokens.long() + 1, 0)
     return (numbers * torch.full_like(place, 6364136223846793005).cumprod(0)).sum(1)

@@ -36,19 +36,19 @@ _POOLS: tuple[SentencePool, ...] = get_args(SentencePool)
 
 
 class FeaturesError(ValueError):
-    """A store of text features is missing, damaged, or made with other captions, tokens or weights."""
+    """A store of text features is missing or damaged, or was made from different captions, tokens or weights."""
 
 
 def valid_mask(length: Tensor, tokens: int) -> Tensor:
-    """Mark which of T positions hold a token: bool [n, T] from lengths [n]."""
+    """Mark the positions that hold a token, not padding: lengths [n] -> bool [n, T] with T = `tokens`."""
     return torch.arange(tokens, device=length.device) < length[:, None]
 
 
 def pool_sentence(words: Tensor, length: Tensor, pool: SentencePool) -> Tensor:
-    """Pool word vectors [n, T, E], including padded positions, to sentence vectors [n, E].
+    """Pool word vectors [n, T, E] to sentence vectors [n, E].
 
-    `masked_mean` averages the valid tokens. `official` also sums the padded positions, and divides by the number of
-    valid tokens.
+    `masked_mean` averages the valid tokens. `official` sums all positions, including the padding, and divides by the
+    number of valid tokens.
     """
     if pool == "masked_mean":
         words = words * valid_mask(length, words.shape[1])[..., None]
@@ -63,10 +63,10 @@ def encode_texts(texts: Sequence[str], tokenizer: CaptionTokenizer) -> tuple[Ten
 
 
 class FeatureStore:
-    """Caption features of a split in an HDF5 file: float16 words (valid tokens only) and sentences of both poolings.
+    """Caption features of a split in an HDF5 file: float16 vectors of all valid tokens, and sentences of both poolings.
 
-    Arrays are memory-mapped, so processes share them. `about` holds `made_of` (digest of captions and tokenizer),
-    `bert` (digest of BERT), and the `described` of `make_store`.
+    Arrays are memory-mapped, so processes share the memory. `about` holds `made_of` (digest of captions and tokenizer),
+    `bert` (digest of BERT), and the argument `described` of `make_store`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -115,7 +115,7 @@ class FeatureStore:
 
 @dataclass(frozen=True)
 class StoredFeatures:
-    """A folder with one store per data set, split and T. Stores are checked against the weights `bert`, if given."""
+    """A folder with a store per data set, split and number of tokens T. Each is checked against the weights `bert`."""
 
     folder: str
     bert: str
@@ -124,7 +124,7 @@ class StoredFeatures:
         return Path(self.folder).expanduser() / f"{dataset}-{split}-{max_tokens}.h5"
 
     def open(self, dataset: str, split: str, captions: Rows[str], tokenizer: CaptionTokenizer) -> FeatureStore:
-        """Open the store of a split, and check it against captions (in order), tokenizer and BERT."""
+        """Open the store of a split. Raise if it was made from other captions, another tokenizer or another BERT."""
         store = FeatureStore(self.path(dataset, split, tokenizer.max_tokens))
         if store.about.get("made_of") != digest_of(captions, tokenizer):
             raise FeaturesError(f"{store.path} was made from other captions or by another tokenizer: delete it")
@@ -138,7 +138,7 @@ class StoredFeatures:
 
 
 def digest_of(captions: Rows[str], tokenizer: CaptionTokenizer) -> str:
-    """Return the SHA-256 of what a store depends on besides BERT: all captions, and the tokens of some."""
+    """Return the SHA-256 of all captions and of the tokens of some captions, which shows if a store is outdated."""
     count = int(captions.starts[-1])
     state = hashlib.sha256(f"{STORE_VERSION} {tokenizer.vocabulary_size} {tokenizer.max_tokens}".encode())
     for number in range(count):
@@ -174,7 +174,7 @@ def make_store(
     advance: Callable[[int], None] = lambda count: None,
     described: Mapping[str, Any] | None = None,
 ) -> FeatureStore:
-    """Compute the features of all captions and write them atomically; `described` is added to the store's `about`."""
+    """Compute the features of all captions and write a store atomically. Adds `described` to the store's `about`."""
     h5py = optional_package("h5py", "features")
 
     count = int(captions.starts[-1])

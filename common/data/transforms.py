@@ -1,4 +1,4 @@
-"""Convert decoded frames and samples to inputs of an encoder; settings of clips, and statistics of sound."""
+"""Convert decoded frames and samples to inputs of an encoder. Also holds clip settings and sound statistics."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ Pixels = npt.NDArray[np.float32]
 def random_area(
     width: int, height: int, min_area: float, max_aspect: float, draws: Sequence[float]
 ) -> tuple[int, int, int, int]:
-    """Choose left, top, width and height of a random resized crop: ten tries, then the largest allowed center crop.
+    """Choose left, top, width and height of a random resized crop. After ten failed tries, use the largest center crop.
 
-    The area is uniform in [`min_area`, 1], and the aspect log-uniform in [1 / `max_aspect`, `max_aspect`]. `draws` are
-    uniform in [0, 1): area and aspect of each try, then x and y.
+    The area is uniform in [`min_area`, 1], and the aspect log-uniform in [1 / `max_aspect`, `max_aspect`]. `draws`
+    holds uniform numbers in [0, 1): area and aspect for each try, then x and y.
     """
     bound = math.log(max_aspect)
     for attempt in range(CROP_TRIES):
@@ -59,20 +59,21 @@ def random_area(
 
 @dataclass(frozen=True)
 class VideoTransform:
-    """Converts the frames of a clip to a normalized tensor; all its frames share the random parameters.
+    """Converts the frames of a clip to a normalized tensor. All frames of a clip share the random parameters.
 
     Training: random resized crop ("msc") or resize and random crop ("crop"), horizontal flip, color jitter. Evaluation:
-    resize and center crop. Both divide by 255, normalize, and repeat short clips. Resizing is within one gray level of
-    Pillow's bilinear filter. `torchvision.transforms.v2` is not used: it draws from one global generator, resizes like
-    Pillow only with AVX2, weights gray differently (0.2989 for 0.299) and shifts the hue seven times slower.
+    resize and center crop. Training and evaluation divide by 255, normalize, and repeat short clips. Resizing is within
+    one gray level of Pillow's bilinear filter. We don't use `torchvision.transforms.v2`: it draws from one global
+    generator, resizes like Pillow only with AVX2, converts to gray differently (weight 0.2989, not 0.299) and shifts
+    the hue seven times slower.
 
     Args:
-        frames: minimum length of the result; 0 leaves it to the data set.
+        frames: minimum number of frames in the result. 0 lets the data set choose.
         resize: shorter side before a plain crop.
         keep_aspect: False squeezes the frames to `resize` x `resize`, as the official "crop" mode does.
         min_area: smallest fraction of the frame that "msc" crops.
         jitter: strength of brightness, contrast, saturation and hue; zero turns one off.
-        normalize: False returns bytes, for `normalized` to be called on another device.
+        normalize: False returns bytes; call `normalized` later, for example on a GPU.
 
     Shapes:
         frames uint8 [T, H, W, 3] -> float32 [3, frames, crop, crop]; uint8 without `normalize`.
@@ -105,14 +106,14 @@ class VideoTransform:
         return self.together([frames], [self.draw(rng)])[0]
 
     def draw(self, rng: np.random.Generator | None) -> list[float]:
-        """Draw all random numbers of a clip at once, so that each parameter always uses the same one."""
+        """Draw all random numbers of a clip at once. Each parameter has a fixed position in the list."""
         if not self.training:
             return []
         assert rng is not None
         return rng.random(2 * CROP_TRIES + 11).tolist()
 
     def together(self, clips: Sequence[Tensor], drawn: Sequence[Sequence[float]]) -> list[Tensor]:
-        """Transform several clips, each with its draws. For small clips this is faster than separate calls."""
+        """Transform several clips, each with the result of `draw`. This is faster for small clips."""
         cropped = [self._cropped(frames, draws) for frames, draws in zip(clips, drawn)]
         alike: dict[tuple[int, ...], list[int]] = {}
         for number, (pixels, draws) in enumerate(zip(cropped, drawn)):
@@ -153,7 +154,7 @@ class VideoTransform:
         return (pixels if length >= self.frames else pixels[torch.arange(self.frames) % length]).transpose(0, 1)
 
     def _colored(self, video: Tensor, order: Sequence[int], draws: npt.NDArray[np.float64]) -> Tensor:
-        """Jitter the colors of [n, 3, T, H, W], all in the same order of operations, with `draws` [n, 4]; normalize."""
+        """Jitter the colors of clips [n, 3, T, H, W] with `draws` [n, 4] in the given `order`, then normalize."""
         result = torch.empty(video.shape)
         # Color operations are memory-bound, so process blocks that fit into a core's cache.
         frames = max(CACHED_PIXELS // self.crop**2, 1)
@@ -177,7 +178,7 @@ class VideoTransform:
         return _bilinear(pixels, (int(side * height / width), side))
 
     def normalized(self, video: Tensor) -> Tensor:
-        """Normalize bytes [..., 3, T, H, W] on their device, if `normalize` is off."""
+        """Normalize bytes [..., 3, T, H, W] if `normalize` is off. The result stays on the device of the input."""
         return self._standardized(video.to(torch.float32, memory_format=torch.contiguous_format).div_(255.0))
 
     def _standardized(self, colors: Tensor) -> Tensor:
@@ -257,16 +258,17 @@ def shift_hue(colors: Pixels, shift: npt.ArrayLike) -> None:
 
 @dataclass(frozen=True)
 class AudioTransform:
-    """Converts the samples of a clip to a log spectrogram with linear (not mel) frequency bins.
+    """Converts the samples of a clip to a log spectrogram. Frequency bins are linear, not mel.
 
     Steps: mean over channels, cut or zero-pad at the end, random volume (training), power spectrum with a periodic Hann
     window and reflect padding, averages of two neighboring bins (except bin 0), decibels, normalization per bin.
 
     Args:
         window: length of a clip in seconds.
-        fft: length of the Fourier transform in samples. (The official configs call half of it `n_fft`.)
+        fft: length of the Fourier transform in samples. (`n_fft` in the official configs is half as large.)
         volume: training scales the samples by a factor in [1 - volume, 1 + volume].
-        mean, std: statistics in decibels, one per bin (see :func:`write_audio_statistics`); empty gives decibels.
+        mean, std: statistics in decibels, one per bin, see :func:`write_audio_statistics`. If empty, results stay in
+            decibels.
 
     Shapes:
         samples float32 [N] or [channels, N] -> float32 [1, frames, bins].
@@ -294,7 +296,7 @@ class AudioTransform:
 
     @property
     def num_bins(self) -> int:
-        """Number of bins after averaging pairs; bin 0 has no partner."""
+        """Number of bins after averaging pairs of bins. Bin 0 stays alone."""
         return self.fft // 4 + 1
 
     @property
@@ -312,14 +314,14 @@ class AudioTransform:
         return self.together([samples], [self.draw(rng)])[0]
 
     def draw(self, rng: np.random.Generator | None) -> float:
-        """Draw the random number of a clip's volume; 0.5 leaves it unchanged."""
+        """Draw the random number for a clip's volume. 0.5 leaves the volume unchanged."""
         if not self.training or self.volume == 0.0:
             return 0.5
         assert rng is not None
         return rng.random()
 
     def together(self, sounds: Sequence[Tensor], drawn: Sequence[float]) -> list[Tensor]:
-        """Transform several clips, each with its draw. For small clips this is faster than separate calls."""
+        """Transform several clips, each with the result of `draw`. This is faster for small clips."""
         samples = torch.stack([self.prepare(sound) for sound in sounds])
         if self.training and self.volume > 0.0:
             draws = torch.tensor(drawn, dtype=torch.float64)
@@ -365,7 +367,7 @@ def _hann(size: int) -> Tensor:
 
 
 def write_audio_statistics(spectrograms: Iterable[Tensor], path: Path) -> None:
-    """Write each bin's `mean` and `std` (float32 [bins]) of spectrograms [..., time, bins] in decibels as .npz.
+    """Write an .npz file with each bin's `mean` and `std` over spectrograms [..., time, bins] in decibels.
 
     Source: docs/papers/avid_cma.md [2.3], "Statistics".
     """
@@ -416,8 +418,9 @@ class VideoInput:
 class AudioInput:
     """Settings of an audio clip (docs/papers/avid_cma.md [2.3]).
 
-    `fft` is in samples, 1024 in the paper (its configs give half of it, 512). `statistics` of the frequency bins come
-    from an .npz file or the encoder's pre-training checkpoint; None computes them from training clips.
+    `fft` is in samples: 1024 in the paper, which the official configs write as 512. `statistics` is an .npz file or the
+    encoder's pre-training checkpoint with the statistics of the frequency bins. None computes statistics from training
+    clips.
     """
 
     sample_rate: PositiveInt = 24000
@@ -428,7 +431,7 @@ class AudioInput:
     statistics: str | None = None
 
     def transform(self, training: bool, statistics: dict[str, np.ndarray] | None = None) -> AudioTransform:
-        """Return the transform. It normalizes with `statistics` (mean and deviation [F]), or returns decibels."""
+        """Return the transform. It normalizes with `statistics` (mean and std [F]); without, it returns decibels."""
         options = asdict(self) | {name: values.tolist() for name, values in (statistics or {}).items()}
         del options["statistics"]
         return AudioTransform(window=options.pop("duration"), **options, training=training)
