@@ -1,4 +1,4 @@
-"""The papers, a package each."""
+"""The papers, with one package per paper."""
 
 from pathlib import Path
 

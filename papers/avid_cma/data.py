@@ -20,7 +20,7 @@ class PretrainingData(AudioVisualData):
 
     Args:
         jitter_seconds: how far the video clip may extend beyond the audio clip's window.
-        split, held_out_split: listings for training and for the diagnostics after training.
+        split, held_out_split: splits for training and for the diagnostics after training.
         held_out_batch_size: clips per step and device in the diagnostics.
         kwargs: see AudioVisualData and ShardedDataModule.
     """

@@ -1,4 +1,4 @@
-"""The AVID and AVID-CMA loss: each clip must find its own row of a memory bank; CMA adds mined positives."""
+"""The AVID and AVID-CMA losses: each clip must find its own row of a memory bank. CMA adds mined positives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WITHIN: tuple[tuple[Modality, Modality], ...] = (("v", "v"), ("a", "a"))
 
 
 class Term(NamedTuple):
-    """A term of the loss: compares embeddings of the modality `query` with the memory bank of `bank`."""
+    """A term of the loss: compares embeddings of the modality `query` with the memory bank of the modality `bank`."""
 
     kind: Literal["instance", "positive"]
     query: Modality
@@ -43,7 +43,7 @@ class BankLoss(nn.Module):
 
     Args:
         negatives: K, the number of rows drawn per clip, with replacement.
-        within_negatives: the within-modal terms use only the first so many negatives; None uses all.
+        within_negatives: number of negatives for the within-modal terms, the first ones of each clip; None for all.
         positives: P, the number of mined rows per clip; 0 for AVID.
         agreement: see `mine_positives`.
         instance_cross, instance_within, positive_cross, positive_within: weights of the terms. The first two are
@@ -99,7 +99,7 @@ class BankLoss(nn.Module):
         self.register_buffer("normalizer", torch.tensor(-1.0))  # Z of NCE; -1 means the first training step sets it
 
     def allocate(self, num_items: int, dim: int) -> Self:
-        """Create the banks with one row per training clip; called when the size of the data set is known."""
+        """Create the banks with one row per training clip. Call this when the size of the data set is known."""
         if num_items < self.positives + 2:
             raise ValueError(
                 f"num_items={num_items} is too small for positives={self.positives}: every clip needs that many other "
@@ -117,11 +117,11 @@ class BankLoss(nn.Module):
     def forward(
         self, video: Tensor, audio: Tensor, index: Tensor, negative_index: Tensor | None = None, update: bool = True
     ) -> dict[str, Tensor]:
-        """Compute `loss` (with gradient) and each term (detached), then update the banks. Always computes in float32.
+        """Compute `loss` (with gradient) and each term (detached) in float32, then update the banks.
 
         Args:
             index: clip numbers in the data set listing.
-            negative_index: use these negatives instead of drawing them.
+            negative_index: rows to use as negatives; None draws them.
             update: False (validation) leaves banks, normalizer and step unchanged.
 
         Shapes:
@@ -156,7 +156,7 @@ class BankLoss(nn.Module):
         return {"loss": loss, **{name: term.detach() for name, term in terms.items()}}
 
     def draw_negatives(self, index: Tensor, positives: Tensor, training: bool) -> Tensor:
-        """Draw rows [B, K] uniformly, excluding the clip and its positives; depends on seed, rank and step."""
+        """Draw rows [B, K] uniformly, except the clip's own and its positives. Depends on seed, rank and step."""
         excluded = torch.cat([positives, index[:, None]], dim=1).sort(dim=1).values
         if self.official_quirks and self.positives:
             excluded = positives
@@ -193,7 +193,7 @@ class BankLoss(nn.Module):
         self.step = 0
 
     def synchronize(self) -> None:
-        """Copy rank 0's banks and normalizer to all ranks; call once, before mining and the first step."""
+        """Copy rank 0's banks and normalizer to all ranks. Call this once, before mining and the first step."""
         self.video_bank.synchronize()
         self.audio_bank.synchronize()
         broadcast_from_rank_zero(self.normalizer)

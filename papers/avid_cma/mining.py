@@ -14,10 +14,10 @@ Agreement = Literal["consensus", "union", "video", "audio"]
 
 @torch.no_grad()
 def mine_positives(video: Tensor, audio: Tensor, k: int, agreement: Agreement = "consensus", rows: int = 256) -> Tensor:
-    """Find the k items that agree most with each item by exhaustive search; each rank handles its share of items.
+    """Find the k items that agree most with each item, by exhaustive search. Each rank searches for some of the items.
 
     The agreement of two items with bank similarities s_v and s_a is `min(s_v, s_a)` (consensus, the method), `max(s_v,
-    s_a)` (union), `s_v` (video) or `s_a` (audio). An item is never its own positive. `rows` limits the memory.
+    s_a)` (union), `s_v` (video) or `s_a` (audio). An item is never its own positive. `rows` items are searched at once.
 
     Shapes:
         video, audio [N, d], unit rows, k < N -> int32 [N, k], each row in ascending order, the same on every rank

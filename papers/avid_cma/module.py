@@ -1,4 +1,4 @@
-"""Training of AVID and CMA; the loss decides which of the two it is."""
+"""Training of AVID and CMA. The loss decides which one of them is trained."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class AVIDModule(pl.LightningModule):
         hidden_dim, out_dim, head_layers, head_batch_norm, head_output_batch_norm: projection heads ([3.3]).
         learning_rate, betas, weight_decay: Adam; the weight decay is L2 in the gradient ([8]).
         lr_milestones: epochs that divide the rate by 10 ([11]).
-        warm_start: AVID checkpoint that CMA starts from; loads model, banks and normalizer, but not optimizer or epoch.
-        refresh_every: mine new positives every so many epochs; 0 mines only at the start.
-        mined: if training mines no positives, the test mines this many per instance to measure agreement; 0 skips it.
+        warm_start: AVID checkpoint that CMA starts from. Loads model, banks and normalizer, but not optimizer or epoch.
+        refresh_every: epochs between two searches for positives; 0 mines only at the start.
+        mined: positives per instance that the test mines to measure agreement, if training mines none; 0 skips this.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class AVIDModule(pl.LightningModule):
                 self.loss.mine()
 
     def start_without_files(self) -> None:
-        """Train as in later steps, but without a warm start or mining, to measure the cost of a step."""
+        """Skip warm start and mining when training starts, to measure the cost of a step without files."""
         self._without_files = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

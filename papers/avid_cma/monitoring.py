@@ -1,4 +1,4 @@
-"""Diagnostics of ours after pre-training: cross-modal retrieval, precision of mining, and pictures of neighbors."""
+"""Our diagnostics after pre-training: cross-modal retrieval, precision of mining, and pictures of neighbors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AGREEMENTS: tuple[Agreement, ...] = ("consensus", "union", "video", "audio")
 
 
 class LossProgress(nn.Module):
-    """Records the loss (mean of `steps`) and the NCE constant Z at the start and now; buffers survive a resume."""
+    """Records the loss (mean over `steps`) and the NCE constant Z, at the start and now. Survives a resume."""
 
     count: Tensor
     first: Tensor
@@ -48,7 +48,7 @@ class LossProgress(nn.Module):
         self.count.add_(1.0)
 
     def compute(self, normalizer: Tensor) -> dict[str, Tensor]:
-        """Return the first and last loss, Z, and the change of Z since the first step (0 if it is frozen)."""
+        """Return the first and last loss, Z, and the change of Z since the first step (0 if Z is frozen)."""
         if not bool(self.count > 0):
             return {}
         return {
@@ -60,7 +60,7 @@ class LossProgress(nn.Module):
 
 
 def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
-    """Percentage of videos whose nearest audio clip is their own (the same row); ties and NaN count as misses."""
+    """Compute the percentage of videos whose nearest audio is in the same row. Ties and NaN count as misses."""
     nearer = match_ranks(video, audio)
     return {
         "retrieval_r1": 100.0 * (nearer < 1).float().mean(),
@@ -70,10 +70,10 @@ def cross_modal_retrieval(video: Tensor, audio: Tensor) -> dict[str, Tensor]:
 
 
 def bank_agreement(video_bank: Tensor, audio_bank: Tensor, labels: np.ndarray, positives: int) -> dict[str, Tensor]:
-    """Percentage of mined positives with the anchor's class, by type of agreement. Training doesn't use labels.
+    """Compute the percentage of mined positives with the anchor's class, by type of agreement.
 
     Args:
-        video_bank, audio_bank: [N, d]; of larger banks, only `LARGEST_BANK` evenly spaced rows are used.
+        video_bank, audio_bank: [N, d]. If N exceeds `LARGEST_BANK`, use only `LARGEST_BANK` evenly spaced rows.
         labels: class of each row [N]; rows with -1 are ignored.
     """
     if len(video_bank) > LARGEST_BANK:
@@ -101,7 +101,7 @@ def draw_neighbors(
     queries: int = 6,
     neighbors: int = 5,
 ) -> list[list[str]]:
-    """Draw nearest clips by video, by audio, and across modalities; return rows of (query, kind, neighbors' files).
+    """Draw the nearest clips by video, by audio, and across modalities. Return rows (query, kind, neighbors' files).
 
     The unit rows of video and audio [N, d] belong to the items `index` [N] of `clips`.
     """

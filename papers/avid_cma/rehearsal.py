@@ -29,7 +29,7 @@ AUDIOSET_CLIPS = 160
 
 
 def write_datasets(root: Path) -> None:
-    """Write every data set that the recipes read from `$DATA`, with as many classes as their classifiers have."""
+    """Write every data set that the recipes read from `$DATA`, with as many classes as the classifiers have."""
     generator = ClipGenerator(seed=0, size=32, fps=16, sample_rate=24000)
     pool = root / ".rendered"
     pool.mkdir()
@@ -60,7 +60,7 @@ def write_datasets(root: Path) -> None:
 
 
 def write_released(stage: str, module: Any, data: Any, path: Path) -> None:
-    """Write a file with the authors' names and layout for a stage; its banks have one row per clip of the data set."""
+    """Write a file with the authors' names and layout for a stage. Its banks have one row per clip of the data set."""
     clips, mined = data.dataset.published_count(data.split), module.loss.positives
     # A single stored number, expanded to the full size.
     criterion = {f"nce_average.view{view}_mem": torch.zeros(1, 1).expand(clips, 128) for view in (1, 2)}
@@ -83,7 +83,7 @@ def _names(count: int) -> tuple[str, ...]:
 
 
 def _one_of(files: list[Path]) -> Callable[[Path], None]:
-    """Return a writer that links to the given files in turn."""
+    """Return a function that creates a file as a hard link to the next one of `files`, in turn."""
     turn = itertools.cycle(files)
 
     def write(path: Path) -> None:

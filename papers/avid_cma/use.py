@@ -26,7 +26,7 @@ from papers.avid_cma import networks
 
 
 class AVID(networks.AVID, TrainedModel):
-    """A trained `networks.AVID`. Averages the embeddings of `clips` evenly spaced clips per file; 1 uses the middle."""
+    """A trained `networks.AVID`. Averages the embeddings of `clips` evenly spaced clips of a file (1: the middle)."""
 
     paper = "avid_cma"
     kinds = ("papers.avid_cma.module.AVIDModule",)
@@ -70,7 +70,7 @@ class AVID(networks.AVID, TrainedModel):
         self._spectrogram = audio.transform(training=False, statistics=statistics)
 
     def read_video(self, file: str | Path) -> Tensor:
-        """Read clips of a file, float32 [clips, 3, T, crop, crop]."""
+        """Read video clips of a file, float32 [clips, 3, T, crop, crop]."""
         with MediaFile(Path(file)) as media:
             clips = []
             for start, duration in self._windows(media, "video", self.video.duration):
@@ -79,7 +79,7 @@ class AVID(networks.AVID, TrainedModel):
         return torch.stack(clips)
 
     def read_audio(self, file: str | Path) -> Tensor:
-        """Read spectrograms of a file's sound, float32 [clips, 1, frames, bins]; short sounds are repeated."""
+        """Read spectrograms of a file's sound, float32 [clips, 1, frames, bins]. Repeat short sounds."""
         rate, count = self._spectrogram.sample_rate, self._spectrogram.num_samples
         with MediaFile(Path(file)) as media:
             windows = []
@@ -105,7 +105,7 @@ class AVID(networks.AVID, TrainedModel):
 
     @torch.no_grad()
     def embed_audio(self, sounds: Items) -> Tensor:
-        """Embed sounds as unit vectors [B, d], comparable with those of `embed_video`."""
+        """Embed sounds as unit vectors [B, d], comparable with the vectors of `embed_video`."""
         return self._means(lambda clips: self.audio_proj(self.audio_model(clips)), self.read_all("audio", sounds))
 
     def _means(self, encode: Callable[[Tensor], Tensor], samples: list[Tensor]) -> Tensor:

@@ -31,7 +31,7 @@ NEEDED = "'model' and 'train_criterion' (or 'state_dict')"
 
 @dataclass(frozen=True)
 class Pretraining:
-    """A checkpoint's model, memory (banks and normalizer), and listing fingerprint (None if released, [13])."""
+    """A checkpoint's model, memory (banks and normalizer), and listing fingerprint (None in a released file, [13])."""
 
     model: dict[str, Tensor]
     memory: dict[str, Tensor]
@@ -39,7 +39,7 @@ class Pretraining:
 
 
 def load_pretraining(path: str | Path, model: nn.Module) -> Pretraining:
-    """Read an `AVIDModule` checkpoint, a released one, or only network weights, and check that they fit `model`.
+    """Read an `AVIDModule` checkpoint, a released checkpoint or network weights, and check that they fit `model`.
 
     Source: [13].
     """
@@ -54,7 +54,7 @@ def load_pretraining(path: str | Path, model: nn.Module) -> Pretraining:
 
 
 def check(path: Path, module: Any, data: Any) -> None:
-    """Raise an error unless a file fits the model; a released file must also fit the loss and the data set.
+    """Check that a file fits the model. A released file must also fit the loss and the data set.
 
     Source: [13].
     """
@@ -79,7 +79,7 @@ def check(path: Path, module: Any, data: Any) -> None:
 
 
 def _fitting(path: str | Path, state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return the network weights in a checkpoint (ours or released), or raise an error if they don't fit `model`."""
+    """Return the network weights of a checkpoint (ours or released). Raise an error if they don't fit `model`."""
     weights = below(state, "model.")
     if not weights and any(name.startswith("video_model.") for name in state):
         weights = R2Plus1D.released_names(below(state, ""))
@@ -94,7 +94,7 @@ def _fitting(path: str | Path, state: Mapping[str, Tensor], model: nn.Module) ->
 
 
 def _read(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Read a checkpoint and its tensors: under `state_dict` (ours), `model` (released), or at the top level."""
+    """Read a checkpoint. Return the content and the tensors in `state_dict` (ours), `model` (released) or itself."""
     content = read_checkpoint(path, NEEDED)
     if state := tensors_in(content):
         return content, state

@@ -49,7 +49,7 @@ def _text(data: Any, size: int, draw: RandomTensors) -> dict[str, Tensor]:
 
 
 def _pairs(data: Any, model: M3P, size: int, draw: RandomTensors) -> dict[str, dict[str, Tensor]]:
-    """Make a batch of pairs of maximum length, with the fields of a `PairCollator`'s batch."""
+    """Make a batch of pairs of maximum length, with the fields that `PairCollator` makes."""
     length, count, masking = data.tokenizer.max_tokens, data.max_regions, data.masking
     width, classes = model.encoder.feature_dim, model.region_heads.classifier.out_features
     rows = size * data.candidates.count if isinstance(data.candidates, Groups) else size

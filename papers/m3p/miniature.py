@@ -1,4 +1,4 @@
-"""Stand-ins for downloads in the miniature: the training of its detector, and a warm start that replaces XLM-R."""
+"""Replaces downloads in the miniature: trains the region detector, and a warm start in place of XLM-R."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from papers.m3p.search import RetrievalTest
 
 
 class RegionClassifier(pl.LightningModule):
-    """Trains the miniature's detector. The checkpoint has all that `prepare_regions` needs.
+    """Trains the miniature's region detector. `prepare_regions` only needs this checkpoint.
 
     Args:
         classes: number of outputs, at least the number of categories in the data.
@@ -86,7 +86,7 @@ class RegionClassifier(pl.LightningModule):
 
 
 class RegionPictures(ShardedDataModule):
-    """Pictures by category, to train `RegionClassifier`; crops down to a quarter teach it to recognize quarters."""
+    """Pictures by category, to train `RegionClassifier`. Crops down to a quarter teach it to classify quarters."""
 
     def __init__(
         self,
@@ -125,8 +125,8 @@ class MeansTest(RetrievalTest):
 class WarmStart(pl.LightningModule):
     """Aligns word and region embeddings before pre-training, in place of XLM-R's weights.
 
-    It contrasts the mean word embedding of each caption with the mean region embedding of its image, within the batch.
-    It trains nothing else of `model`. Without it, the encoder scores all candidates alike for a long time ([13.2]).
+    Contrasts the mean word embedding of each caption with the mean region embedding of its image, within the batch.
+    Only trains these embeddings. Without a warm start, the encoder long scores all candidates alike ([13.2]).
 
     Args:
         pretrained: checkpoint of another stage; None means random weights.

@@ -42,10 +42,10 @@ class M3PModule(pl.LightningModule):
     iterations, and then updates once. Steps, checkpoints and the learning rate schedule count updates.
 
     Args:
-        weight_xmlm, weight_mlm: of masked words in text alone, and in captions.
-        weight_mrm_class, weight_mrm_regression: of classes and features of masked regions.
-        weight_t2i, weight_i2t: of the match, choosing an image for a caption and a caption for an image.
-        vlm_ce_weight, vlm_bce_weight: of the match's softmax over candidates and binary loss for each candidate.
+        weight_xmlm, weight_mlm: weights of the losses of masked words in text alone, and in captions.
+        weight_mrm_class, weight_mrm_regression: weights of the losses of masked regions' classes and features.
+        weight_t2i, weight_i2t: weights of matching, by choosing an image for a caption and a caption for an image.
+        vlm_ce_weight, vlm_bce_weight: weights, within matching, of the softmax over candidates and of the binary loss.
         soft_classes, alignment_weight, itm_weight, contrast_weight, contrast_temperature: see `pair_terms`; not in the
             paper.
         pretrained, position_offset: see `load_into_model`; None means random weights.
@@ -184,7 +184,7 @@ class M3PModule(pl.LightningModule):
 
     @property
     def batches_per_update(self) -> float:
-        """Average number of iterations per update; known after an iteration, which counts the groups."""
+        """Average number of iterations per update. Known after one iteration, which counts the groups."""
         h: Any = self.hparams
         return h.accumulate / (self.groups if h.updates == "per_group" else 1)
 
@@ -260,7 +260,7 @@ class M3PModule(pl.LightningModule):
             start_from(self.hparams["pretrained"], self.model, self.hparams["position_offset"])
 
     def on_before_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Raise an error for a class that the model lacks; on an accelerator, the lookup aborts without a message."""
+        """Raise an error for a class that the model lacks. On an accelerator, the lookup aborts without a message."""
         count = self.model.region_heads.classifier.out_features
         for group in (group for relation in batch.get("relations", []) for group in relation.values()):
             if "region_classes" in group and (group["region_classes"] >= count).any():
@@ -286,7 +286,7 @@ class M3PModule(pl.LightningModule):
 
 
 def adam(module: pl.LightningModule, learning_rate: float, warmup_steps: int) -> Any:
-    """Return Adam with XLM's settings: linear warm-up from 1e-7, then inverse square root decay.
+    """Return Adam and a schedule with XLM's settings: linear warm-up from 1e-7, then inverse square root decay.
 
     Source: [7].
     """

@@ -1,7 +1,7 @@
 """Computes regions without a detector: a small classifier describes a picture and its quarters.
 
-The features are written once, in the published layout. The paper's regions come from a real detector (`assemble data
-m3p --extract-regions`) or from third-party files.
+Only the miniature uses these regions. The features are written once, in the published layout. The paper's regions come
+from a real detector (`assemble data m3p --extract-regions`) or from third-party files.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def read_region_network(checkpoint: str | Path) -> RegionNetwork:
 def prepare_regions(dataset: LanguageCaptioned, split: str, checkpoint: str | Path) -> Path:
     """Compute and cache region features of a split's pictures in the published layout, `<split>.npz`.
 
-    A single process computes while the others wait. Set the data set's `regions_root` to the returned folder; data sets
-    with the same pictures share it. `checkpoint` comes from a `papers.m3p.miniature.RegionClassifier`.
+    One process computes the features while the others wait. Set the data set's `regions_root` to the returned folder,
+    which data sets with the same pictures share. `papers.m3p.miniature.RegionClassifier` writes the `checkpoint`.
     """
     network = read_region_network(checkpoint)
     pictures = getattr(dataset, "coco", dataset).root.resolve()

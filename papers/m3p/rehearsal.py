@@ -63,7 +63,7 @@ def write_datasets(root: Path) -> None:
 
 
 def _write_other_languages(folder: Path) -> None:
-    """Write text in all languages of the recipes, in English if the world lacks a language."""
+    """Write text files for all languages of the recipes. If the world lacks a language, write English text."""
     recipes = Path(__file__).parents[2] / "configs" / "m3p"
     languages = read_yaml(recipes / "base.yaml", StageError)["data"]["init_args"]["languages"]
     for language in languages:
@@ -83,7 +83,7 @@ def _regions(part: str, keys: Sequence[str]) -> Iterator[tuple[str, Regions]]:
 
 
 def write_weights(root: Path) -> None:
-    """Write XLM-R with random weights to `$DATA`; its vocabulary has the pieces of the tiny text."""
+    """Write XLM-R with random weights to `$DATA`. Its vocabulary has the pieces of the tiny text."""
     import torch
     from transformers import XLMRobertaConfig, XLMRobertaForMaskedLM
 
@@ -95,7 +95,7 @@ def write_weights(root: Path) -> None:
 
 
 def write_released(stage: str, module: Any, data: object, path: Path) -> None:
-    """Write a model like the released checkpoint: names with a prefix, and extra layers for generation."""
+    """Write a model in the released checkpoint's layout: names have a prefix, and generation layers are added."""
     import torch
 
     state = module.model.state_dict()

@@ -1,8 +1,8 @@
-"""Retrieval with a cross-encoder: scores all pairs of images and captions and computes their recalls.
+"""Retrieval with a cross-encoder: scores all pairs of images and captions, and computes recalls.
 
-There are no separate towers, so 1,000 images and 5,000 captions need five million forward passes per language. To save
-time, each image's regions are embedded once, captions of similar length share a batch, the last block computes only the
-position that the match head reads, processes share the work, and an interrupted evaluation resumes.
+The encoder reads every pair together, so 1,000 images and 5,000 captions need five million forward passes per language.
+To save time, each image's regions are embedded once, captions of similar length share a batch, the last block computes
+only the position that the match head reads, processes share the work, and an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class EvaluationSet:
     """Images and captions to search, in one language. Sets may share images.
 
     Args:
-        each: use only this many captions of each image, the first ones; None for all.
-        longest: longest caption with its boundary tokens; None for the longest of all.
+        each: number of captions per image to use, the first ones; None for all.
+        longest: tokens per caption, including boundary tokens. Longer captions are cut; None cuts none.
 
     Shapes:
         numbers int64 [M] of the captions in `texts`; owner int64 [M], positions of their images
@@ -71,7 +71,7 @@ class EvaluationSet:
         self.token_mask = torch.from_numpy(np.arange(width) < lengths[:, None] + 2)
 
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
-        """Read an image by its `index`, uint8 [H, W, 3]; None if it has only regions."""
+        """Read the picture of an image, uint8 [H, W, 3]. None if the set has regions but no pictures."""
         try:
             return np.asarray(read_image(self.source.dataset.image_path(self.images.keys[image], TEST)))
         except MediaError:
@@ -91,7 +91,7 @@ def score_pairs(
     """Score all pairs of N images and M captions: float32 [N, M] on the host of every process.
 
     Args:
-        tokens_per_batch: regions and tokens per batch, over all its pairs.
+        tokens_per_batch: regions and tokens of all pairs in a batch.
         partial: this process's file of partial scores, to resume an interrupted run.
 
     Shapes:
@@ -123,7 +123,7 @@ def score_pairs(
 
 
 def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
-    """Return columns [N * k] with exactly k captions per image: the first k, or all of them repeated.
+    """Choose columns [N * k] of the scores, with exactly k captions per image: the first k, or all of them repeated.
 
     The released code chooses k at random. Copies of a caption count separately among the best K results.
     `caption_image` int64 [M] is the row of each caption's image; every row occurs.
@@ -140,7 +140,7 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
 
 @dataclass
 class SearchResult:
-    """Scores [N, M]. `caption_image` [M] is the row of each caption's image; `caption` and `image` are numbers."""
+    """Scores [N, M]. `caption_image` [M] is the row of each caption's image; `caption` and `image` number both."""
 
     set: EvaluationSet
     scores: Tensor
@@ -154,7 +154,7 @@ class RetrievalTest:
 
     Args:
         tokens_per_batch: see `score_pairs`.
-        captions_per_image: number of captions to count per image, see `exactly`; None counts them as they are.
+        captions_per_image: captions per image, repeated if there are fewer (see `exactly`); None uses all once.
 
     Source: [10].
     """
@@ -175,7 +175,7 @@ class RetrievalTest:
         list(self.rows.values())[loader].update(batch["index"], start=start, region_mask=batch["region_mask"])
 
     def compute(self) -> dict[str, Tensor]:
-        """Return recalls in percent: `<set>_mr`, `<set>_t2i_r1`, ..., `non_english_mr`; all processes must call it."""
+        """Return recalls in percent: `<set>_mr`, `<set>_t2i_r1`, ..., `non_english_mr`. Call this on all processes."""
         device = self.module.device
         images = {items: rows.compute(device) for items, rows in self.rows.items()}
         folder = Path(self.module.trainer.default_root_dir) / "partial_scores"

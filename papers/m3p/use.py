@@ -27,8 +27,8 @@ class M3P(encoder.M3P, TrainedModel):
     Attributes:
         detector: the miniature's region network; None at paper scale, where regions come from feature files.
         regions: region features by picture name without suffix; None uses the detector.
-        languages: languages with an embedding; text may be in any language of the vocabulary. Empty after fine-tuning
-            that doesn't list the languages of its pre-training.
+        languages: languages with an embedding; text may be in any language of the vocabulary. Empty if the fine-tuning
+            didn't list the languages of pre-training.
     """
 
     paper = "m3p"
@@ -48,7 +48,7 @@ class M3P(encoder.M3P, TrainedModel):
 
     @property
     def language(self) -> str | None:
-        """Language of texts embedded without an image; None adds no language embedding."""
+        """The language of texts that are embedded without an image. None adds no language embedding."""
         return None if self._language is None else self.languages[self._language]
 
     @language.setter
@@ -64,7 +64,7 @@ class M3P(encoder.M3P, TrainedModel):
 
     @torch.no_grad()
     def embed_image(self, images: Items) -> Tensor:
-        """Return the encoder's state [B, D] at each picture's first region, without text; not comparable with texts."""
+        """Return the encoder's state [B, D] at each picture's first region, without text. Texts aren't comparable."""
         start, mask = self._start(images)
         return self.encoder.encode(start, mask, True)[:, 0].float()
 

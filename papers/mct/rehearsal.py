@@ -38,7 +38,7 @@ def write_weights(root: Path) -> None:
 
 
 def write_released(stage: str, module: Any, data: object, path: Path) -> None:
-    """Write a ResNet-50 as MoCo's, VirTex's or torchvision's file, depending on the stage that it replaces."""
+    """Write a ResNet-50 in the layout of MoCo, VirTex or torchvision, depending on the stage that it replaces."""
     encoder = next(part for part in module.modules() if isinstance(part, ImageResNet)).state_dict()
     content: dict[str, Any]
     if stage == "moco_v2_imagenet":

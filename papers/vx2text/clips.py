@@ -81,7 +81,7 @@ class LogMel:
     """Computes the mel spectrogram of samples in decibels, as PANNs does.
 
     Takes the power with a centered, periodic Hann window and reflect padding, sums it in Slaney bands of unit area, and
-    returns 10 log10 of at least 1e-10. Doesn't normalize, because the network's first layer does.
+    returns 10 log10(max(sum, 1e-10)). Doesn't normalize the result, because the network's first layer does.
 
     Shapes:
         list of [N] -> list of [1, 1, N // hop + 1, mel_bins], one clip with one channel each
@@ -117,7 +117,7 @@ class LogMel:
 
 
 class ClipReader:
-    """Cuts clips and a window of sound from a video; skips a modality whose format is None.
+    """Cuts clips and a window of sound from a video. Skips a modality whose format is None.
 
     In training, one clip starts at random in each of S equal parts of the video, with one random crop for all clips. In
     evaluation, clips and crops are centered. A video with too few frames is looped, and short sound is padded with
@@ -151,9 +151,9 @@ class ClipReader:
         return sample
 
     def read(self, clip: Clip, rng: np.random.Generator) -> Sample:
-        """Cut one sample: `video` and `audio`, as arguments of the transforms, and `video_present` and `audio_present`.
+        """Cut one sample: `video` and `audio`, as arguments for `transform`, and `video_present` and `audio_present`.
 
-        A missing video is black; missing sound is silent.
+        A missing video is black, and a missing sound is silent.
         """
         sample: Sample = {}
         # Each modality uses separate random numbers, so that leaving one out doesn't change the other.

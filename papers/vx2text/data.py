@@ -54,7 +54,7 @@ class VideoTextItems(ClipDataset):
 
     Args:
         examples: text samples, one for each file in the listing.
-        source: reads the clips, or draws `words` that replace their tokens.
+        source: reads the clips, or draws words that replace the clips' tokens.
     """
 
     def __init__(
@@ -97,7 +97,10 @@ class VideoTextItems(ClipDataset):
 
 
 def option_targets(prompt: Prompt, options: Sequence[str], correct: int, scoring: Scoring) -> Sample:
-    """Return `labels` of the right option (empty if `correct` is -1), and `option_labels` or `answer_options`."""
+    """Return the `labels` of the right option, empty if `correct` is -1, and the labels of all options.
+
+    The latter are `option_labels` for scoring `loglik`, else `answer_options`.
+    """
     if scoring == "loglik":
         labels = [prompt.answer(option) for option in options]
         return {"labels": labels[correct] if correct >= 0 else [], "option_labels": labels}
@@ -112,8 +115,8 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """Make a batch of samples.
 
     Returns:
-        If the samples have them, `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32 [B,
-        1, 1, frames, mel_bins] and `audio_present` bool [B], and `speech_cut` bool [B], whether speech is cut.
+        Only if the samples have them: `video` float32 [B, S, 3, T, H, W] and `video_present` bool [B], `audio` float32
+        [B, 1, 1, frames, mel_bins] and `audio_present` bool [B], and `speech_cut` bool [B], whether speech is cut.
         `input_ids` int64 [B, N], padded with 0, negative in the places of modality tokens. `labels` int64 [B, M],
         padded with -100. For options, `answer_options` int64 [B, 5] or `option_labels` int64 [B, 5, M']. `correct`,
         `index`, `label` and `skipped` int64 [B]. Lists of length B: `clip`, `question_text`, `kind`, `answer_text` (""
@@ -141,8 +144,8 @@ class VideoTextData(ShardedDataModule):
     """Base of the data modules of the three tasks.
 
     Args:
-        tokenizer: of the language model.
-        modalities: None takes those of the data set.
+        tokenizer: the language model's tokenizer.
+        modalities: modalities to read; None takes the data set's.
         video_categories, audio_categories: the classifiers' categories in order, to check tokens in the miniature.
         prompt: maximum pieces of each part of the text, and tokens per clip.
         slots: `media` reads the clips; `words` replaces tokens with the clip's true categories and some wrong ones, to
@@ -209,7 +212,7 @@ class VideoTextData(ShardedDataModule):
         return (self.dataset.subtitles() if self.prompt.limits.speech else None) or {}
 
     def spoken(self, clip: str, span: Limits | None = None) -> tuple[str, ...]:
-        """Return the speech in a clip, or only in a span of it."""
+        """Return the speech in a clip, or only in a span of the clip."""
         return tuple(line.text for line in self.subtitles.get(clip, ()) if span is None or line.overlaps(span))
 
     def items(self, split: str, training: bool) -> VideoTextItems:
@@ -286,11 +289,11 @@ class QuestionAnsweringData(VideoTextData):
 
 
 class DialogData(VideoTextData):
-    """AVSD: turns of dialogues; the test split uses only the last turn of each ([10]).
+    """AVSD: turns of dialogues. The test split uses only the last turn of each dialogue ([10]).
 
     Args:
-        with_summary: append the video's summary to its caption; `prompt.caption: 0` removes both.
-        every_turn: always true: train on all turns of each dialogue.
+        with_summary: whether to append the video's summary to its caption. `prompt.caption: 0` removes both texts.
+        every_turn: always true, to train on all turns of each dialogue.
     """
 
     rows_per_item = 10  # turns per dialogue
@@ -334,7 +337,7 @@ class DialogData(VideoTextData):
 
 
 class CaptioningData(VideoTextData):
-    """TVC: descriptions of moments ([10]). Each one is a training sample; in `val`, they are a moment's references."""
+    """TVC: descriptions of moments ([10]). In training, each description is a sample; in `val`, each moment is one."""
 
     rows_per_item = 2
     test_split = "val"

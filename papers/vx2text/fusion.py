@@ -19,7 +19,7 @@ class VX2Text(nn.Module):
 
     Args:
         video_classifier, audio_classifier: networks whose categories become tokens.
-        modalities: must equal those of the data; other classifiers are dropped.
+        modalities: the data's modalities. Classifiers of other modalities are dropped.
         video_tokens, audio_tokens: K, the tokens per clip.
         tokenization, temperature, table: see `ModalityTokens`.
     """
@@ -56,9 +56,9 @@ class VX2Text(nn.Module):
     def forward(
         self, batch: Mapping[str, Any], noise: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, dict[str, tuple[Tensor, Tensor]]]:
-        """Embed `collate`'s prompts for the language model and put the modality tokens into their places.
+        """Embed a batch's prompts for the language model, and put the modality tokens into their places.
 
-        Chooses the most probable categories for modalities without Gumbel noise.
+        Choose the most probable categories for modalities without Gumbel noise.
 
         Returns:
             Embeddings [B, N, D], mask [B, N], and for every modality its categories [B, S * K] and scores [B, S, C].
@@ -93,9 +93,9 @@ class VX2Text(nn.Module):
     def texts(
         self, batch: Mapping[str, Any], embeddings: Tensor, mask: Tensor, tokenizer: Any
     ) -> tuple[list[str], Tensor | None]:
-        """Generate a text for every sample, or pick one of its `options` by letter or likelihood.
+        """Generate a text for every sample, or pick one of the sample's `options` by letter or likelihood.
 
-        Returns the texts and, for options, the positions picked [B]. The first option wins ties.
+        Return the texts and, for options, the positions [B] of the picked options. The first option wins ties.
 
         Source: [7].
         """

@@ -39,13 +39,13 @@ def choose(
 
     | estimator | value | gradient to the scores |
     |---|---|---|
-    | `st_topk`, the method | rows with the K largest perturbed values of draw 0 | all through the softmax of draw 0 |
+    | `st_topk`, the method | rows with the K largest perturbed values of draw 0 | through the softmax of draw 0 |
     | `st_independent` | row with the largest value of draw k | through the softmax of draw k |
     | `soft` | softmax of draw k times the table | through that softmax |
     | `st_topk_selected` | as `st_topk` | only through the chosen category's probability; learns worse |
 
-    Without noise (in evaluation or with a frozen classifier), the K most probable categories are chosen and the scores
-    get no gradient. The category with the lower index wins ties. Computes in at least float32, even under autocast.
+    Without noise (in evaluation or with a frozen classifier), choose the K most probable categories and give the scores
+    no gradient. The category with the lower index wins ties. Compute in at least float32, even under autocast.
 
     Args:
         logits: scores [B, C] before the softmax.

@@ -56,7 +56,7 @@ class LanguageModel(nn.Module):
         return int(self.t5.config.d_model)
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """Embed word pieces: [..., D]. Negative ids, the places of modality tokens, get arbitrary values."""
+        """Embed word pieces as [..., D]. Negative ids mark places of modality tokens, and get arbitrary values."""
         return self.t5.shared(tokens.clamp(min=0))
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def letter_scores(self, embeddings: Tensor, mask: Tensor, letters: Tensor) -> Tensor:
-        """Score the letter of each option, one word piece, as the first word of the answer: [B, O].
+        """Score each option's letter (one word piece) as the first word of the answer: [B, O].
 
         Source: [7], `label`.
         """
@@ -94,7 +94,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def option_scores(self, embeddings: Tensor, mask: Tensor, options: Tensor) -> Tensor:
-        """Return the mean log-likelihood [B, O] of each answer [B, O, M], in nats per token; runs the encoder once.
+        """Return the mean log-likelihood [B, O] of each answer [B, O, M], in nats per token. Run the encoder once.
 
         Source: [7], `loglik`.
         """
@@ -112,12 +112,12 @@ class LanguageModel(nn.Module):
 
 
 def over_queries(mask: Tensor) -> Tensor:
-    """Reshape a mask [B, N] to [B, 1, 1, N]; for a flat mask, transformers makes the host wait for the device."""
+    """Reshape a mask [B, N] to [B, 1, 1, N]. With [B, N], transformers would make the host wait for the device."""
     return mask[:, None, None]
 
 
 class OptionClassifier(LanguageModel):
-    """T5's encoder and a linear layer on the prompt's last state, which picks an option. It can't generate text.
+    """Picks an option with T5's encoder and a linear layer on the prompt's last state. It can't generate text.
 
     Source: [9], `no_decoder`.
     """
@@ -129,7 +129,7 @@ class OptionClassifier(LanguageModel):
         self.head = nn.Linear(self.width, options)
 
     def forward(self, embeddings: Tensor, mask: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Score the options [B, 1, options] in place of an answer's only word; `labels` are unused."""
+        """Score the options: [B, 1, options], in place of scores of an answer's only word. `labels` are unused."""
         states = self.t5(inputs_embeds=embeddings, attention_mask=over_queries(mask)).last_hidden_state
         last = mask.long().cumsum(1).argmax(1)
         return self.head(states[torch.arange(len(last), device=last.device), last])[:, None]

@@ -11,7 +11,7 @@ IGNORED = -100
 
 
 def text_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Average the cross-entropy over the valid words of all processes' batches; 0 without valid words.
+    """Average the cross-entropy over the valid words of all processes' batches. Return 0 without valid words.
 
     Answers differ in length, so the mean of the processes' means isn't the joint mean. Each process therefore divides
     by the mean number of words per process, and data parallelism averages the results to the joint mean.

@@ -1,7 +1,7 @@
-"""Stand-ins for downloaded weights in the miniature: models trained on each clip's true words.
+"""Replaces downloaded weights in the miniature by models trained on each clip's true words.
 
-A classifier that names its input (`ModalityClassification` on `CategoryData`) replaces those of Kinetics and AudioSet.
-A language model that answers from true words (`TextPretraining`) replaces T5.
+Classifiers that name their input (`ModalityClassification` on `CategoryData`) replace the classifiers of Kinetics and
+AudioSet. A language model that answers from true words (`TextPretraining`) replaces T5.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ Batch = dict[str, Any]
 
 
 class ModalityClassification(pl.LightningModule):
-    """Trains a classifier of `video` or `audio` whose categories are words; a clip may have several true words.
+    """Trains a classifier of `video` or `audio` whose categories are words. A clip may have several true words.
 
-    `smoothing` spreads a share of the target over all categories. Without it, the classifier gets overconfident:
-    samples always name the same category, so its errors get no gradient. For the other settings see `adamw`.
+    `smoothing` spreads a share of the target over all categories. Without smoothing, the classifier gets overconfident:
+    samples always name the same category, so wrong categories get no gradient. For the other settings see `adamw`.
 
     Source: [14], step 1.
     """
@@ -69,7 +69,7 @@ class ModalityClassification(pl.LightningModule):
         return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_fraction)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Score the categories [B, C] of the one clip that was cut from each file."""
+        """Score the categories [B, C]. The batch has one clip per file."""
         return self.classifier(batch[self.hparams["modality"]][:, 0])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -115,7 +115,7 @@ class TextPretraining(pl.LightningModule):
         return adamw(self, {"": h.learning_rate}, h.weight_decay, h.warmup_fraction)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Score the answers' words [B, M, V], each given the words before it."""
+        """Score the words of the answers [B, M, V]. Each score depends on the words before."""
         ids = batch["input_ids"]
         return self.language_model(self.language_model.embed(ids), ids != 0, batch["labels"])
 
@@ -138,7 +138,7 @@ class TextPretraining(pl.LightningModule):
 
 
 def words_loss(logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
-    """Return the label-smoothed cross-entropy with a uniform target over the true words; both inputs are [B, C].
+    """Return the label-smoothed cross-entropy with a uniform target over the true words. Both inputs are [B, C].
 
     Source: [14], step 1.
     """
@@ -148,7 +148,7 @@ def words_loss(logits: Tensor, words: Tensor, smoothing: float) -> Tensor:
 
 
 def precision_and_loss(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the precision [B] of the n most probable words, where n are true, and the loss [B]; inputs are [B, C]."""
+    """Return precision [B] and loss [B] from inputs [B, C]. Precision is of the n most probable words, n being true."""
     words = words.float()
     number = words.sum(1)
     loss = -(logits.float().log_softmax(1) * words).sum(1) / number
@@ -180,7 +180,7 @@ class CategoryItems(ClipDataset):
 
 
 def class_marks(classes: Sequence[str], categories: Sequence[str]) -> Tensor:
-    """Mark the true categories of each class, bool [classes, categories]: its whole name, or else the words in it."""
+    """Mark the true categories of each class, bool [classes, categories]: the class name, or else the words in it."""
     # Treat "crying_baby" and "Crying baby" as the same name.
     labels, words = [
         [re.sub(r"[\s_]+", " ", name.lower().strip()) for name in names] for names in (classes, categories)

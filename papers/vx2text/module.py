@@ -35,10 +35,10 @@ class VX2TextModule(pl.LightningModule):
     """Trains and tests VX2TEXT ([6] to [8]).
 
     Args:
-        auxiliary_weight: of a classification loss; always 0, because no source mentions one.
-        protocols: of the caption metrics; metrics of the first protocol have no prefix.
+        auxiliary_weight: weight of a classification loss; always 0, because no source mentions such a loss.
+        protocols: protocols of the caption metrics. Metrics of the first protocol have no prefix.
         meteor: compute METEOR, which needs Java and 1.5 GB.
-        learning_rate: of the language model; `table_learning_rate` is for category tables and projections.
+        learning_rate: for the language model; `table_learning_rate` is for category tables and projections.
         weight_decay, warmup_fraction: see `adamw`.
         text_pretrained: a T5 folder, or the checkpoint of a stage with a language model; None means random weights.
         video_pretrained, audio_pretrained: a released classifier, or the checkpoint of a stage with a classifier.
@@ -84,7 +84,7 @@ class VX2TextModule(pl.LightningModule):
         return loss
 
     def noise(self, batch: Batch) -> dict[str, Tensor]:
-        """Draw Gumbel noise for the joint batch and return this process's rows."""
+        """Draw Gumbel noise for the joint batch of all processes, and return this process's rows."""
         samples = len(batch["labels"]) * self.trainer.world_size
         generator = batch_generator(self, self.hparams["seed"])
         noise: dict[str, Tensor] = {}

@@ -34,10 +34,10 @@ Counts = Mapping[str, tuple[int, int]]
 
 
 class TokenWords:
-    """Records which words a `VX2TextModule`'s tokens name in the test set, and which they named before training.
+    """Records which words a `VX2TextModule`'s tokens name in the test set, and which words they named before training.
 
-    "Before" comes from the initial weights, reloaded from their file. It is missing without such a file, or if the
-    classifier is frozen. Precision needs true words, which only data sets of the miniature list.
+    The words before training come from the initial weights, read from their file. They are missing without such a file,
+    or if the classifier is frozen. Precision needs true words, which only the miniature's data sets list.
     """
 
     def __init__(self, module: Any) -> None:
@@ -82,7 +82,7 @@ class TokenWords:
         return {f"{name}_token_precision": mean["precision"] for name, mean in means.items() if mean["count"] > 0}
 
     def draw(self, test: TextTest) -> None:
-        """Write figures and tables to the run's `media` folder; all processes must call this."""
+        """Write figures and tables to the run's `media` folder. All processes must call this."""
         words = {name: dict(gather_objects(sorted(rows.items()))) for name, rows in self.words.items()}
         if not self.module.trainer.is_global_zero:
             return

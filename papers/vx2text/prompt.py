@@ -45,7 +45,7 @@ class TextTokenizer:
     Args:
         pretrained: T5 folder with a `tokenizer.json`; None builds a vocabulary of whole words from the narrated
             miniature, whose texts are the same for every seed.
-        vocabulary_size: rows of the language model's embedding; T5 has more rows than pieces.
+        vocabulary_size: rows of the language model's embedding. T5 has more rows than pieces.
 
     Source: [5] and [6].
     """
@@ -84,13 +84,13 @@ class TextTokenizer:
         return self._ids[text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids up to the first end token; skips padding, places and ids without a piece."""
+        """Return the text of ids up to the first end token. Skip padding, modality tokens and ids without a piece."""
         text = takewhile(lambda piece: piece != self.eos_id, ids)
         return self._pieces.decode([piece for piece in text if self.pad_id < piece < self._pieces.get_vocab_size()])
 
     @cached_property
     def letter_ids(self) -> tuple[int, ...]:
-        """The ids of the option letters a to e: each letter's last piece, as T5 may put a word start mark before it."""
+        """The ids of the option letters a to e. Use a letter's last piece, since T5 may put a word start mark first."""
         return tuple(self.encode(letter)[-1] for letter in LETTERS)
 
     @cached_property
@@ -155,9 +155,9 @@ class TextSample:
     """The text of one sample. Empty parts don't appear in the prompt.
 
     Attributes:
-        answer: the model's target; None if withheld.
-        references: texts to compare the output with; the original answer is first, if it is among them.
-        correct: position of the right option; -1 if it is withheld or there are no options.
+        answer: the model's target; None if the data set withholds answers.
+        references: texts to compare the output with. If the original answer is one of them, it is first.
+        correct: position of the right option; -1 without options or if the data set withholds answers.
         kind: kind of the question; only in the miniature.
     """
 
@@ -176,8 +176,8 @@ class TextSample:
 class Prompt:
     """Writes prompts: task, video, audio, speech, caption, history, question, options.
 
-    Each part starts with its name; T5 needs no other separator. Only text is cut, so the places of modality tokens and
-    the question stay even if the speech is long. Each of the `clips` and `sounds` has one place per token.
+    Each part starts with its name; T5 needs no other separator. Each part of text is cut separately, so a long speech
+    removes neither the question nor modality tokens. Each of the `clips` and `sounds` has one place per token.
 
     Source: [5].
     """
@@ -200,7 +200,7 @@ class Prompt:
         self.audio = [PLACES["audio"] - token for token in range(sounds * limits.audio_tokens)]
 
     def encode(self, text: TextSample, words: Sequence[Sequence[str]] | None = None) -> list[int]:
-        """Return a prompt's ids with its end token; `words` of the video and the audio may replace modality tokens."""
+        """Return a prompt's ids with an end token. `words` of video and audio replace the modality tokens, if given."""
         limits, encode = self.limits, self.tokenizer.encode
         video, audio = (self.video, self.audio) if words is None else map(self._joined, words)
         options: list[int] = []
@@ -227,7 +227,7 @@ class Prompt:
         return len(self._joined(text.speech)) > self.limits.speech > 0
 
     def answer(self, text: str) -> list[int]:
-        """Return the ids of the target text with its end token."""
+        """Return the ids of the target text with an end token."""
         return [*self.tokenizer.encode(text)[: self.limits.answer - 1], self.tokenizer.eos_id]
 
     def _joined(self, texts: Sequence[str]) -> list[int]:

@@ -1,4 +1,4 @@
-"""Turns a modality into word tokens: classifier, embeddings of its most probable categories, places in the prompt."""
+"""Turns a modality into word tokens: a classifier picks categories, whose embeddings get places in the prompt."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class ModalityTokens(nn.Module):
 
     Args:
         tokens: K, the tokens per clip.
-        table: see `Table`; a learned table is zero until `VX2Text.start_tables` or a checkpoint fills it.
+        table: see `Table`. A learned table is zero until `VX2Text.start_tables` or a checkpoint sets it.
 
     Source: [4], [8] and [9].
     """
@@ -140,7 +140,7 @@ class ModalityTokens(nn.Module):
         return self
 
     def noise_shape(self, clips: int) -> tuple[int, int, int] | None:
-        """Return the shape [clips, draws, C] of a sample's Gumbel noise, or None if it needs no noise."""
+        """Return the shape [clips, draws, C] of a sample's Gumbel noise, or None if the tokens need no noise."""
         return (clips, draws_of(self.estimator, self.tokens), len(self.classifier.names)) if self.sampled else None
 
     def scores(self, clips: Tensor) -> Tensor:
@@ -152,11 +152,11 @@ class ModalityTokens(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the embeddings, categories and scores of each sample's clips [B, S, ...], in the order of the clips.
 
-        Without Gumbel noise, chooses the most probable categories. `table` holds the embeddings of categories if they
-        are tied.
+        Without Gumbel noise, choose the most probable categories. If category embeddings are tied to the language
+        model's words, `table` holds them.
 
         Shapes:
-            noise [B, S, draws, C]; table [C, D] -> [B, S * K, D], [B, S * K] (empty when continuous), [B, S, C]
+            noise [B, S, draws, C]; table [C, D] -> [B, S * K, D], [B, S * K] (empty if continuous), [B, S, C]
         """
         batch, count = clips.shape[:2]
         with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):

@@ -14,7 +14,7 @@ class TrueWords:
     """Draws words that classifiers might choose for a clip, instead of reading the clip, to pre-train on text alone.
 
     Args:
-        words: each clip's true words, for its video and for its sound.
+        words: clip name to the true words of its video and of its sound.
         places: number of words to draw for the video and for the sound.
         replaced: probability that a random word replaces a true word.
 
@@ -34,7 +34,7 @@ class TrueWords:
         return {"words": [noisy_words(*column, self.replaced, rng) for column in columns]}
 
     def transform(self, batch: Sequence[Sample]) -> None:
-        """Words need no transform."""
+        """Do nothing, since words need no transform."""
 
 
 def noisy_words(

@@ -110,7 +110,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> list[str]:
-        """Return warnings about unknown words and about parts that are cut (the history may be cut without warning)."""
+        """Return warnings about unknown words and about parts that are cut, except the history."""
         tokenizer, limits, notes = self.tokenizer, self.prompt.limits, []
         words = " ".join((question, *speech, known, *chain(*history), *options)).split()
         unknown = [word for word in dict.fromkeys(words) if tokenizer.unknown_id in tokenizer.encode(word)]
@@ -141,7 +141,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         history: Sequence[tuple[str, str]] = (),
         options: Sequence[str] = (),
     ) -> str:
-        """Answer a question about a clip; `known` describes the clip, and `options` has five answers or none."""
+        """Answer a question about a clip. `known` describes the clip, and `options` has five answers or none."""
         if not question.strip():
             raise StageError("the question is empty; to describe the clip, run: assemble caption vx2text CLIP")
         if self.task == "caption":
@@ -158,7 +158,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
 
     @torch.no_grad()
     def _write(self, clip: str | Path, text: TextSample) -> str:
-        """Generate text about a video file or a folder of numbered frames; either sound or picture may be missing."""
+        """Generate text about a video file or a folder of numbered frames. Sound or picture may be missing."""
         for part, flag in (("speech", "--speech"), ("caption", "--known"), ("history", "--turn")):
             if getattr(text, part) and not getattr(self.prompt.limits, part):
                 raise StageError(f"this model was trained without {part} (data.prompt.{part} was 0): remove {flag}")
@@ -175,7 +175,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.texts(batch, embeddings, mask, self.tokenizer)[0][0]
 
     def words(self, clip: str | Path) -> dict[str, str]:
-        """Return a clip's tokens by modality, as written in the prompt; skips missing modalities."""
+        """Return the categories that become a clip's tokens, by modality. Skip missing modalities."""
         sample = self._read(clip, *MODALITIES)
         present = [name for name in self.tokens if sample[f"{name}_present"]]
         texts = {name: self.captions(name, getattr(self, f"embed_{name}")([sample[name]])) for name in present}
@@ -222,7 +222,7 @@ class VX2Text(fusion.VX2Text, TrainedModel):
         return self.tokens[modality].scores(clips).float().softmax(-1)
 
     def captions(self, modality: AnyModality, embeddings: Tensor) -> list[str] | None:
-        """List each file's tokens, the most probable categories of each clip; None for continuous features."""
+        """Name each file's tokens: the most probable categories of each clip. None for continuous features."""
         tokens = self.tokens[modality]  # type: ignore[index]
         if tokens.projection is not None:
             return None

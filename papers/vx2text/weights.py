@@ -1,4 +1,4 @@
-"""Weights of VX2TEXT's parts: load released files or our stages, and export single parts."""
+"""Loads weights of VX2TEXT's parts from released files or our stages, and exports single parts."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ def load_language_model(language_model: LanguageModel, path: str | Path, field: 
 def export(checkpoint: str | Path, output: str | Path, layout: Layout = "kinetics") -> Path:
     """Write one part of a stage's checkpoint for other code, atomically.
 
-    Layout `kinetics` writes the video classifier with torchvision's names, `panns` the audio classifier as PANNs
-    released it, and `t5` the language model as `pytorch_model.bin`.
+    Layout `kinetics` writes the video classifier with torchvision's names, `panns` writes the audio classifier in
+    PANNs' released layout, and `t5` writes the language model as `pytorch_model.bin`.
     """
     state = _named(checkpoint, "--checkpoint")
     part = _PART_OF[layout]
@@ -116,7 +116,7 @@ def _trained(state: dict[str, Tensor], part: str) -> dict[str, Tensor]:
 
 
 def _released(state: dict[str, Tensor], modality: Modality) -> dict[str, Tensor]:
-    """Rename a released classifier's weights: the head's to `fc.`, and all others' to `encoder.`."""
+    """Rename a released classifier's weights: the head's start with `fc.`, and all others with `encoder.`."""
     head = _HEADS[modality]
     return {
         f"fc.{name.removeprefix(head)}" if name.startswith(head) else f"encoder.{name}": value.clone()
