@@ -49,18 +49,18 @@ _TIMES = re.compile(r"(?:_\d+(?:\.\d+)?){0,2}")
 
 
 class AudioSet(MediaDataset):
-    """AudioSet: ten-second clips of YouTube videos, labeled with 527 kinds of sound. A clip's first label is used.
+    """AudioSet: ten-second clips of YouTube videos with 527 sound classes. Only the first label of a clip is used.
 
-    Clips may be in subfolders. They are named `<YTID>`, `<YTID>_<start>` or `<YTID>_<start>_<end>` (seconds or
-    milliseconds), optionally with a leading `Y`. A video takes precedence over a sound file. Without
+    Clips may be in subfolders. Their names are `<YTID>`, `<YTID>_<start>` or `<YTID>_<start>_<end>` (seconds or
+    milliseconds), optionally with a leading `Y`. If a clip has a video and a sound file, the video is used. Without
     `class_labels_indices.csv`, the sorted identifiers in the lists are the classes.
 
     Args:
         clip_list: restrict training to the clips in this text file, one YTID or ``<YTID>_<start>_<end>.mp4`` per line,
             as in the 100,000-clip ablations. None = all.
-        in_list_order: list clips in the order of `clip_list` instead of by name, to match the rows of released memory
-            banks; no clip may be missing.
-        trimmed: False = files are whole videos, from which each clip's ``start`` and ``end`` cut a part.
+        in_list_order: keep the order of `clip_list` instead of sorting by name, so that clips match the rows of
+            released memory banks. All clips must exist.
+        trimmed: False if files are whole videos; ``start`` and ``end`` of a clip then select a part.
         common_seconds: leave out clips whose picture and sound overlap for no longer than this; None = keep all.
     """
 
@@ -110,7 +110,7 @@ class AudioSet(MediaDataset):
             raise ValueError("data.dataset.in_list_order needs data.dataset.clip_list: set both or neither")
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
-        """Return the published number of clips; for training with a `clip_list`, only the 100,000-clip list has one."""
+        """Return the published number of clips. None for the clips of a `clip_list`, except the 100,000-clip list."""
         if self.clip_list is None or split == "evaluation":
             return super().published_count(split, fold)
         return _PUBLISHED_LISTS.get(self.clip_list.name)
@@ -203,7 +203,7 @@ def _class_names(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _video_of(stem: str, listed: set[str]) -> str | None:
-    """Find the listed video that a file belongs to; identifiers may contain underscores and start with Y."""
+    """Find the listed video that a file belongs to. An identifier may contain underscores and start with Y."""
     for begin in (0, 1) if stem.startswith("Y") else (0,):
         video = stem[begin : begin + _ID_LENGTH]
         if video in listed and _TIMES.fullmatch(stem, begin + _ID_LENGTH):
@@ -221,7 +221,7 @@ def write_audioset(
     prefix: str = "u",
     write: WriteMedia = placeholder,
 ) -> Path:
-    """Write a list of segments and its clips; if `listed` exceeds `clips`, the last clips are missing."""
+    """Write a list of `listed` segments, and the first `clips` of their clips. The other clips are missing."""
     lines = ["# YTID, start_seconds, end_seconds, positive_labels"]
     for number in range(clips if listed is None else listed):
         video, start = video_id(number, prefix), number * 10

@@ -27,7 +27,7 @@ _VIDEO_FOLDERS = ("Charades_v1_480", "Charades_v1", "Charades_vu17_test_480", "C
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question and its answer; None if the answer is withheld."""
+    """A question and its answer. The answer is None if it is not public."""
 
     question: str
     answer: str | None
@@ -35,7 +35,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Dialog:
-    """A dialogue about a video; `references` are answers to the last question, empty without the file of references.
+    """A dialogue about a video. `references` are answers to the last question, empty if there is no references file.
 
     `video` is the release's `image_id`. The questioner knows `caption` before the dialogue and writes `summary` after
     it.
@@ -51,10 +51,10 @@ class Dialog:
 class AVSD(MediaDataset):
     """AVSD (DSTC7): dialogues of ten questions and answers about 11,000 videos of Charades, which have sound.
 
-    A listing has one row per dialogue whose video exists, including silent videos. The test split withholds the last
-    answer of each dialogue. Two optional files of the challenges contain the original answers and six references each.
-    The optional `subtitles.jsonl`, in TVQA's format, holds the speech; it is not in the release. `videos` is the folder
-    of Charades' videos (None: the root).
+    A listing has one row per dialogue whose video exists, including silent videos. The test split lacks the last answer
+    of each dialogue. Two optional files contain these answers: one the original answers, the other six references for
+    each. The optional `subtitles.jsonl`, in TVQA's format, holds the speech and is not part of the release. `videos` is
+    the folder of Charades' videos; None is the root.
 
     Source: docs/papers/vx2text.md [10].
     """
@@ -88,7 +88,7 @@ class AVSD(MediaDataset):
         return in_order(self._found(split, []))
 
     def subtitles(self) -> Subtitles | None:
-        """Return the speech in the videos; None without its file, which the release does not have."""
+        """Return the speech in the videos, or None if the optional `subtitles.jsonl` is missing."""
         path = self.root / "subtitles.jsonl"
         return read_subtitles(path) if path.is_file() else None
 
@@ -112,7 +112,7 @@ class AVSD(MediaDataset):
         return first_of(self.root, [folder + name for name in names for folder in _FOLDERS])
 
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Dialog]]:
-        """Return each dialogue and its video; None if the video does not exist."""
+        """Return the video and the content of each dialogue. The video is None if the file does not exist."""
         path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the dialogues are missing")
         videos = self._videos(watched)
         watched += [path.parent, path]
@@ -180,7 +180,7 @@ def _disclosed(dialogs: list[Dialog], path: Path, answers: Path) -> list[Dialog]
 
 
 def _referenced(dialogs: list[Dialog], path: Path, references: Path) -> list[Dialog]:
-    """Insert the references of the last answers into the test dialogues, by order as in the challenge's script."""
+    """Insert the references of the last answers into the test dialogues; both files have the same order."""
     with parsing(references, DatasetError):
         document = read_json(references)
         names = {image["id"]: image.get("name") or "" for image in document["images"]}

@@ -1,4 +1,4 @@
-"""Base of all data sets: argument checks, the index, the status, and the error for a missing folder."""
+"""Base of all data sets: checks arguments, caches the listing, reports the status, and explains a missing folder."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class Scan:
     """Result of reading a folder, before it becomes a :class:`Listing`.
 
     Args:
-        watched: folders and list files that invalidate the index when they change.
-        missing_names: items in the official lists that are not in the folder.
-        rows: names, numbers as in `NUMBERS`, and sound files, in any order; see :meth:`add`.
+        watched: folders and list files. A change of one invalidates the cached listing.
+        missing_names: items that the official lists name, but the folder lacks.
+        rows: name, numbers (see `NUMBERS`) and sound file of each item, in any order; see :meth:`add`.
         in_order: keep the order of rows instead of sorting them by name.
     """
 
@@ -52,7 +52,7 @@ class Scan:
         self, name: str | None, listed: str = "", *, label: int = -1, sound_label: int = -1, fold: int = 0,
         start: float = math.nan, end: float = math.nan, sound: str = "",
     ) -> None:  # fmt: skip
-        """Add a file by its name relative to the root. If `name` is None, count `listed` as missing."""
+        """Add a file; `name` is relative to the root. If `name` is None, count the item called `listed` as missing."""
         if name is None:
             self.missing_names.append(listed)
         else:
@@ -87,7 +87,7 @@ class MediaDataset(ABC):
 
     # ------------------------------------------------------------------------------------------------ listing
     def listing(self, split: str, fold: int | None = None) -> Listing:
-        """Return the clips or images of a split (or alias) and fold (from 1), sorted by file name on every machine."""
+        """Return the clips or images of a split (or its alias) and fold (from 1), sorted by file name."""
         listing = self._all(split, fold)
         if self.common_seconds is None:
             return listing
@@ -96,7 +96,7 @@ class MediaDataset(ABC):
         return long_enough(listing, self.common_seconds)
 
     def _all(self, split: str, fold: int | None) -> Listing:
-        """Return all clips of a split, with or without sound; use the cached index if it is fresh."""
+        """Return all clips of a split, also those without sound. Use the cached listing if no file has changed."""
         split, fold = self._checked(split, fold)
 
         def fresh() -> tuple[Columns, list[Path]]:
@@ -117,7 +117,7 @@ class MediaDataset(ABC):
 
     @property
     def full_title(self) -> str:
-        """Return the title, including what the arguments select."""
+        """Return the title. Subclasses add the part of the data that the arguments select."""
         return self.title
 
     def published_count(self, split: str, fold: int | None = None) -> int | None:
@@ -128,7 +128,7 @@ class MediaDataset(ABC):
         return self.num_classes
 
     def parts(self) -> list[tuple[str, int | None]]:
-        """Return each (split, fold) that can be listed, or only the split "all" if there is one."""
+        """Return each (split, fold) that can be listed. If there is a split "all", return only that."""
         if "all" in self.splits:
             return [("all", None)]
         if not self.fold_needed:
@@ -168,7 +168,7 @@ class MediaDataset(ABC):
         """Read the folder. The caller has checked root, split and fold."""
 
     def _options(self) -> dict[str, object]:
-        """Return the arguments, besides the root, that change the listing; part of the index's name."""
+        """Return all arguments except the root that change the listing. They become part of the cache key."""
         return {}
 
     def _checked(self, split: str, fold: int | None) -> tuple[str, int | None]:
@@ -204,7 +204,7 @@ class MediaDataset(ABC):
         )
 
     def status(self) -> DatasetStatus:
-        """Describe what is present and what is missing in every split; use cached indices if they are fresh."""
+        """Report which files of every split exist and which are missing. Use cached listings if no file has changed."""
         counts: dict[str, int] = {}
         notes: list[str] = []
         layouts: list[str] = []
@@ -248,7 +248,7 @@ class MediaDataset(ABC):
 class DatasetStatus:
     """Status of a data set's folder, for the overview of ``make data-<paper>``.
 
-    `counts` has the items per available split (and fold).
+    `counts` holds the number of items of each available split and fold.
     """
 
     dataset: MediaDataset
@@ -269,7 +269,7 @@ def _part(split: str, fold: int | None) -> str:
 
 # ---------------------------------------------------------------------------------------------------- reading folders
 def first_of(root: Path, names: Iterable[str]) -> Path | None:
-    """Return the first file or folder that exists; "." means the root."""
+    """Return the first file or folder of `names` that exists in the root; "." is the root itself."""
     return next((path for name in names if (path := root / name).exists()), None)
 
 
@@ -317,13 +317,13 @@ def read_lines(path: Path) -> list[str]:
 
 
 def in_order(records: Iterable[tuple[str | None, Record]]) -> list[Record]:
-    """Return the records that have a file, ordered like a listing: by file name, then as given."""
+    """Return the records with a file, ordered as in a listing: by file name, and in the given order for equal names."""
     having = [(name, record) for name, record in records if name is not None]
     return [record for _, record in sorted(having, key=lambda row: row[0])]
 
 
 def prefix_of(folder: Path, root: Path) -> str:
-    """Return the prefix that makes names in a folder relative to the root."""
+    """Return the folder's path from the root, as a prefix for file names."""
     relative = folder.relative_to(root).as_posix()
     return "" if relative == "." else f"{relative}/"
 

@@ -1,4 +1,4 @@
-"""Base of data sets with captions in several languages: captions by key, region features, status."""
+"""Base of data sets with captions in several languages and region features."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REGION_LAYOUT = "regions/<split>.h5 (or .npz, or <split>_<number>.h5)"
 
 
 class LanguageCaptioned(MediaDataset):
-    """Base of data sets with captions in several languages and region features; by default these are in `regions/`."""
+    """Base of data sets with captions in several languages. Region features are in `regions/` by default."""
 
     streams = ("image",)
     languages: ClassVar[tuple[str, ...]]
@@ -43,7 +43,7 @@ class LanguageCaptioned(MediaDataset):
         self.regions_root = None if regions is None else Path(regions).expanduser()
 
     def captions(self, split: str, language: str | None = None) -> LanguageCaptions:
-        """Return the captions of a split in one language; None = the first language."""
+        """Return the captions of a split in one language. None means the data set's first language."""
         split, _ = self._checked(split, None)
         return self._captions(split, self._checked_language(language))
 
@@ -52,10 +52,10 @@ class LanguageCaptioned(MediaDataset):
 
     @abstractmethod
     def image_path(self, key: str, split: str) -> Path:
-        """Return the file of a picture. It may not exist: a model with region features does not need it."""
+        """Return the path of a picture. The file may be missing: models with region features don't read it."""
 
     def regions(self, split: str) -> RegionFeatures:
-        """Return the region features of a split's pictures; they may include other pictures."""
+        """Return the region features of a split's pictures. The files may also contain pictures of other splits."""
         paths = self.region_paths(split)
         if not paths:
             folder = self.regions_folder
@@ -72,7 +72,7 @@ class LanguageCaptioned(MediaDataset):
         return self.regions_root or self.root / "regions"
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
-        """Return the region feature files of a split; empty if there are none."""
+        """Return the existing region feature files of a split."""
         folder = self.regions_folder
         places = [(folder, pattern.format(split=split)) for pattern in _REGION_PATTERNS]
         official = self.official_regions.get(split, ())
@@ -203,7 +203,7 @@ def read_text_lines(path: Path) -> list[str]:
 
 
 def one_language(path: Path, language: str, rows: Iterable[tuple[str, Iterable[str]]]) -> LanguageCaptions:
-    """Collect captions by image key. Leave out blank captions, and images that only have blank ones."""
+    """Collect captions by image key. Leave out blank captions, and images whose captions are all blank."""
     captions = [(key, tuple(single_spaced(text) for text in texts if text.strip())) for key, texts in rows]
     kept = {key: texts for key, texts in captions if texts}
     if not kept:

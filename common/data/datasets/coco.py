@@ -64,7 +64,7 @@ class COCO(MediaDataset):
     source = "https://cocodataset.org/#download"
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Return captions, tags and boxes of a listing's images, in its order; None = the whole split."""
+        """Return captions, tags and boxes of the images in a listing, in that order. None means the whole split."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._captions(split)
@@ -97,9 +97,9 @@ class COCO(MediaDataset):
 def fill_scan(
     scan: Scan, images: CaptionedImages, files: set[str], prefix: str = "", rows: Iterable[int] | None = None
 ) -> None:
-    """Add images with captions to a scan. An image without a file counts as missing.
+    """Add images that have captions to a scan. Images without a file count as missing.
 
-    `files` are the existing files, named as in the annotations; `prefix` makes the names relative to the root.
+    `files` are the existing files, named as in the annotations. `prefix` is the folder's path from the root.
     """
     rows = range(len(images.names)) if rows is None else rows
     lengths = np.diff(images.captions.starts)
@@ -125,7 +125,7 @@ def read_captions(path: Path) -> CaptionedImages:
 # ---------------------------------------------------------------------------------------------------- instances
 @dataclass(frozen=True, eq=False)
 class Instances:
-    """The M objects of an annotation file as columns, in its order.
+    """The M objects of an annotation file as columns, in the order of the file.
 
     Args:
         labels: indices into `categories`, int64 [M].
@@ -139,7 +139,7 @@ class Instances:
     crowd: npt.NDArray[np.bool_]
 
     def tags(self, image_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Return which categories each image shows, bool [N, categories], including crowds."""
+        """Return which categories each image shows, bool [N, categories]. Crowds count, too."""
         tags = np.zeros((len(image_ids), len(self.categories)), dtype=np.bool_)
         for row, positions in enumerate(self.by_image(image_ids)):
             tags[row, self.labels[positions]] = True
@@ -179,7 +179,7 @@ def _instance_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def boxes_of(path: Path, image_ids: npt.NDArray[np.int64]) -> list[Boxes]:
-    """Read the boxes of some images from an instance file, without empty boxes."""
+    """Read the boxes of some images from an instance file, and leave out empty boxes."""
     instances = read_instances(path)
     solid = np.all(instances.boxes[:, 2:] > instances.boxes[:, :2], axis=1)
     boxes: list[Boxes] = []
@@ -213,7 +213,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Annotated:
-    """A picture and its annotations. `number` is unique over all splits; pictures of the same thing share `group`."""
+    """A picture with annotations. `number` is unique over all splits. Pictures of the same thing share a `group`."""
 
     number: int
     file_name: str

@@ -32,10 +32,10 @@ _LIST = "dataset_coco.json"
 
 
 class COCOKarpathy(LanguageCaptioned):
-    """COCO 2014 in Karpathy's split, where most of the official validation images ("restval") are for training.
+    """COCO 2014 in Karpathy's split, which moves most official validation images ("restval") to training.
 
     Args:
-        restval: whether `train` includes `restval`: 113,287 images.
+        restval: whether `train` includes `restval`, which makes 113,287 images.
         regions: folder of region features; None = `regions` in the root.
 
     Source: docs/papers/mct.md [9], "Cross-modal search"; docs/papers/m3p.md [8].
@@ -75,7 +75,7 @@ class COCOKarpathy(LanguageCaptioned):
         return self.published_counts[split] + restval
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Return the captions of a listing's images, in its order, without tags and boxes; None = the whole split."""
+        """Return the captions of a listing's images. None means the whole split. Tags and boxes stay empty."""
         listing = self.listing(split) if listing is None else listing
         images, _ = read_splits(self._one_of(_LIST))
         return images.annotations(listing.names)
@@ -96,7 +96,7 @@ class COCOKarpathy(LanguageCaptioned):
         return [_key(images.names[row]) for row in rows], images.image_ids[rows].tolist(), images.groups[rows].tolist()
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
-        """Return a split's files. Training with `restval` needs all files, as its images are in val2014."""
+        """Return a split's region files. Training with `restval` needs all, because restval images are in val2014."""
         several = self.restval and split == "train" and self.regions_root is None
         return self.all_region_paths() if several else super().region_paths(split)
 
@@ -113,7 +113,7 @@ class COCOKarpathy(LanguageCaptioned):
         return self.root / key.removeprefix("COCO_").partition("_")[0] / f"{key}.jpg"
 
     def status(self) -> DatasetStatus:
-        """Count the images, or the captions if there are only region features, which some models read instead."""
+        """Report the status. Counts images, or captions if there are region features but no images."""
         status, splits = super().status(), ("train", "val", "test")
         if not self.has_list():
             return status
@@ -147,19 +147,19 @@ class COCOKarpathy(LanguageCaptioned):
         return scan
 
     def _images(self, split: str) -> tuple[CaptionedImages, npt.NDArray[np.int64]]:
-        """Return all images, and the rows of a split."""
+        """Return the images of all splits, and the rows that belong to one split."""
         images, splits = read_splits(self._one_of(_LIST))
         return images, np.flatnonzero((splits == split) | (self.restval and split == "train" and splits == "restval"))
 
 
 def _key(name: str) -> str:
-    """Return the file name without folder and suffix, which is the image's key everywhere."""
+    """Return the image's key: the file name without folder and suffix."""
     return os.path.splitext(name.rpartition("/")[2])[0]
 
 
 @read_once(2)
 def read_splits(path: Path) -> tuple[CaptionedImages, npt.NDArray[np.str_]]:
-    """Read all images of Karpathy's list, named with their folder, and each image's split; read once per process."""
+    """Read the images of Karpathy's list, named by folder and file, and each image's split. Cached in this process."""
     with parsing(path, DatasetError):
         entries = read_json(path, without=frozenset({"tokens"}))["images"]
         images = [
@@ -173,7 +173,7 @@ def read_splits(path: Path) -> tuple[CaptionedImages, npt.NDArray[np.str_]]:
 
 # ---------------------------------------------------------------------------------------------------- writing
 def write_karpathy(root: Path, parts: Mapping[str, Sequence[Annotated]]) -> None:
-    """Write ``dataset_coco.json`` of Karpathy's split: ``train2014`` has `train`, ``val2014`` all other parts."""
+    """Write ``dataset_coco.json`` of Karpathy's split. `train` is in ``train2014``, all other parts in ``val2014``."""
     images: list[dict[str, Any]] = []
     for split, members in parts.items():
         for image in members:

@@ -17,9 +17,9 @@ _FILES = {
 
 
 class ConceptualCaptions(CaptionedDataset):
-    """Conceptual Captions: one English caption per picture. Pictures must be downloaded one by one.
+    """Conceptual Captions: web pictures with one English caption each. Every picture has its own web address.
 
-    Keys are row numbers from 0, without the heading. They must match the digits of the region features' `image_id`.
+    Keys are row numbers from 0; a heading doesn't count. Keys must match the digits of `image_id` in region features.
 
     Source: docs/papers/m3p.md [4] and [8] (`google.csv`, `train_<k>.h5`, `google_valid_fp16.h5`). The lists that Google
     distributes have no heading.

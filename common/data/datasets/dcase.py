@@ -34,7 +34,7 @@ class DCASE2014(MediaDataset):
     testing), which audio-visual papers call DCASE or DCASE 2014. No later year has one training list, one test list and
     ten classes.
 
-    The scene is the file's name without its number. Labels follow the alphabetical order of the scenes in both splits.
+    The scene is the file name without the number. In both splits, labels follow the alphabetical order of scenes.
     """
 
     name = "dcase2014"

@@ -26,8 +26,8 @@ _FOLDERS = (".", "ESC-50-master", "ESC-50")
 class ESC50(MediaDataset):
     """ESC-50: 2,000 five-second recordings of 50 kinds of sound in five official folds.
 
-    Every clip carries its fold. With fold k, "test" is fold k and "train" the other four. Without a fold, every split
-    has all clips, for protocols that loop over the folds themselves.
+    Every clip has a fold number. With fold k, "test" is fold k and "train" is the other four folds. Without a fold,
+    every split has all clips, for protocols that loop over the folds.
     """
 
     name = "esc50"

@@ -1,7 +1,7 @@
 """The user's data: a folder of clips, images or sounds; docs/own-data.md shows its layouts.
 
-Without splits, the clips of each class are divided into five folds by hashes of their names, the same on every machine.
-Fold 1 is the test fold. Pieces of one recording may get different folds; use a list to prevent that.
+If there are no splits, the clips of each class are divided into five folds by a hash of the name, which is the same on
+every machine. Fold 1 is the test fold. Parts of one recording may get different folds; to prevent that, give a list.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Entry:
     """A file, or a part of a file, as described by the folder or the list; paths are relative to the root.
 
     Args:
-        split: "train", "validation" or "test"; "" without splits.
-        sound: file with the sound; "" if it is in the file itself.
+        split: "train", "validation" or "test"; "" if there are no splits.
+        sound: separate sound file; "" if the file contains the sound.
         start, end: part of the file in seconds; NaN = the file's limits.
-        captions: by language; "" is the data set's default language.
+        captions: captions by language; the key "" is the data set's default language.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Entry:
 
 
 class OwnFolder(MediaDataset):
-    """Base for folders of clips, sounds and images: layouts, splits, folds and messages."""
+    """Base of the user's data sets: reads layouts, splits and folds, and explains problems."""
 
     splits = ("train", "validation", "test", "all")
     split_aliases: ClassVar[Mapping[str, str]] = {
@@ -131,7 +131,7 @@ class OwnFolder(MediaDataset):
         return [row for row, item in enumerate(items) if item.split == wanted]
 
     def _contents(self) -> tuple[list[Entry], Scan]:
-        """Return the folder's files, sorted by name, and a scan with the classes."""
+        """Return the folder's files, sorted by name, and an empty scan with the classes."""
         self.require_folder()
         items, scan = self._listed() if (self.root / LIST).is_file() else self._in_folders()
         for what in ("label", "split"):
@@ -176,7 +176,7 @@ class OwnFolder(MediaDataset):
         return items, Scan((), layout, watched, notes=notes)
 
     def _split_folders(self, folders: Sequence[str]) -> list[str]:
-        """Return the folders of splits; none if there are other folders, since a class may be called "train"."""
+        """Return the split folders. If there are other folders, return none, because a class may be called "train"."""
         parts = [name for name in folders if name.lower() in SPLIT_OF]
         others = [name for name in folders if name not in parts]
         if others and len({SPLIT_OF[part.lower()] for part in parts}) > 1:
@@ -234,7 +234,7 @@ class OwnFolder(MediaDataset):
                 raise ValueError(f"unknown column {column!r}; a list of {self.unit} has {', '.join(valid)}")
 
     def _joined(self, before: Entry, item: Entry) -> Entry:
-        """Add the captions and tags of a further line to a file."""
+        """Add captions and tags of another line about the same file."""
         if (item.label, item.split) != (before.label, before.split) or not (item.captions or item.tags):
             raise DatasetError(f"{self.root / item.name} is listed twice")
         captions = dict(before.captions)
@@ -246,8 +246,8 @@ class OwnFolder(MediaDataset):
 class FolderOfClips(OwnFolder):
     """Clips of the user: videos with sound.
 
-    In a list, `sound` names a separate sound file. `start` and `end` (seconds) cut a clip out of a long file; a file
-    may have several lines.
+    In a list, the column `sound` names a separate sound file. The columns `start` and `end` (seconds) cut a clip out of
+    a long file, which may have several lines.
     """
 
     name = "own_clips"
@@ -282,7 +282,7 @@ class FolderOfAudio(OwnFolder):
 class FolderOfImages(LanguageCaptioned, OwnFolder):
     """The user's images, in class folders, or with a list of captions and tags.
 
-    Several lines of the same image add captions. If no image has tags, its class is its tag.
+    An image can have several lines, one for each caption. If no image has tags, the classes are used as tags.
 
     Args:
         language: language of the column `caption`, and of monolingual models.
@@ -382,7 +382,7 @@ def _normal(text: str) -> str:
 
 
 def _folds(items: Sequence[Entry]) -> list[int]:
-    """Return the fold of every item, from 1. A class's files get folds in turn, in the order of their name hashes."""
+    """Return the fold of every item, from 1. The files of a class, sorted by name hash, get folds in turn."""
     labels: defaultdict[str, set[str]] = defaultdict(set)
     for item in items:
         labels[_normal(item.name)].add(item.label)

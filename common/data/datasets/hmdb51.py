@@ -31,7 +31,7 @@ class HMDB51(MediaDataset):
     """HMDB-51: 6,766 clips of 51 actions with three official divisions.
 
     Each line of a list has a file and a flag: 1 training, 2 test, 0 unused. A division has 70 training and 30 test
-    clips per class. Classes follow the alphabetical order of their lists.
+    clips per class. Classes are in alphabetical order.
     """
 
     name = "hmdb51"

@@ -31,7 +31,8 @@ class ImageNet(MediaDataset):
     """ImageNet of the 2012 challenge: photographs of 1,000 classes. Each split has a folder (WordNet id) per class.
 
     Args:
-        class_list: file whose lines begin with the classes to use (ImageNet-100). Classes are still sorted by name.
+        class_list: file with a class at the start of each line, such as ImageNet-100. Only these classes are used. They
+            are sorted by name.
 
     Source: docs/papers/mct.md [9], "ImageNet linear".
     """

@@ -41,8 +41,8 @@ _REPLACEMENTS = ("replacement", "replacement_for_corrupted_k400", "train/replace
 class Kinetics400(MediaDataset):
     """Kinetics-400: ten-second clips of 400 human actions.
 
-    The folder of a split holds class folders, or all clips and a list of their classes, as in the CVDF archives. A file
-    under `replacement/` replaces a corrupted file of the same name. Classes are in alphabetical order.
+    A split folder has a folder per class, or all clips and a list of classes, as in the CVDF archives. A file in
+    `replacement/` replaces a corrupted file of the same name. Classes are in alphabetical order.
 
     Args:
         common_seconds: leave out clips whose picture and sound overlap for no longer than this; None = keep all.
@@ -114,7 +114,7 @@ class Kinetics400(MediaDataset):
         return scan
 
     def _replacements(self, watched: list[Path]) -> dict[str, str]:
-        """Map file stems to replacements, relative to the root."""
+        """Map file stems to replacement files, relative to the root."""
         files: dict[str, str] = {}
         for folder in (self.root / name for name in _REPLACEMENTS):
             if folder.is_dir():
@@ -128,7 +128,7 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield label and file stem; lists of test clips may lack the label."""
+    """Yield the label and file stem of each row. Lists of test clips may lack the label."""
 
     def parse(row: dict[str, str]) -> tuple[str, str]:
         video = row["youtube_id"].strip()

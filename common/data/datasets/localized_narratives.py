@@ -47,7 +47,7 @@ class LocalizedNarratives(MediaDataset):
     id_digits: ClassVar[int] = 0
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Return the narratives of a listing's images as captions, in its order; None = the whole split."""
+        """Return the narratives of a listing's images as captions, in the same order. None means the whole split."""
         split, _ = self._checked(split, None)
         listing = self.listing(split) if listing is None else listing
         images = self._narratives(split)
@@ -130,7 +130,7 @@ class LocalizedNarrativesOpenImages(LocalizedNarratives):
 
 @read_once()
 def read_narratives(paths: tuple[Path, ...], digits: int) -> CaptionedImages:
-    """Read files of narratives once per process; the contents of large files are cached on disk.
+    """Read files of narratives once per process. The contents of large files are also cached on disk.
 
     Images are ordered by their first narrative. Images and narratives are numbered consecutively.
     """
@@ -158,7 +158,7 @@ def _narrative_columns(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def write_narratives(path: Path, narratives: Sequence[tuple[str, str]], parts: int | None = None) -> None:
-    """Write narratives (image id, text) to `<path>.jsonl`, or to numbered parts like those of the larger splits."""
+    """Write narratives (image id, text) to `<path>.jsonl`, or to `parts` numbered files as in the larger splits."""
     lines = [
         json.dumps(
             {

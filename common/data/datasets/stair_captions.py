@@ -26,7 +26,7 @@ class OnCOCO(CaptionedDataset):
 
     Args:
         coco: folder of COCO 2014 with Karpathy's list; None = the sibling folder `coco`.
-        restval: whether `train` includes `restval`; only for sets that use Karpathy's split.
+        restval: whether `train` includes `restval`; only for data sets that use Karpathy's split.
         regions: folder of the region features; None = `regions` in the folder of COCO.
     """
 

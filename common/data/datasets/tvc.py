@@ -31,7 +31,7 @@ _FOLDERS = ("", "data/")
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A sentence about a moment. `kind` says what it describes: `v`ideo, `t`ext (subtitles), `vt`; "" if unknown."""
+    """A sentence about a moment. `kind` is "v" (about the video), "t" (the subtitles), "vt" (both) or "" (unknown)."""
 
     number: int
     text: str
@@ -40,7 +40,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A part of a clip. `span` is its first and last second; `descriptions` is empty if they are withheld."""
+    """A part of a clip. `span` is the first and last second; `descriptions` is empty if they are not public."""
 
     number: int
     clip: str
@@ -51,7 +51,7 @@ class Moment:
 class TVC(MediaDataset):
     """TVC: moments of the clips of TVQA, each with two descriptions for training or four references.
 
-    A listing has a row per moment whose clip exists, limited to the moment's span. The test split has no descriptions.
+    A listing has a row per moment whose clip exists; the row covers only the span. The test split has no descriptions.
 
     Args:
         clips: folder with frames and subtitles as in :class:`TVQA`; None = the sibling folder `tvqa`.
@@ -105,7 +105,7 @@ class TVC(MediaDataset):
         return scan
 
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Moment]]:
-        """Return each moment and the frame folder of its clip; None if the folder does not exist."""
+        """Return the frame folder and the content of each moment. The folder is None if it does not exist."""
         path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the moments are missing")
         folders = frame_folders(self, self._home, watched)
         watched += [path.parent, path]

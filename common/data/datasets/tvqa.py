@@ -1,4 +1,4 @@
-"""TVQA: questions about clips of television shows, and the frames and subtitles that it shares with TVC."""
+"""TVQA: questions about clips of television shows. TVC uses the same frames and subtitles."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _IMPLIED_PREFIX = "bbt_"
 
 @dataclass(frozen=True, slots=True)
 class Subtitle:
-    """One line of speech with its times in seconds; the text includes the speaker's name if the release has it."""
+    """One line of speech with its times in seconds. The text includes the speaker's name if the release gives it."""
 
     start: float
     end: float
     text: str
 
     def overlaps(self, limits: Limits) -> bool:
-        """Whether the line overlaps the limits; a line of zero length counts at its start."""
+        """Return whether the line is spoken within the limits. A line of zero length counts at its start."""
         return self.start < limits[1] and (self.end > limits[0] or self.start >= limits[0])
 
 
@@ -67,7 +67,7 @@ def _speech(record: dict[str, Any]) -> tuple[str, tuple[Subtitle, ...]]:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with five options; `answer` is -1 if withheld. The marked part of the clip ("ts") is not used."""
+    """A question with five options. `answer` is -1 if it is not public. The release's time span ("ts") is not used."""
 
     number: int
     text: str
@@ -123,7 +123,7 @@ class TVQA(MediaDataset):
         return scan
 
     def _found(self, split: str, watched: list[Path]) -> list[tuple[str | None, Question]]:
-        """Return each question and the frame folder of its clip; None if the folder does not exist."""
+        """Return the frame folder and the content of each question. The folder is None if it does not exist."""
         path = self._one_of(*(folder + _FILES[split] for folder in _FOLDERS), reason="the questions are missing")
         folders = frame_folders(self, self.root, watched)
         watched += [path.parent, path]
@@ -146,7 +146,7 @@ def _question(record: dict[str, Any], withheld: bool) -> Question:
 
 # ---------------------------------------------------------------------------------------------------- shared files
 def frame_folders(dataset: MediaDataset, home: Path, watched: list[Path]) -> dict[str, str]:
-    """Map clips to frame folders, relative to `home`; add the folders read to `watched`."""
+    """Map clips to frame folders, relative to `home`. Add the folders that were read to `watched`."""
     folder = first_of(home, _FRAME_FOLDERS)
     if folder is None:
         raise dataset._lacks(home / "frames_hq", "the frames are missing")
@@ -165,7 +165,7 @@ def frame_folders(dataset: MediaDataset, home: Path, watched: list[Path]) -> dic
 
 
 def folder_of(clip: str, folders: Mapping[str, str]) -> str | None:
-    """Return a clip's frame folder, with or without the prefix that the release omits; None if there is none."""
+    """Return a clip's frame folder or None. Ignores whether clip and folder names have the show's prefix."""
     other = clip.removeprefix(_IMPLIED_PREFIX) if clip.startswith(_IMPLIED_PREFIX) else _IMPLIED_PREFIX + clip
     return folders.get(clip, folders.get(other))
 
@@ -174,7 +174,7 @@ read_subtitles = read_once()(Subtitles)
 
 
 def subtitle_notes(scan: Scan, dataset: Any, clips: set[str]) -> None:
-    """Note how many clips have no subtitles, which only models of speech need."""
+    """Add a note on how many clips lack subtitles."""
     try:
         lacking = sorted(clips.difference(dataset.subtitles()))
     except FileNotFoundError:
@@ -185,7 +185,7 @@ def subtitle_notes(scan: Scan, dataset: Any, clips: set[str]) -> None:
 
 
 def read_words(root: Path) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Map clips to words of picture and sound, from `words.jsonl`, which only miniatures have; empty without it."""
+    """Read the true words for picture and sound of each clip from `words.jsonl`. Empty if the file is missing."""
     path = root / "words.jsonl"
     if not path.is_file():
         return {}

@@ -36,7 +36,7 @@ _LIST_FOLDERS = (
 class UCF101(MediaDataset):
     """UCF-101: 13,320 clips of 101 actions with three official divisions into training and test.
 
-    Labels are the numbers in `classInd.txt` minus one. Files may be converted to another container format.
+    Labels are the numbers in `classInd.txt` minus one. Videos may be converted to another format than AVI.
     """
 
     name = "ucf101"

@@ -37,8 +37,8 @@ _STATES = {"1": 1, "-1": 0, "0": -1}
 class PascalVOC(MediaDataset):
     """Pascal VOC of one or several years, in the layout of the development kit; `root` may be `VOCdevkit` itself.
 
-    Classes are named by the lists of the first year, in alphabetical order. "test" leaves out a year whose test images
-    have no labels (2012).
+    Class names come from the lists of the first year, in alphabetical order. "test" leaves out 2012, whose test images
+    have no labels.
 
     Source: docs/papers/mct.md [9], "VOC07 linear SVM" and "VOC07+12 detection".
     """
@@ -128,7 +128,7 @@ class PascalVOC(MediaDataset):
         return scan
 
     def _years_of(self, split: str) -> list[str]:
-        """Return the years that have labeled images of a split."""
+        """Return the years with labeled images of a split."""
         having = []
         for year in self.years:
             lists = self._lists(year)

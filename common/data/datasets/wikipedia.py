@@ -44,7 +44,7 @@ class TextLines(MadeOnDemand[str]):
 
 
 def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Return the first byte of every non-blank line, and the byte after its last."""
+    """Return the byte offsets where every non-blank line starts and ends."""
     with named(path), open_regular(path) as stream:
         # Blank lines get a negative length.
         lines = np.fromiter((-len(line) if line.isspace() else len(line) for line in stream), np.int64)
@@ -53,10 +53,10 @@ def _line_limits(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 class WikipediaText(MediaDataset):
-    """Sentences of several languages, one per line; by default, of every language that has files.
+    """Sentences in several languages, one per line. By default, all languages with files.
 
-    Source: docs/papers/m3p.md [6.1] and [8]. The official code reads `{lang}.{train,valid}.pth`, which are such files
-    after tokenization.
+    Source: docs/papers/m3p.md [6.1] and [8]. The official code reads `{lang}.{train,valid}.pth`, which contain the
+    tokens of these files.
     """
 
     name = "wikipedia"
