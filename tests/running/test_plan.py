@@ -148,6 +148,10 @@ def test_a_plan_as_commands(tmp_path: Path) -> None:
     planned = plan_stages("avid", wanted)
     assert render_plan(planned, "shell").splitlines() == [*begin, *commands]
     assert render_plan(planned, "slurm").splitlines() == [*begin, folder, *submissions]
+    # Jobs wait for stages that run, not for finished ones.
+    rest = render_plan([replace(planned[0], done=True), *planned[1:3]], "slurm").splitlines()[4:]
+    assert len(rest) == 2
+    assert all("--dependency=singleton " in line for line in rest)
     with pytest.raises(StageError, match=f"needs 4 nodes.* --seeds 0 --data /data --runs '{runs}' --format slurm"):
         schedule.start_stage(planned[0])
 
