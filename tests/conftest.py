@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import os
 
-# Set these before any import reads the environment. Tests must not log to W&B by default, write into the user's cache,
-# or start several threads.
+# Set environment variables before any import reads them. Tests must not log to W&B by default, write into the user's
+# cache, or start several threads.
 for name in [one for one in os.environ if one.startswith(("ASSEMBLE_", "WANDB_", "SLURM_", "FORCE_COLOR", "NO_COLOR"))]:
     if name != "ASSEMBLE_TESTS_HAVE":  # set by the developer
         del os.environ[name]

@@ -1,4 +1,4 @@
-"""Change the code outside the losses at random, one change at a time, and run its tests (`make mutation SAMPLE=100`).
+"""Make one random change at a time to the code outside the losses, and run its tests (`make mutation SAMPLE=100`).
 
 A change replaces an operator, condition, number, argument or result. Its tests are those that run the changed line, the
 fastest first, up to two minutes. Verdicts are written to mutants/sample-<seed>.jsonl, where a stopped run resumes.

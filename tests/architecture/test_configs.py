@@ -24,7 +24,7 @@ OVERLAYS = [(p.name, scale) for p in existing_papers() for scale in scales_of(p.
 
 
 def kind(value: object) -> str:
-    """Return a field's value, but only the type if the value is a number, and `path` if it is a path."""
+    """Return a field's value as text: only the type of a number, and `path` for any path."""
     if isinstance(value, str) and {"/", "$"} & set(value):
         return "path"
     return type(value).__name__ if type(value) in (int, float) else repr(value)
@@ -38,7 +38,7 @@ def test_a_recipe_instantiates(paper: str, tmp_path: Path) -> None:
     """
     from assemble.stages.cli import build
 
-    # The number of AudioSet's classes sets the size of a network, so building the network reads this file.
+    # A network's size depends on the number of AudioSet's classes, so building the network reads this file.
     names = tmp_path / "weights" / "class_labels_indices.csv"
     names.parent.mkdir()
     rows = "".join(f"{number},/m/{number},class {number}\n" for number in range(527))

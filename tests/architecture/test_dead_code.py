@@ -63,7 +63,7 @@ def pages() -> Iterator[Path]:
 
 
 def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.ClassDef]:
-    """Yield a module's functions, classes and methods. Leave out those with a decorator, which may call them."""
+    """Yield a module's functions, classes and methods. Leave out decorated methods, which the decorator may call."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             yield node

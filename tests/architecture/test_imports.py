@@ -157,5 +157,5 @@ def test_module_files_stand_on_lightning_and_are_read_in_one_sitting() -> None:
 
 @pytest.mark.parametrize("paper", papers())
 def test_a_loss_loads_few_files(paper: str) -> None:
-    """A reader of a loss should need few files, and none that reads data or exports models."""
+    """Check that a loss needs few files, and none that reads data or exports models."""
     assert len(reached({f"papers.{paper}.loss"})) <= 16

@@ -125,7 +125,7 @@ def test_banks_follow_from_the_seed_and_leave_the_global_generator_alone() -> No
     ],
 )  # fmt: skip
 def test_the_streams_are_those_of_earlier_versions(step: int, training: bool, seed: int) -> None:
-    """A run resumed with a newer version must draw the same negatives as with the version that started the run."""
+    """Check that a resumed run draws the same negatives as the version that started the run."""
     objective, index = avid(), torch.arange(6)
     objective.step = step
     raw = torch.randint(ITEMS - 1, (6, 16), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""Test the mining of positives against the released code's sets and brute force on random banks, and at its limits."""
+"""Compare the mining of positives with the released code's sets and with brute force, and test its limits."""
 
 from __future__ import annotations
 

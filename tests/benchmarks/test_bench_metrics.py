@@ -71,7 +71,7 @@ def _compare_values(what: str, ours: Callable[[], dict[str, Any]], theirs: Calla
     assert {name: float(found[name]) for name in wanted} == pytest.approx(
         {name: float(value) for name, value in wanted.items()}, rel=1e-4
     )
-    seconds = in_turns({"ours": ours, "torchmetrics": theirs}, 3, warm_up=0)  # both are warm from the call above
+    seconds = in_turns({"ours": ours, "torchmetrics": theirs}, 3, warm_up=0)  # the calls above were the warm-up
     compare(what, "torchmetrics", seconds["ours"], seconds["torchmetrics"])
 
 

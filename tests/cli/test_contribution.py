@@ -87,7 +87,7 @@ def test_what_was_sent_is_promoted_and_fills_the_tables(runs: Path, copy: Path, 
     assert "train/loss" in promoted_curves(paper_named("avid"))["smoke", "seed0", "avid"]
     assert main(["tables", "avid", "--scale", "smoke"]) == 0
     assert f"{measured['esc@avid']['test/best_top1']:.1f}" in capsys.readouterr().out
-    # A record of this draw from another machine is kept.
+    # Promotion keeps the earlier record of a draw if the new record is from another machine.
     other = contents(path)
     record = json.loads(other[RECORD])
     record["hardware"]["cpu"], record["started"] = "Another CPU", "2999-01-01T00:00:00Z"

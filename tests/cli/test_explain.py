@@ -55,7 +55,7 @@ def test_a_cell_says_what_makes_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert "measured by papers.xmc_gan.module.XMCGANModule; protocol: docs/papers/xmc_gan.md" in output
     published = said(capsys, "xmcgan", "coco", "attngan", "FID")
     assert published.endswith("published  33.10 at paper scale (LAFITE's table)\n  not measured at paper\n")
-    assert "recorded   –" in said(capsys, "xmcgan", "ablation", "S", "fid")  # its stages are shown without a value
+    assert "recorded   –" in said(capsys, "xmcgan", "ablation", "S", "fid")  # the stages, but no value
     some = explain("vx2text", "avsd", "VX2TEXT", "meteor", "mini", None)  # machines without Java can't measure METEOR
     assert {record.draw for record in some.records} == some.cell.values.keys()
 

@@ -16,7 +16,7 @@ from tests.data.worlds import as_it_was, tiny
 
 @pytest.fixture(scope="session")
 def rendered() -> Callable[[type[World]], Any]:
-    """Return a function that renders a kind's small world once and checks its files. Tests must not change it."""
+    """Return a function that renders a kind's small world once and checks it. Tests must not change the world."""
 
     @cached
     def of(kind: type[World]) -> Any:

@@ -58,7 +58,7 @@ def test_the_table_gives_back_the_clips(rows: list[Clip]):
 
 
 def test_the_fingerprint_is_the_same_in_every_release():
-    # Checkpoints store the fingerprint. If it changed, no stored memory bank would match its data set.
+    # Checkpoints store the fingerprint. A changed fingerprint would make every stored memory bank unusable.
     rows = [Clip(ROOT / "a/ä.mp4", 0), Clip(ROOT / "b.mp4", 1, 2, 3, 0.5, 1.5)]
     assert make(rows).fingerprint() == "4c8c6f761af3af6d6b766925bd929e5be19f0e49c9ff570f2012b825d8f3da5b"
 

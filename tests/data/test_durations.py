@@ -1,4 +1,4 @@
-"""Test the check that clips have picture and sound: it runs once, its result is stored, and it resumes after a stop."""
+"""Test the check for picture and sound in clips: it runs once, stores its result, and resumes after a stop."""
 
 from __future__ import annotations
 

@@ -132,7 +132,7 @@ class Dots(World):
         super().__init__({}, None if root is None else str(root))
 
     def _fill_first(self, root: Path, write: Write, name: str = "first") -> None:
-        assert root.match(f"{self.folder.name}/.rendering-*")  # a rename publishes it, or a later process removes it
+        assert root.match(f"{self.folder.name}/.rendering-*")  # later renamed, or removed by another process
         for number in range(3):
             write(root / "dots" / f"{number}.txt", lambda path=root / "dots" / f"{number}.txt": path.write_text(name))
             if self.full and number == 1:

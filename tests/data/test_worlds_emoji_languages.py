@@ -1,4 +1,4 @@
-"""Test the emoji world in six languages: splits, texts and dictionaries, and that the data set readers can read it."""
+"""Test the emoji world in six languages: splits, texts and dictionaries, and reading all files as data sets."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def steps_of(rank: int, name: str, golden: dict[str, np.ndarray]) -> list[dict[s
     else:
         objective = BankLoss(negatives=10).allocate(40, 16)
     fill_banks(objective, golden["bank_v_init"], golden["bank_a_init"])
-    # Only rank 0 starts with the golden banks. `synchronize` must send these banks to the other ranks.
+    # Only rank 0 starts with the golden banks. `synchronize` must send the banks to the other ranks.
     if rank > 0:
         objective.video_bank.vectors.mul_(-1)
         objective.audio_bank.vectors.zero_()

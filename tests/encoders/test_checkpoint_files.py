@@ -90,7 +90,7 @@ def test_another_architecture_changes_nothing(tmp_path: Path) -> None:
     for part in ("model.pretrained", str(path), "layer1.1.conv1.weight", "layer4.0.conv1.weight"):
         assert part in str(caught.value)
     assert all(torch.equal(encoder.state_dict()[name], value) for name, value in before.items())
-    # A deeper network has all the weights that a shallower network needs, but the file must not load into the latter.
+    # A shallower network would find all its weights in a deeper network's file, but must not load that file.
     deeper = saved(tmp_path / "deep.ckpt", state_of(network(layers=(2, 1, 1, 1))))
     with pytest.raises(CheckpointError, match=r"layer1\.1\.conv1\.weight"):
         load_encoder(network(2), deeper, PREFIXES)

@@ -87,7 +87,7 @@ class _Begun:
 
 
 def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) -> None:
-    """The worker without a stage dies while it holds the lock of the pool's queue."""
+    """Let the worker without a stage die while this worker holds the lock of the pool's queue."""
     pool = schedule._pool(2)
     stopping = threading.Thread(target=pool.shutdown, daemon=True)
     try:

@@ -139,7 +139,7 @@ def _report(folder: Path) -> int:
 
 def _compare(folder: Path) -> int:
     main(["compare", "avid", "--runs", str(folder / "runs")])
-    return 0  # compare skips unreadable files, and its status has another meaning
+    return 0  # compare skips unreadable files and has other statuses
 
 
 def _write_words(folder: Path) -> None:

@@ -248,7 +248,7 @@ def test_fewer_images_and_captions(layouts: Layouts) -> None:
 
 
 def test_captions_of_the_test_are_as_long_as_they_are(layouts: Layouts) -> None:
-    """Keep the length of test captions unless asked to cut them, like the released code. The positions must suffice."""
+    """By default, don't cut test captions, like the released code. The encoder must have enough positions."""
     tokenizer = layouts.tokenizer
     tokenizer.max_tokens = 4
     whole, cut = (

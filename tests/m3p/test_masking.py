@@ -82,7 +82,7 @@ def test_regions_have_the_rates_of_the_released_code() -> None:
     assert golden["expected_labelled_rate"] == pytest.approx(expected, abs=1e-9)
     assert chosen.mean() == pytest.approx(expected, abs=four_errors(expected, chosen.size))
     assert not (zeroed & ~chosen).any()
-    # If no region is chosen, we choose and zero one. The released code predicts that region without zeroing it.
+    # If no region is chosen, we choose one at random and zero the features. The released code doesn't zero them.
     forced = 0.85**count / count
     kept = 0.9 * 0.15 / expected + forced / expected
     assert zeroed.sum() / chosen.sum() == pytest.approx(kept, abs=four_errors(kept, int(chosen.sum())))

@@ -1,4 +1,4 @@
-"""Check that a stage learns the miniature's region features, and that they are computed once and read as usual."""
+"""Check that a stage learns the miniature's region features, computes them once, and reads them as usual."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ def test_updates_are_those_of_a_loop_by_hand(kind: str, updates: str, layouts: L
     found = own.model.state_dict()
     for name, value in expected.state_dict().items():
         if name.endswith("key.bias"):
-            continue  # no effect after softmax, so its gradient is only rounding, which Adam scales up
+            continue  # it has no effect after softmax, so its gradient is only rounding, which Adam scales up
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 

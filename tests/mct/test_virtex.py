@@ -244,7 +244,7 @@ def _trained_on(rank: int, rows: list[list[int]]) -> list[Any]:
 
 
 def test_captions_of_two_processes_weigh_by_their_tokens() -> None:
-    """The captions of one process are longer than those of the other process."""
+    """Give one process longer captions than the other."""
     whole = _trained_on(0, [[0, 1, 2, 3]])
     parts = run_distributed(_trained_on, 2, [[0, 2], [1, 3]])
     for expected, *found in zip(whole, *parts, strict=True):

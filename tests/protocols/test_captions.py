@@ -69,7 +69,7 @@ def test_collate_pads_to_the_longest_caption() -> None:
 
 
 def test_every_process_knows_the_words(tmp_path: Path) -> None:
-    """Only the first process prepares the vocabulary; the others load it. Without a tokenizer, the size is 0."""
+    """Only the first process prepares the vocabulary; the others load it. Without a tokenizer the size is 0."""
     coco(tmp_path)
     options: dict[str, Any] = {"image": SMALL, "batch_size": 3, "num_workers": 0}
     prepared, other = (CaptionData(COCO(tmp_path), WordVocabulary(min_count=1), **options) for _ in range(2))

@@ -46,7 +46,7 @@ class TinyInceptionTV(TinyInception):
 
 
 class TinyClip(nn.Module):
-    """Embed an image as its mean color, and a text as the color in the text."""
+    """Embed an image as its mean color, and a text as the color that the text names."""
 
     def __init__(self, path: str) -> None:
         super().__init__()

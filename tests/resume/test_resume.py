@@ -77,7 +77,7 @@ EPOCHS = {"filename": "epoch{epoch:02d}", "every_n_epochs": 1, "save_on_train_ep
 def test_a_checkpoint_that_is_kept_is_written_after_a_resume_from_its_own_step(
     last: int, kept: dict[str, Any], count: int, method: str, when: Callable[..., bool], tmp_path: Path
 ) -> None:
-    """The kill comes after the last checkpoint is written and before the permanent one is written."""
+    """Resume after a kill between writing the last checkpoint and writing the permanent checkpoint."""
     one = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
     one["init_args"] = {  # type: ignore[assignment]
         "dirpath": "$RUN/checkpoints", "auto_insert_metric_name": False, "save_top_k": -1, "save_weights_only": True,

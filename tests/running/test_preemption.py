@@ -182,7 +182,7 @@ def test_a_stage_with_loaders_is_saved_when_every_process_gets_the_signal(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """SLURM sends the signal to every process."""
+    """Send the signal to every process, as SLURM does."""
     layer = {**_layer(), "data": {"init_args": {"num_workers": 1}}}
     layer["trainer"]["max_epochs"] = 2 if name == "avid/avid" else 1
     without = {
@@ -407,7 +407,7 @@ def test_a_job_is_requeued_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     for _ in outcomes:
         requeue()
     failed = "  job 4711 could not be requeued ({}); submit it again to resume"
-    requeued = "  job 4711 was requeued"  # SLURM answers so if another process already requeued the job
+    requeued = "  job 4711 was requeued"  # SLURM's answer if another process already requeued the job
     assert capsys.readouterr().out.splitlines() == [failed.format("no"), failed.format("gone"), requeued, requeued]
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "47")
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")

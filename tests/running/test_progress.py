@@ -1,4 +1,4 @@
-"""Test the progress file of a training stage, how progress is displayed, and the tables that fill meanwhile."""
+"""Test the progress file of a training stage, its display, and the tables that are printed during a run."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_what_the_client_would_stumble_over_is_refused(monkeypatch: pytest.Monke
 def test_a_folder_whose_name_is_not_text_costs_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Under a C locale, a letter with an accent gives such a name."""
+    """Name the folder as under a C locale, where a letter with an accent can't be decoded."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert loggers.wandb_logger(tmp_path / "\udcc3", id="one", tags=[], group="stage") is None
     printed = capfd.readouterr()
@@ -121,7 +121,7 @@ def test_the_metrics_file_forgets_what_came_after_the_checkpoint(
 
 
 def test_what_is_logged_of_a_step_is_of_this_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step has two batches, then the rate changes. A batch takes one second to load and three to compute."""
+    """Train with two batches per step and a new rate after each step. A batch takes 1 s to load and 3 s to compute."""
     now, told = 0.0, []
 
     class Slow(torch.utils.data.Dataset[torch.Tensor]):

@@ -166,7 +166,7 @@ def test_an_epoch_begins_after_one_that_was_processed(processed: int) -> None:
     ],
 )
 def test_a_missed_checkpoint_is_written(tmp_path: Path, steps: int, epochs: int, step: int, name: str | None) -> None:
-    """A run with four batches per epoch resumes at a step whose permanent checkpoint is missing."""
+    """Resume a run with four batches per epoch at a step whose permanent checkpoint is missing."""
     given: dict[str, Any] = {"dirpath": tmp_path, "every_n_train_steps": steps, "every_n_epochs": epochs}
     kept = ModelCheckpoint(**given, filename="{epoch}-{step}", save_top_k=-1, save_weights_only=True)
     epoch, batch = divmod(step - 1, 4)

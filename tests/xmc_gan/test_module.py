@@ -97,7 +97,7 @@ def test_losses_gradients_and_steps_equal_the_official_ones() -> None:
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_weights_move_as_by_plain_adam_in_either_layout(channels_last: bool) -> None:
-    """A fused step needs the same memory layout for weights and gradients, but doesn't check the layouts."""
+    """Compare fused steps with plain Adam. A fused step doesn't check that weight and gradient layouts are equal."""
     module, batch, z = golden_module()
     if channels_last:
         lay_out_channels_last(module)
