@@ -1,4 +1,4 @@
-"""Compare text streams, drawn languages and the step schedule with the released code, and check that each is reproducible."""
+"""Compare text streams, drawn languages and the step schedule with the released code, and check determinism."""
 
 from __future__ import annotations
 
