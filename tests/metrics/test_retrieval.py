@@ -134,14 +134,14 @@ class TestCaptions:
         assert caption_retrieval(image, caption, torch.arange(2), 1, text)["t2i_medr"].item() == 1
 
     def test_median_is_rounded_down(self) -> None:
-        # The ranks are 0 and 4. Their median 2 is counted from one, so it is 3.
+        # The ranks are 0 and 3. Their median 1.5 is rounded to 1, which is 2 when ranks are counted from one.
         image = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-        caption = torch.tensor([[0.9, 0.9], [0.1, 0.2], [0.1, 0.3], [0.1, 0.4], [0.1, 0.1]])
-        owner = torch.tensor([0, 0, 0, 0, 1])
+        caption = torch.tensor([[0.9, 0.9], [0.1, 0.2], [0.1, 0.3], [0.1, 0.1]])
+        owner = torch.tensor([0, 0, 0, 1])
         i2t, _ = caption_ranks(image, caption, owner)
-        assert i2t.tolist() == [0, 4]
-        assert caption_retrieval(image, caption, owner)["i2t_medr"].item() == 3
-        assert caption_retrieval(image, caption, owner)["i2t_meanr"].item() == 3
+        assert i2t.tolist() == [0, 3]
+        assert caption_retrieval(image, caption, owner)["i2t_medr"].item() == 2
+        assert caption_retrieval(image, caption, owner)["i2t_meanr"].item() == 2.5
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
     def test_half_precision_is_compared_in_single(self, dtype: torch.dtype) -> None:
