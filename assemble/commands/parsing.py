@@ -1,6 +1,6 @@
 """Turn typed functions into commands. Docstrings become help texts, and annotations describe the arguments.
 
-Parameters before `*` are positional, those after it are flags (`batch_size` is `--batch-size` or `--batch_size`).
+Parameters before `*` are positional; parameters after `*` are flags (`batch_size`: `--batch-size` or `--batch_size`).
 `*overrides` takes the remaining arguments. A keyword-only dataclass adds a flag for each of its fields.
 """
 

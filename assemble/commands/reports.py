@@ -358,7 +358,7 @@ def wandb_report(
 def contribute(paper: PaperName, *, scale: OneScale = None, runs: ExistingRuns = None) -> int:
     """Pack finished stages into one archive to send: records, curves and the result of `assemble verify`.
 
-    It holds no paths, user or host names, keys, logs or media. `assemble promote --from` takes it into the results.
+    The archive has no paths, user or host names, keys, logs or media. `assemble promote --from` reads the archive.
     """
     from assemble.reporting.promote import unfit
     from assemble.reporting.records import find

@@ -88,7 +88,7 @@ def fit(
     """Train and test one stage, and write its record.
 
     Any further --key value overrides the configuration, such as --trainer.max_epochs 3 or --model.loss.temperature 0.1;
-    --config FILE adds a layer.
+    --config FILE adds a configuration file.
 
     `assemble list PAPER` lists stages and recipes; --print_config shows the fields that the files set.
     """

@@ -101,9 +101,9 @@ def deviations_of(records: Iterable[Record]) -> list[dict[str, str]]:
 
 
 def select(records: Iterable[Record], paper: str, scale: str, given: bool = False) -> Chosen:
-    """Choose the records to average: one scale, the newest configuration of each stage, and the same parents.
+    """Choose the records to average: one scale, each stage's newest configuration, and no replaced parents.
 
-    With `given`, choose the records that start from a file.
+    If `given` is true, choose the records that start from a given file.
     """
     newest: dict[tuple[str, Draw], Record] = {}
     for record in records:

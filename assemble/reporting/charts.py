@@ -294,7 +294,7 @@ def _band(axis: Axes, points: Sequence[tuple[float, float, float]], color: str, 
 
 
 def to_svg(figure: Figure, label: str) -> str:
-    """Return a figure as SVG text that is the same on every machine. Drop ids, since figures on a page share them."""
+    """Return a figure as SVG text that is the same on every machine. Drop ids, which would repeat on a page."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 

@@ -1,8 +1,8 @@
 """Judge claims and checks from the measured cells of each draw.
 
-They hold when the 95 % interval of the mean difference over seeds (Student's t) is beyond the threshold, fail when it
-is on the other side, and are otherwise not separable. One seed has no interval, so its verdict is whether the sign
-agrees. Roundings of one seed count by their mean.
+A claim holds if the 95 % interval of the mean difference over seeds (Student's t) is beyond the threshold. It fails if
+the interval is on the other side, and is not separable otherwise. One seed has no interval, so the verdict is whether
+the sign agrees. Roundings of one seed count by their mean.
 """
 
 from __future__ import annotations

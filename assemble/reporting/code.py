@@ -1,7 +1,7 @@
 """Find the code behind a record: the source files that a stage's classes import. This doesn't run any import.
 
-A record stores two hashes per file, `code:text`: one of the syntax tree without docstrings, and one of the text, which
-is faster to compare. Comments, blank lines and formatting change only the text's hash.
+A record stores two hashes per file, `code:text`. The first is of the syntax tree without docstrings. The second is of
+the text, which is faster to compare. Comments, blank lines and formatting change only the second hash.
 """
 
 from __future__ import annotations

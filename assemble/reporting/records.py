@@ -126,8 +126,8 @@ class Record:
         ours: values that no source of the paper gives.
         deviations: what the scale changes besides sizes; at scale `paper`, what a rehearsal changes.
         parents: configuration field to the parent whose checkpoint sets the field, with the checkpoint's SHA-256.
-        given: each direct or indirect parent that a file replaces, to the file's name, its SHA-256 and, for a file
-            of the authors, where they publish it.
+        given: each direct or indirect parent that a file replaces -> the file's name, its SHA-256 and, for a file of
+            the authors, where they publish it.
         checkpoints: SHA-256 of each of the stage's checkpoints, by name.
         code: file to its hashes, see `assemble.reporting.code`; empty in old records.
         git: see `git_state`. `dirty` is true if the tree was dirty in any session of the stage. `earlier` lists the
@@ -245,7 +245,7 @@ def config_hash(config: Mapping[str, Any], ignored: Iterable[str] = IGNORED_KEYS
 
 
 def counted(value: Any, ignored: frozenset[str]) -> Any:
-    """Return the part of a configuration that its hash covers."""
+    """Return the part of a configuration that `config_hash` covers."""
     if isinstance(value, dict):
         # Keep only the name of a class, since moving it to another module doesn't change an experiment.
         return {

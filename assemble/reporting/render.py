@@ -67,7 +67,7 @@ def fill(
 def fill_both(
     source: Tables, scale: str, records: Sequence[Record], tables: Sequence[str] | None = None
 ) -> list[Filled]:
-    """Fill each table from our pre-training and, if measured, from given weights. Show one if the other is empty."""
+    """Fill each table twice: from our pre-training and from given weights. Keep measured ones, or one empty table."""
     given = [f for f in fill(source, scale, records, tables, given=True) if f.result.measured]
     shown = {f.result.table.id for f in given}
     ours = [f for f in fill(source, scale, records, tables) if f.result.measured or f.result.table.id not in shown]

@@ -36,7 +36,7 @@ class Run:
     """One run of a stage.
 
     Attributes:
-        name: `<paper>/<scale>/<draw>/<stage>`, its folder below the folder of runs.
+        name: `<paper>/<scale>/<draw>/<stage>`, the run's folder below the folder of runs.
         progress: how far a running stage is; see `assemble.reporting.progress.read`.
     """
 

@@ -20,7 +20,7 @@ from common.errors import nearest
 
 
 def among(value: str, valid: Collection[str], what: str = "value") -> str:
-    """Return a text if it is one of a few choices; else raise a ValueError that suggests the nearest."""
+    """Return `value` if it is in `valid`. Otherwise, raise a ValueError that suggests the nearest choice."""
     if value not in valid:
         raise ValueError(f"unknown {what} {value!r}: {nearest(value, valid)}")
     return value
@@ -31,7 +31,7 @@ def one_of(valid: Collection[str], what: str = "value") -> AfterValidator:
 
 
 def name_of(what: str) -> AfterValidator:
-    """Return a type for names of a kind. If the validation context lists names of this kind, others are errors."""
+    """Return a type for names of a kind. If the validation context lists names of this kind, other names are errors."""
 
     def check(value: str, info: ValidationInfo) -> str:
         return among(value, (info.context or {}).get(what, (value,)), what)

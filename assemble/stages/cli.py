@@ -21,7 +21,7 @@ from common.types import class_at
 
 
 class StageCLI(LightningCLI):
-    """Builds trainer, model and data of one stage from a config without placeholders; runs nothing."""
+    """Builds trainer, model and data of one stage from a configuration without placeholders. Runs nothing."""
 
     def __init__(self, config: dict[str, Any], trainer_arguments: dict[str, Any] | None = None) -> None:
         self._limits = whole_number_limits(config.get("trainer"))

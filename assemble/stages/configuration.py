@@ -62,7 +62,7 @@ class RunConfiguration:
     ours: tuple[str, ...] = ()
 
     def describe(self) -> str:
-        """List the layers in one line, in merge order."""
+        """List the configuration layers in one line, in merge order."""
         return " < ".join(layer.name for layer in self.layers)
 
     def values_of_ours(self) -> dict[str, str]:

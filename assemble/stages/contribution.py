@@ -1,4 +1,4 @@
-"""Pack a paper's records, curves and verify result into one archive to send, and read one as untrusted input."""
+"""Pack a paper's records, curves and verify result into an archive to send, and read archives as untrusted input."""
 
 from __future__ import annotations
 

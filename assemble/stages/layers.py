@@ -16,7 +16,7 @@ SWITCHES = ("compiled", "channels_last", "gradient_checkpointing", "batch_norm_g
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML layer. The result is cached, so don't change it."""
+    """Read one YAML file. The result is cached, so don't change it."""
     return _loaded(path, tuple(stamp_of(path)))
 
 

@@ -1,4 +1,4 @@
-"""Pre-training data: unlabeled videos with sound. The miniature reads its files through the same classes."""
+"""Pre-training data: unlabeled videos with sound. The miniature's files are read by the same classes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from common.types import NonNegativeFloat, PositiveInt
 
 
 class PretrainingData(AudioVisualData):
-    """Loads unlabeled videos with sound; each video is seen `clips_per_video` times per epoch ([2]).
+    """Loads unlabeled videos with sound. An epoch shows `clips_per_video` clips of each video ([2]).
 
     Args:
         jitter_seconds: how far the video clip may extend beyond the audio clip's window.

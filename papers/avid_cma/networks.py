@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class AVID(nn.Module):
-    """Embeds video and audio in one space; 21,286,784 parameters [3], named as in the released checkpoints."""
+    """Embeds video and audio in one space. Its 21,286,784 parameters [3] have the names of the released checkpoints."""
 
     def __init__(
         self, video_model: nn.Module, audio_model: nn.Module, video_proj: nn.Module, audio_proj: nn.Module

@@ -132,7 +132,7 @@ def _readable(pairs: Any, negatives: Iterable[tuple[int, int]]) -> Iterator[Regi
 
 @dataclass(frozen=True)
 class InBatch:
-    """Compares all images and captions of a batch of B true pairs; used by the miniature, not by the paper ([13.2]).
+    """Compares all images and captions of a batch of B true pairs. Only the miniature uses this class ([13.2]).
 
     Pair i * B + j has image i and caption j. Pairs with the same number in `group` [B] aren't negatives of each other.
     """

@@ -159,7 +159,7 @@ class RegionTextData(ShardedDataModule):
 
     @property
     def languages(self) -> list[str]:
-        """The sorted languages; a language's number is its position."""
+        """The sorted languages. A language's number is its position in this list."""
         of_sets = {captioned.language for captioned in self.sets.values()}
         return self.stated_languages or sorted(of_sets if self.text is None else self.text.languages)
 
@@ -384,7 +384,7 @@ class RetrievalData(RegionTextData):
 
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:
-    """Raise an error if the encoder can't read the data; call after `setup`."""
+    """Check that the encoder can read the data. Call this after `setup`."""
     longest = max([data.tokenizer.max_tokens, *(test_set.tokens.shape[1] for test_set in data.evaluation_sets)])
     for name, size, needed in (
         ("vocabulary_size", encoder.vocabulary_size, data.tokenizer.vocabulary_size),

@@ -136,7 +136,7 @@ class M3PEncoder(nn.Module):
     def start_text(
         self, token_ids: Tensor, token_mask: Tensor, first: int = 0, languages: Tensor | None = None
     ) -> Tensor:
-        """Embed tokens int64 [B, L] with mask bool [B, L] as vectors [B, L, D], each independent of the others.
+        """Embed tokens int64 [B, L] with mask bool [B, L] as vectors [B, L, D]. Tokens don't affect one another yet.
 
         `first` is the position of the first token: 0 without regions, R after R regions. `languages` [B] are ids of
         embeddings to add.
@@ -176,7 +176,7 @@ class M3PEncoder(nn.Module):
         return hidden, mask
 
     def forward(self, token_ids: Tensor, token_mask: Tensor, languages: Tensor | None = None) -> Tensor:
-        """Return the hidden states [B, L, D] of text alone, zero at invalid positions; shapes as in `start_text`."""
+        """Return the hidden states [B, L, D] of text alone, zero where the mask is False; see `start_text`."""
         return self.encode(self.start_text(token_ids, token_mask, 0, languages), token_mask)
 
     # -- means without any block, for a warm start ---------------------------------------------------------------------

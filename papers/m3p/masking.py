@@ -29,9 +29,9 @@ class Masking:
     """Shares of words and regions that are chosen for masking, and how they are masked.
 
     Args:
-        mask, random: shares of chosen pieces that become `<mask>` or a random piece; the others don't change.
-        kept_regions: share of chosen regions that don't change; the others become zero.
-        text_fraction: share of pairs with masked words; the others have masked regions.
+        mask, random: shares of chosen pieces that become `<mask>` or a random piece. Other chosen pieces don't change.
+        kept_regions: share of chosen regions that don't change. Other chosen regions become zero.
+        text_fraction: share of pairs with masked words. Other pairs have masked regions.
 
     Source: [6.1] and [6.2].
     """

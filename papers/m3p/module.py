@@ -37,7 +37,7 @@ class M3PModule(pl.LightningModule):
     captions. Tasks with weight 0 aren't computed.
 
     `updates` has two modes. `per_group` runs the backward pass after every group of losses. In every `accumulate`-th
-    iteration, starting with the first, it updates after each group; the first of these updates also uses the gradients
+    iteration, starting with the first, it updates after each group. The first of these updates also uses the gradients
     summed since the previous update. `per_cycle` sums the losses of an iteration, averages them over `accumulate`
     iterations, and then updates once. Steps, checkpoints and the learning rate schedule count updates.
 

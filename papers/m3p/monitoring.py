@@ -19,7 +19,7 @@ CAPTIONS_SHOWN, PICTURES_SHOWN = 3, 5
 def draw(module: pl.LightningModule, test: RetrievalTest) -> None:
     """Write the best images for some captions of each set to `retrieved.png` and `.csv`.
 
-    The files go into the `media` folder of a tested stage; only the main process writes.
+    The files go into the `media` folder of a tested stage. Only the main process writes files.
     """
     if not module.trainer.is_global_zero or not test.results:
         return

@@ -140,7 +140,7 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
 
 @dataclass
 class SearchResult:
-    """Scores [N, M]. `caption_image` [M] is the row of each caption's image; `caption` and `image` number both."""
+    """Scores [N, M]. `caption_image` [M] has each caption's row. `caption` [M] and `image` [N] have item numbers."""
 
     set: EvaluationSet
     scores: Tensor

@@ -1,4 +1,4 @@
-"""Loads captioned and tagged images to pre-train MCT; the miniature's worlds write files in COCO's layout."""
+"""Loads captioned and tagged images to pre-train MCT. The miniature's worlds write files in COCO's layout."""
 
 from __future__ import annotations
 

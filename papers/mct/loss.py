@@ -88,7 +88,7 @@ class MultimodalContrast(nn.Module):
         margin: alpha, the margin of J_ic and J_ci for `hinge`.
         epsilon: images are related if they share more than `epsilon` tags.
         inter_loss: `hinge` (the method) or `infonce`.
-        inter_reduction: reduces the hinge over the negatives; the paper's `sum` starts at alpha times the queue size.
+        inter_reduction: how to reduce the hinge over negatives. The paper's `sum` starts at alpha times the queue size.
         queue_size: K, the number of keys in each queue.
         queue_warm: see KeyQueue.
         mask_same_image: ignore queue keys of the anchor's own image, both as negatives and as positives of J_tag.
@@ -199,7 +199,7 @@ class MultimodalContrast(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: dict[str, Tensor], image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Write a step's keys (as in `forward`) into the queues after the backward pass. All ranks must call it."""
+        """Write a step's keys (as in `forward`) into the queues after the backward pass. Call this on all ranks."""
         queues = self.named_queues()
         rows = [keys[name].to(queue.vectors.dtype) for name, queue in queues]
         image_id, tags, *gathered = all_gather_rows(image_id, tags, *rows)

@@ -156,7 +156,7 @@ class VideoTextData(ShardedDataModule):
     Attributes:
         options: number of options per question.
         rows_per_item: training samples per item, to estimate the length of an epoch.
-        test_split: the split to measure; "val" if the answers of "test" are withheld.
+        test_split: the split to measure; "val" if the data set withholds the answers of "test".
     """
 
     options = 0

@@ -84,7 +84,7 @@ class VX2Text(nn.Module):
 
     @torch.no_grad()
     def start_tables(self) -> None:
-        """Initialize learned category embeddings with the mean of their word pieces' embeddings."""
+        """Initialize each learned category embedding with the mean of the embeddings of its name's word pieces."""
         for tokens in self.tokens.values():
             if tokens.table is not None:
                 tokens.table.weight.copy_(table_of(tokens.pieces, self.language_model))

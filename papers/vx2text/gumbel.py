@@ -35,7 +35,7 @@ def choose(
     temperature: float = 1.0,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Turn the scores of categories into embeddings of a few of them.
+    """Turn the scores of all categories into embeddings of the chosen categories.
 
     | estimator | value | gradient to the scores |
     |---|---|---|

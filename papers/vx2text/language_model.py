@@ -16,7 +16,7 @@ class LanguageModel(nn.Module):
     """T5 with random weights. The default sizes are those of T5-base (222,903,552 parameters).
 
     `papers.vx2text.weights.load_language_model` loads released weights. `embedding_scale` is the standard deviation of
-    the initial embeddings; 1 is too large for a small network. All methods take the encoder's input embeddings [B, N,
+    the initial embeddings. 1 is too large for a small network. All methods take the encoder's input embeddings [B, N,
     D] and their mask [B, N]. Labels are padded with -100.
 
     Source: [6].

@@ -161,9 +161,9 @@ class VirTex(pl.LightningModule):
         image_encoder: backbone with `forward_map` and `feature_dim`; evaluations use this part.
         hidden_size: width of the decoders; 2048 in the paper's tables. VirTex's usual 1024 has 16 heads and 4096 units.
         max_tokens: longest caption, including boundary tokens.
-        image_learning_rate, learning_rate: of SGD for the image encoder and for everything else.
+        image_learning_rate, learning_rate: SGD's rates for the image encoder and for everything else.
         weight_decay: not applied to normalizations and biases in the decoders' embeddings and transformers.
-        lookahead_steps, lookahead_alpha: of the Lookahead optimizer; 0 steps gives plain SGD.
+        lookahead_steps, lookahead_alpha: settings of the Lookahead optimizer; 0 steps gives plain SGD.
         warmup_steps: steps with linear warm-up, before cosine decay to zero.
         samples: has no effect; recorded runs have it in their configuration.
     """
