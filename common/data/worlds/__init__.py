@@ -1,1 +1,1 @@
-"""Miniature worlds: generate data once and write them as real files, in the layouts of the data sets they replace."""
+"""Miniature worlds: generate small data sets and write them as files, in the layouts of the real data sets."""

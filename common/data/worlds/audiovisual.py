@@ -54,11 +54,11 @@ _AUDIO_OPTIONS = {"aac_coder": "fast"}
 class AudioVisualWorld(World):
     """Stand-ins for Kinetics-400, AudioSet, UCF-101, HMDB-51, ESC-50 and DCASE: 20 classes of moving shapes with sound.
 
-    `common.data.worlds.clip_generator` defines the classes and factors. Splits are independent, so no downstream clip
+    `common.data.worlds.clip_generator` defines the classes and cues. Splits are independent: no clip of an evaluation
     occurs in pre-training. HMDB-51's pictures are harder than UCF-101's, and DCASE's sounds are noisier than ESC-50's.
 
     Args:
-        ucf_groups: groups per class of UCF-101; a division tests on about 7 in 25.
+        ucf_groups: groups per class of UCF-101. A division uses about 7 in 25 groups for testing.
         hmdb_train, hmdb_test: clips per class and division of HMDB-51.
         esc_clips_per_fold: recordings per class and fold of ESC-50.
         dcase_train, dcase_test: recordings per class of DCASE.
@@ -175,7 +175,7 @@ class AudioVisualWorld(World):
     # -- files ---------------------------------------------------------------------------------------------------------
 
     def _position_in_source(self, index: int) -> tuple[int, int]:
-        """Return the first and last second in a made-up source video, which only occur in file names."""
+        """Return the first and last second of a clip in a made-up source video. They only appear in file names."""
         begin = index * 37 % 290
         return begin, begin + max(1, round(self.seconds))
 

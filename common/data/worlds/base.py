@@ -1,4 +1,4 @@
-"""Base of the miniature worlds: each set of parameters has a cache folder, which is rendered once under a lock."""
+"""Base of the miniature worlds. A world is rendered once into a cache folder for its parameters, under a lock."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ Write = Callable[[Path, Callable[[], None]], None]
 
 
 def write_jpeg(path: Path, image: np.ndarray) -> None:
-    """Write uint8 [H, W, 3] with full color resolution, because a glyph is only a few pixels wide."""
+    """Write a JPEG of uint8 [H, W, 3] without color subsampling, because glyphs are only a few pixels wide."""
     Image.fromarray(image).save(path, "JPEG", quality=95, subsampling=0)
 
 
 def arguments_of(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that affect the files, given the `locals()` at the start of a world's constructor."""
+    """Select the arguments that affect the files. `variables` is `locals()` at the start of a world's constructor."""
     return {name: value for name, value in variables.items() if name not in ("self", "root", "__class__")}
 
 
 class World:
-    """Generates data as real files, in the layouts of the data sets they replace.
+    """Generates small data sets as files, in the layouts of real data sets.
 
-    :meth:`prepare` renders the files once, into a folder named after a hash of everything that affects them. The
-    classes for the real data sets read them. A method `_fill_<name>` writes each data set into an empty folder. It is
-    given a function `write`, which makes folders and counts media files. `root` is the folder for the worlds; None
-    means `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's).
+    :meth:`prepare` renders the files once. The folder's name contains a hash of everything that affects the files. The
+    classes for the real data sets read the files. For each data set, a method `_fill_<name>` writes into an empty
+    folder; the function `write` that it is given makes folders and counts media files. `root` is the folder for all
+    worlds. None means `worlds` in the cache folder (`$ASSEMBLE_CACHE`, else the user's cache folder).
     """
 
     kind: ClassVar[str]
@@ -64,17 +64,17 @@ class World:
         return parent / f"{self.kind}-{key}"
 
     def root_of(self, name: str) -> Path:
-        """Return the folder to use as a data set's root."""
+        """Return the folder of the data set `name` in this world."""
         if name not in self.names:
             raise ValueError(f"the {self.title} has no data set {name!r}; it has {', '.join(self.names)}")
         return self.folder / name
 
     def place(self, dataset: Any) -> None:
-        """Make a data set read its stand-in; `dataset.name` must be one of `names`."""
+        """Make a data set read this world's files. `dataset.name` must be one of `names`."""
         dataset.root = self.root_of(dataset.name)
 
     def prepare(self, names: Sequence[str] | None = None) -> None:
-        """Render the missing data sets (None: all) and move them into place. One process renders; others wait."""
+        """Render the data sets `names` (None: all) that are missing. If another process renders, wait."""
         wanted = self.names if names is None else tuple(names)
         if all(self.root_of(name).is_dir() for name in wanted):
             return

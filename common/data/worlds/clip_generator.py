@@ -1,11 +1,13 @@
 """Procedural clips with sound, in twenty classes, each with several noisy cues.
 
-Color, shape and motion show a class in the picture; pitch, timbre and envelope express it in the sound. Neighboring
-classes overlap in color, and other neighbors overlap in pitch. Several classes share each shape and each envelope. So
-no single cue identifies the class, but shape and motion together do, and so do timbre and envelope.
+In the picture, color, shape and motion depend on the class. In the sound, pitch, timbre and envelope depend on the
+class. Classes with adjacent colors overlap in color, and classes with adjacent pitches overlap in pitch. Several
+classes share each shape, motion, timbre and envelope. So no single cue identifies the class, but shape and motion
+together do, and so do timbre and envelope.
 
-Picture and sound of a clip share the class, tempo, phase, and size (heard as loudness). Background, position, noise and
-hums are independent in the two modalities and constant in a clip, so they identify a clip within one modality only.
+Picture and sound of a clip share the class, tempo, phase, and size (heard as loudness). Some factors are constant in a
+clip, but occur in one modality only: background and position in the picture, noise and hums in the sound. They identify
+a clip within a modality, not across modalities.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ _PICTURE, _SOUND, _SHARED = 0, 1, 2  # independent random streams of one clip
 
 @dataclass(frozen=True)
 class Nuisance:
-    """How uncertain the class cues are, and how strong the factors that only one modality has.
+    """How noisy the class cues are, and how strong the factors are that occur in only one modality.
 
-    Spreads of color and pitch are standard deviations, in units of the distance between neighboring classes. Background
+    Spreads of color and pitch are standard deviations; 1 is the distance between adjacent colors or pitches. Background
     and pixel noise are standard deviations too. `distractors` are small static discs; `snr` is a range in decibels.
     """
 
@@ -54,7 +56,7 @@ class Nuisance:
 
 @dataclass(frozen=True)
 class ClipGenerator:
-    """Renders clip number `index` of a split; the same arguments always give the same bytes."""
+    """Renders the clips of a split by number. The same arguments always give the same bytes."""
 
     seed: int
     size: int = 24
@@ -64,14 +66,14 @@ class ClipGenerator:
 
     @staticmethod
     def label(index: int) -> int:
-        """Return the label of a clip. Classes take turns, so every run of 20 clips is balanced."""
+        """Return the label of a clip. Labels cycle through the classes, so any 20 consecutive clips are balanced."""
         return index % NUM_CLASSES
 
     def _shared(self, split: int, index: int) -> tuple[float, float, float]:
-        """Return what picture and sound of a clip share besides the class: tempo, phase and size.
+        """Return tempo, phase and size of a clip, which picture and sound share.
 
-        The tempo is in hertz, log-uniform in [1, 3]. The phase is in radians, at the start of the clip. The size in [0,
-        1] ranges from largest and loudest to smallest and softest.
+        The tempo is in hertz, log-uniform in [1, 3]. The phase is in radians, at the start of the clip. The size is in
+        [0, 1]: 0 is the largest and loudest, 1 the smallest and softest.
         """
         tempo, size, phase = self._rng(split, index, _SHARED).uniform(size=3)
         return float(np.exp(tempo * np.log(3.0))), float(2 * np.pi * phase), float(size)
@@ -169,7 +171,7 @@ def _rms(signal: np.ndarray) -> float:
 
 
 def _shaped_noise(rng: np.random.Generator, samples: int, gain: np.ndarray) -> np.ndarray:
-    """Draw noise with the given amplitude per frequency, scaled to unit standard deviation."""
+    """Draw noise with amplitude `gain` per frequency, then scale the noise to unit standard deviation."""
     noise = np.fft.irfft(np.fft.rfft(rng.normal(size=samples)) * gain, n=samples)
     return noise / max(_rms(noise), 1e-9)
 
@@ -181,7 +183,7 @@ def _bilinear_weights(cells: int, size: int) -> np.ndarray:
 
 
 def _shape_mask(shape: str, x: np.ndarray, y: np.ndarray, radius: np.ndarray, size: int, unit: float) -> np.ndarray:
-    """Return the coverage [T, size, size] of a shape with one center (x, y) and radius in pixels per frame."""
+    """Return a shape's coverage of pixels [T, size, size]. Each frame has a center (x, y) and radius in pixels."""
     grid, radius = np.arange(size), radius[:, None, None]
     dx = np.broadcast_to(grid[None, None, :] - x[:, None, None], (len(x), size, size))
     dy = np.broadcast_to(grid[None, :, None] - y[:, None, None], (len(x), size, size))

@@ -1,4 +1,4 @@
-"""Real drawings in miniature: 818 things, each drawn by four designers, with names and keywords in six languages."""
+"""A miniature of real drawings: 818 things, each drawn by four designers, with names and keywords in six languages."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ _OPAQUE = 0.1  # the box of a drawing encloses the pixels with at least this opa
 # ------------------------------------------------------------------------------------------------------------ the pack
 @dataclass(frozen=True)
 class Concept:
-    """One thing with its drawings and names; `styles` are the designers who drew it.
+    """A thing with drawings and names. `styles` are the designers who drew the thing.
 
-    `index` is its row in the pack and its cell in each sheet; `code_points` are hexadecimal, joined by "-". `split`
-    (`train`, `val` or `test`) is used by tasks that test on new concepts.
+    `index` is the concept's row in the pack of drawings and cell in each sheet. `code_points` are hexadecimal, joined
+    by "-". Tasks that test on new concepts use `split` (`train`, `val` or `test`).
     """
 
     index: int
@@ -73,7 +73,7 @@ class Concept:
 
     @property
     def core(self) -> bool:
-        """Whether it has a name, looks different from other concepts, and was drawn by all four designers."""
+        """Whether the concept has a name, looks different from other concepts, and was drawn by all four designers."""
         kept = self.group in CORE_GROUPS and self.subgroup not in LEFT_OUT_SUBGROUPS
         return kept and set(self.styles) == set(STYLES)
 
@@ -83,7 +83,7 @@ def pack() -> Traversable:
 
 
 def read_concepts() -> tuple[Concept, ...]:
-    """Read all 1,580 concepts of the pack by index; the worlds use the concepts with ``core``."""
+    """Read all 1,580 concepts of the pack, ordered by index. The worlds only use concepts with ``core``."""
     rows = map(json.loads, (pack() / "emoji.jsonl").read_text(encoding="utf-8").splitlines())
     return tuple(
         Concept(
@@ -107,9 +107,10 @@ def picture_number(style: str, concept: Concept) -> int:
 
 
 def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en") -> tuple[str, ...]:
-    """Return five captions of a concept, joined by commas; they are shorter if it has too few keywords.
+    """Return five captions of a concept. Captions are shorter if the concept has too few keywords.
 
-    They contain: the name; the name and a keyword; the name and two keywords; two keywords; three keywords.
+    The captions hold, separated by commas: the name; the name and a keyword; the name and two keywords; two keywords;
+    three keywords.
     """
     name, comma = concept.name[language], "、" if language in ("ja", "zh") else ", "
     others = [word for word in concept.keywords[language] if word.casefold() != name.casefold()] or [name]
@@ -123,7 +124,7 @@ def captions_of(rng: np.random.Generator, concept: Concept, language: str = "en"
 
 
 def compose(drawing: np.ndarray, ground: np.ndarray, size: int) -> np.ndarray:
-    """Put a drawing, uint8 [64, 64, 4], on a plain ground, color [3] in [0, 1]; returns uint8 [size, size, 3]."""
+    """Put a drawing, uint8 [64, 64, 4], on a ground of one color [3] in [0, 1]. Return uint8 [size, size, 3]."""
     opacity = drawing[..., 3:] / 255
     pixels = np.round(drawing[..., :3] * opacity + 255 * ground * (1 - opacity)).astype(np.uint8)
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.LANCZOS))
@@ -131,18 +132,18 @@ def compose(drawing: np.ndarray, ground: np.ndarray, size: int) -> np.ndarray:
 
 # ----------------------------------------------------------------------------------------------------------- the world
 class EmojiWorld(World):
-    """Stand-ins for COCO (both splits) and ImageNet with real drawings: a picture shows one thing by one designer.
+    """Replaces COCO (both splits) and ImageNet with real drawings: each picture shows one thing by one designer.
 
     COCO is split by designer: training has all concepts, but no drawing by the test designer. `group_id` is the
-    concept, so another drawing of it can be a second view. Categories are the keywords that at least three concepts
-    share. ImageNet is split by concept: classes are subgroups, and its training pictures show no test concept. (COCO
-    has drawings of these concepts, with keywords that mostly imply the class.) The seed only affects the grounds and
-    captions of training pictures.
+    concept, so two drawings of a concept can be two views. Categories are the keywords that at least three concepts
+    share. ImageNet is split by concept: classes are subgroups, and no training picture of ImageNet shows a test
+    concept. (COCO's training pictures do show test concepts, with keywords that mostly imply the class.) The seed only
+    affects the grounds and captions of training pictures.
 
     Args:
         language: of captions and tags; one of en, de, fr, cs, ja, zh.
-        concepts: how many of the 818 concepts COCO contains, evenly spaced; None for all.
-        classes: how many of the 30 subgroups ImageNet contains, the largest first.
+        concepts: number of concepts in COCO, evenly spaced among the 818; None for all.
+        classes: number of classes in ImageNet: the largest of the 30 subgroups.
     """
 
     kind = "emoji"
@@ -215,7 +216,7 @@ class EmojiWorld(World):
         return images
 
     def _instances(self, concept: Concept, drawing: np.ndarray) -> tuple[Instance, ...]:
-        """Return one object per tag. Each has the box of the whole drawing."""
+        """Return one object per tag. Each object's box is that of the whole drawing."""
         opacity, scale = drawing[..., 3] / 255, self.size / CELL
         rows, columns = np.nonzero(opacity >= _OPAQUE)
         left, right = scale * columns.min(), scale * (columns.max() + 1)

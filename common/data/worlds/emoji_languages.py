@@ -1,6 +1,6 @@
-"""Real drawings in miniature with captions in six languages: stand-ins for every data set that M3P reads.
+"""A miniature of real drawings with captions in six languages, which replaces every data set that M3P reads.
 
-Concepts are split into testing, fine-tuning and pre-training. Test pictures are by a designer that training never sees.
+Concepts are split into testing, fine-tuning and pre-training. The designer of the test pictures is not in training.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ _SMALLEST = 0.7  # smallest scale of a drawing in a training picture
 
 
 def plain(text: str) -> str:
-    """Normalize text: lower case, no commas, colons, quotes or brackets, and spaces around CJK signs.
+    """Normalize text: lower case, no commas, colons, quotes or brackets, and spaces around CJK characters.
 
-    Code switching puts words between spaces, so a tokenizer must see ordinary Japanese and Chinese text the same way. A
-    run of kana is one word, as in BERT's tokenizer.
+    Code-switched text has spaces around words. So ordinary Japanese and Chinese text needs spaces, too, to look the
+    same to a tokenizer. Adjacent kana form one word, as in BERT's tokenizer.
 
     Source: docs/papers/m3p.md [13.1] and pitfall 15.
     """
@@ -71,10 +71,10 @@ def plain(text: str) -> str:
 
 
 def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, list[str]]:
-    """Translate English words by the annotations of the same concepts in both languages.
+    """Derive a dictionary from English to `language` from the names and keywords of concepts in both languages.
 
-    A translation shares at least two concepts with the word, with a Dice coefficient of at least 0.5. Returns up to
-    three translations for each word, best first, sorted by word.
+    A word and a translation share at least two concepts, and the Dice coefficient of their concepts is at least 0.5.
+    Returns up to three translations for each word, best first. Words are sorted.
 
     Source: docs/papers/m3p.md [13.1].
     """
@@ -101,23 +101,23 @@ def induced_dictionary(concepts: Iterable[Concept], language: str) -> dict[str, 
 
 
 class EmojiLanguagesWorld(World):
-    """Stand-ins for Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN and Wikipedia, and files for them.
+    """Replaces Conceptual Captions, Multi30K, COCO, STAIR Captions, COCO-CN and Wikipedia. Adds dictionaries.
 
-    A caption is a name and up to `keywords` keywords in random order. The first caption of a test image has the first
-    keywords of the concept's list, in its order. Pictures show the 818 concepts with `Concept.core`, split once for all
-    seeds into `test` concepts (no two share `ALIKE` or more of their English words), `fine_tune` concepts, and the rest
-    for pre-training. Text without pictures is only about the rest.
+    A caption is a name and up to `keywords` keywords in random order. The first caption of a test image is fixed: the
+    first keywords in the order of the concept's list. Pictures show the 818 concepts with `Concept.core`, split in the
+    same way for all seeds: `test` concepts (no two share `ALIKE` or more of their English words), `fine_tune` concepts,
+    and pre-training concepts. Text without pictures is only about pre-training concepts.
 
-    Dictionaries (`en-<language>.txt`) come from the annotations of all 1,572 concepts. So they include words of test
-    concepts, but only if at least two concepts share them. `sentencepiece` is a tokenizer trained on the pre-training
-    text and all names and keywords. `imagenet` has drawings labeled by concept, to train the network that makes region
-    features.
+    Dictionaries (`en-<language>.txt`) come from the annotations of all 1,572 concepts. So a dictionary includes a word
+    of a test concept only if another concept has the word, too. `sentencepiece` is a tokenizer trained on the
+    pre-training text and all names and keywords. `imagenet` has drawings labeled by concept, to train the network that
+    makes region features.
 
     Args:
         concepts: number of concepts with pictures, evenly spaced among the 818; None for all.
-        unseen: what is new in a test. `concepts`: training has no drawing or caption of them. `drawings`: training has
-            drawings by other designers, with captions other than the fixed one.
-        pictures_per_drawing: rows of Conceptual Captions per drawing, each with a different ground.
+        unseen: what is new in a test. With `concepts`, training has no drawing or caption of test concepts. With
+            `drawings`, training has drawings of test concepts by other designers, but without the fixed caption.
+        pictures_per_drawing: number of pictures of each drawing in Conceptual Captions, on different grounds.
         chinese: share of the training concepts with Chinese captions; COCO-CN covers a sixth of COCO's pictures.
 
     Source: docs/papers/m3p.md [13.1] and [13.3].
@@ -216,8 +216,8 @@ class EmojiLanguagesWorld(World):
     ) -> tuple[str, ...]:
         """Draw captions of a concept.
 
-        With `first`, the first caption is fixed: the name and the first keywords. Other captions differ from it unless
-        the concept has no keywords.
+        With `first`, the first caption is fixed: the name and the first keywords. The other captions differ from the
+        fixed one, unless the concept has no keywords.
         """
         name = plain(concept.name[language])
         terms = dict.fromkeys(plain(word) for word in concept.keywords[language])
@@ -243,7 +243,7 @@ class EmojiLanguagesWorld(World):
         }
 
     def _sentences(self, language: str) -> list[str]:
-        """Return text without pictures in random order: names with keywords of `text_concepts`."""
+        """Return the sentences of the text without pictures, in random order: names and keywords of `text_concepts`."""
         number = LANGUAGES.index(language)
         rng = np.random.default_rng([1 + self.seed, _TEXT, number])
         concepts = sorted(self.text_concepts, key=lambda concept: concept.code_points)
@@ -258,7 +258,7 @@ class EmojiLanguagesWorld(World):
         )
 
     def _image(self, style: str, concept: Concept, drawing: np.ndarray, copy: int, trained: bool) -> np.ndarray:
-        """Put a drawing on a light ground; training pictures also shrink and move it."""
+        """Put a drawing on a light ground. In training pictures, the drawing is also shrunk and moved."""
         rng = self._rng(style, concept, _IMAGE, copy, trained)
         ground = rng.uniform(*LIGHT, size=3)
         if trained:
@@ -428,7 +428,7 @@ class EmojiLanguagesWorld(World):
 
 
 def dissimilar(concepts: Iterable[Concept], count: int) -> list[Concept]:
-    """Choose up to `count` concepts; each shares few English words with those chosen before."""
+    """Choose up to `count` concepts. Any two of the chosen concepts share few English words."""
     chosen: list[Concept] = []
     said: list[set[str]] = []
     for concept in concepts:

@@ -1,4 +1,4 @@
-"""Scenes of real drawings for text-to-image generation: one of twelve things on each side, by four designers."""
+"""Scenes of real drawings for text-to-image generation: one of twelve things in each half, drawn by four designers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _OPAQUE = 26  # least alpha, of 255, of the pixels in a drawing's box
 class EmojiScenesWorld(TwoSidesWorld):
     """Puts a drawing in each half of a picture, both by the same designer. Drawings and ground make 432 combinations.
 
-    Training and test have all designers: generated pictures are compared with real ones, so an unseen style would count
-    against them. For the arguments see ``TwoSidesWorld``.
+    Training and test have all four designers. Otherwise, comparing generated pictures with real ones would penalize
+    generated pictures for a style that training lacks. For the arguments see ``TwoSidesWorld``.
     """
 
     kind = "emoji_scenes"
@@ -73,7 +73,7 @@ def _drawings(style: int) -> npt.NDArray[np.uint8]:
 
 @cache
 def _tile(style: int, thing: int, side: int) -> Floats:
-    """Crop a drawing to its box and scale its longer side to `side` pixels: color, opacity in [0, 1], [H, W, 4]."""
+    """Crop a drawing and scale its longer side to `side` pixels. Return color and opacity in [0, 1], [H, W, 4]."""
     drawing = _drawings(style)[thing]
     rows, columns = np.nonzero(drawing[..., 3] >= _OPAQUE)
     cut = drawing[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]

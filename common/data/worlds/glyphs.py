@@ -1,7 +1,7 @@
-"""Scenes of drawn glyphs: sixteen outlines, their places and colors, and the renderer.
+"""Scenes of glyphs: defines sixteen outlines, chooses places and colors, and renders pictures.
 
-A glyph is a set of closed outlines in a circle of radius 1, from which pictures, masks, boxes and polygons are made.
-Lengths of a scene are fractions of the picture's side, so a scene can be drawn at any size.
+A glyph is a set of closed outlines in a circle of radius 1. The outlines determine pictures, masks, boxes and polygons.
+Lengths in a scene are fractions of the picture's side, so a scene can be drawn at any size.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _points(*coordinates: tuple[float, float]) -> np.ndarray:
 
 
 def _arc(radius: float, begin: float, end: float, points: int, center: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
-    """Return points of an arc between two angles in turns, ends included. y points down, so angles grow clockwise."""
+    """Return points of an arc from `begin` to `end`, given in turns, including both ends. Angles grow clockwise."""
     angles = 2 * np.pi * np.linspace(begin, end, points)
     return np.stack([center[0] + radius * np.cos(angles), center[1] + radius * np.sin(angles)], axis=1)
 
@@ -132,9 +132,9 @@ class Copy:
 
 @dataclass(frozen=True)
 class Attributes:
-    """The properties of a scene of equal copies that captions can name.
+    """Properties that captions can name, for a scene of equal glyphs.
 
-    `colour` and `ground` index ``COLOUR_NAMES`` and always differ; `large` is the larger of two radii.
+    `colour` and `ground` index ``COLOUR_NAMES`` and always differ. `large` is True for the larger of two radii.
     """
 
     glyph: int
@@ -179,7 +179,7 @@ def repeated_scene(rng: np.random.Generator, glyph: int) -> tuple[Scene, Attribu
 
 
 def mixed_scene(rng: np.random.Generator) -> Scene:
-    """Draw a scene of one to three different glyphs in random colors and sizes, where few glyphs are faint."""
+    """Draw a scene of one to three different glyphs in random colors and sizes. Few glyphs have a low contrast."""
     count = int(rng.integers(1, MOST_MIXED + 1))
     glyphs = [int(number) for number in rng.choice(len(GLYPHS), count, replace=False)]
     ground = int(rng.integers(len(COLOURS)))
@@ -250,9 +250,9 @@ def draw(scene: Scene, rng: np.random.Generator, size: int) -> Picture:
 def coverage(shapes: Sequence[Sequence[np.ndarray]], size: int) -> np.ndarray:
     """Return the fraction of every pixel that each shape covers, float64 [n, size, size].
 
-    Every edge fills the pixels to its right, with the sign of its direction. Summed over a closed outline, only the
-    inside remains; holes run the other way and are subtracted. The area is exact along rows and sampled across them.
-    `shapes` are rings of float64 [points, 2] in pixels.
+    Every edge adds or subtracts the pixels to the right of the edge, depending on the edge's direction. Summed over a
+    closed outline, only the inside remains. Holes have the opposite direction, so they are subtracted. The area is
+    exact along rows and sampled across rows. `shapes` are rings of float64 [points, 2] in pixels.
     """
     if not shapes:
         return np.zeros((0, size, size))

@@ -1,7 +1,8 @@
-"""A miniature of video with speech and text: shapes move, with a sound and a speaker; texts ask and describe.
+"""A miniature of video with sound, speech and text: clips of moving shapes, with questions and descriptions.
 
-The texts name categories that a classifier of pictures or sounds can predict. Trained on the source domain (plain
-colors, little noise), it beats chance on the target domain (tinted, noisier, other pitches) but is far from perfect.
+The texts name categories that a classifier of pictures or sounds can predict. If the classifier is trained on the
+source domain (plain colors, little noise), it is better than chance but far from perfect on the target domain (tinted
+colors, more noise, other pitches).
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ _JPEG_QUALITY = 92
 
 @dataclass(frozen=True)
 class Domain:
-    """How clips look and sound, apart from what their words say.
+    """How clips look and sound, apart from the content that the words of a `Scene` describe.
 
     Lengths are pixels of a 24 x 24 frame; pairs are the lowest and highest value. `tint` is half the range of the log
     gain per color channel, `background` and `pixel_noise` are standard deviations, `travel` is the distance moved in
@@ -135,7 +136,7 @@ TARGET = Domain(
 
 @dataclass(frozen=True)
 class Scene:
-    """What a clip shows, what it sounds like and who speaks, as words."""
+    """The content of a clip as words: picture, sound and speaker."""
 
     shape: str
     colour: str
@@ -159,14 +160,14 @@ class Scene:
         return f"{self.pitch} {self.timbre}"
 
     def answers(self, kind: str) -> tuple[str, ...]:
-        """Return six ways to say the true answer; dialogues use the first."""
+        """Return the true answer in six wordings. Dialogues use the first."""
         words = (*self.video_words, self.timbre, self.pitch, self.speaker)
         # All other kinds of questions ask for a single word.
         named = words if kind == "caption" else (words[_TURN_KINDS.index(kind)],)
         return tuple(template.format(*named) for template in _ANSWERS[kind])
 
     def caption(self, omitted: int) -> str:
-        """Describe the picture with two of its three words, and say nothing about the sound."""
+        """Describe the picture with two of color, shape and direction. `omitted` selects the sentence."""
         return (
             f"something {self.colour} moves {self.direction}",
             f"a {self.shape} moves {self.direction}",
@@ -174,11 +175,11 @@ class Scene:
         )[omitted]
 
     def summary(self, omitted: int) -> str:
-        """Remark on the sound with one of its two words."""
+        """Describe the sound with one of its two words."""
         return (f"one hears that it sounds {self.pitch}", f"one hears a {self.timbre}")[omitted]
 
     def descriptions(self, speaker: str) -> tuple[tuple[str, str], ...]:
-        """Return four descriptions of a moment and their types: of the picture (v), or of picture and speech (vt)."""
+        """Return four descriptions of a moment with their types: "v" for the picture, "vt" for picture and speech."""
         what = f"{self.colour} {self.shape}"
         return (
             (f"a {what} moves {self.direction}", "v"),
@@ -200,7 +201,7 @@ def kind_of(question: str) -> str:
 
 
 def sentences() -> tuple[str, ...]:
-    """Return sentences with every word of this world's texts, in a fixed order, to build a vocabulary."""
+    """Return sentences that contain every word of this world's texts, to build a vocabulary."""
     texts: dict[str, None] = dict.fromkeys([*QUESTIONS.values(), _FIRST, _LAST])
     for scene in itertools.starmap(Scene, itertools.product(SHAPES, COLOURS, DIRECTIONS, TIMBRES, PITCHES, SPEAKERS)):
         for kind in QUESTIONS:
@@ -282,20 +283,20 @@ def render_sound(scene: Scene, domain: Domain, samples: int, sample_rate: int, r
 
 
 class NarratedWorld(World):
-    """Stand-ins for Kinetics-400, ESC-50, AVSD, TVQA and TVC: moving shapes with a sound, a speaker and texts.
+    """Replaces Kinetics-400, ESC-50, AVSD, TVQA and TVC: moving shapes with a sound, a speaker and texts.
 
     Kinetics-400 and ESC-50 are the source domain, whose classes are the words of a clip ("red circle left",
-    "high_beep"). The others are the target domain. AVSD clips have picture and sound. Answering their dialogues takes
-    picture, sound or speech; the speech is in `subtitles.jsonl` in TVQA's format. TVQA clips are silent frames with two
-    speakers in turn, and TVC describes the two halves of the same clips. `words.jsonl` holds the true categories of
-    every clip, which no real data set provides.
+    "high_beep"). AVSD, TVQA and TVC are the target domain. AVSD clips have picture and sound. A question in a dialogue
+    is about the picture, the sound or the speech, which is in `subtitles.jsonl` in TVQA's format. TVQA clips are silent
+    frames; one speaker talks in each half. TVC describes the halves of the TVQA clips. `words.jsonl` holds the true
+    categories of every clip, which no real data set provides.
 
     Args:
-        source_clips, source_clips_validation: silent clips that cycle through all 48 classes.
-        source_sounds_per_fold: recordings per class (six) and fold (five).
-        turns: questions per dialogue; test dialogues have 1 to `turns`.
-        moments, moments_validation, moments_test: TVQA and TVC clips, each with five questions and two described
-            moments.
+        source_clips, source_clips_validation: numbers of silent clips, which cycle through all 48 classes.
+        source_sounds_per_fold: recordings per class and fold; there are six classes and five folds.
+        turns: questions per dialogue. Test dialogues have 1 to `turns` questions.
+        moments, moments_validation, moments_test: numbers of TVQA clips, each with five questions and two moments for
+            TVC.
         seconds, long_seconds: length of a clip with sound, and of a TVQA clip.
         size: side of a frame in pixels; even.
         fps: frames per second of the files with sound; TVQA frames have 3 per second.
@@ -351,7 +352,7 @@ class NarratedWorld(World):
         return Scene.drawn(self._rng(split, index, _LATENT))
 
     def second_speaker(self, split: str, index: int) -> str:
-        """Return the speaker of a TVQA clip's second half, who differs from the speaker of the first half."""
+        """Return the speaker in the second half of a TVQA clip, who is not the speaker of the first half."""
         others = [name for name in SPEAKERS if name != self.scene(split, index).speaker]
         return others[int(self._rng(split, index, _SECOND).integers(len(others)))]
 
@@ -423,7 +424,7 @@ class NarratedWorld(World):
         }
 
     def _withhold(self, root: Path, dialogs: list[dict[str, object]]) -> None:
-        """Move the answers of the test split into two files: one has the answer, the other six references."""
+        """Move the last answers of the test split to two files: the original answers, and six references for each."""
         _write_json(
             root / "mock_test_set4DSTC10-AVSD_from_DSTC7_singref.json", _dialog_document("test answers", dialogs)
         )
@@ -562,5 +563,5 @@ def _dialog_document(part: str, dialogs: Sequence[object]) -> dict[str, object]:
 
 
 def _write_json(path: Path, *documents: object) -> None:
-    """Write one line per document; several documents make a file of JSON lines."""
+    """Write a JSON document per line."""
     write_lines(path, map(json.dumps, documents))

@@ -1,4 +1,4 @@
-"""A miniature of the data that image-text pre-training needs: captioned scenes of drawn glyphs."""
+"""A miniature for image-text pre-training: captioned scenes of drawn glyphs."""
 
 from __future__ import annotations
 
@@ -115,16 +115,16 @@ def caption(rng: np.random.Generator, attributes: Attributes, words: CaptionWord
 
 
 class ShapesWorld(World):
-    """Stand-ins for COCO (both splits), Pascal VOC 2007 and ImageNet: scenes of one of 16 glyphs on a colored ground.
+    """Replaces COCO (both splits), Pascal VOC 2007 and ImageNet: scenes of one of 16 glyphs on a colored ground.
 
-    A scene has two to four copies of one glyph. Tags always name the glyph; captions mostly name it, and seldom its
-    color or number. VOC scenes have one to three different glyphs. Splits are independent. Only training splits depend
-    on the seed.
+    A scene has two to four copies of one glyph. Tags always name the glyph. Captions mostly name the glyph, and seldom
+    name its color or number. VOC scenes have one to three different glyphs. Splits are independent. Only training
+    splits depend on the seed.
 
     Args:
-        voc_train, voc_test: pictures of VOC; even rows of trainval are train, odd rows are val.
+        voc_train, voc_test: numbers of pictures of VOC. In `trainval`, even rows are `train` and odd rows are `val`.
         size, voc_size: side of a picture in pixels; None makes `voc_size` equal to `size`.
-        probe: what the classes of ImageNet are; the pictures are the same.
+        probe: property that defines the classes of ImageNet. Doesn't change the pictures.
         words: probability of each kind of word in a caption; by default `CaptionWords()`.
 
     Source: docs/papers/mct.md [13].
@@ -174,7 +174,7 @@ class ShapesWorld(World):
         return np.random.default_rng([1 + self.seed if seeded else 0, number, index, stream])
 
     def _drawn(self, split: str, count: int) -> Iterator[tuple[Attributes, Scene, Picture]]:
-        """Yield the pictures of a split. Glyphs take turns, so every run of 16 pictures is balanced."""
+        """Yield the pictures of a split. Pictures cycle through the glyphs, so any 16 in a row are balanced."""
         for index in range(count):
             rng = self._rng(split, index, _PICTURE)
             scene, attributes = repeated_scene(rng, index % len(GLYPHS))

@@ -1,4 +1,4 @@
-"""A miniature for text-to-image generation: a plain shape on each side, and captions that say what is where."""
+"""A miniature for text-to-image generation: a plain shape in each half, and captions that say what is where."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TwoObjectsWorld(TwoSidesWorld):
 
 
 def _distances(shapes: npt.NDArray[np.int64], x: Floats, y: Floats, radius: Floats) -> Floats:
-    """Return signed distances of pixels from the edges of objects, below 0 inside, [N, 2, size, size]."""
+    """Return signed distances [N, 2, size, size] of pixels from the edges of objects, negative inside."""
     circle = np.hypot(x, y) - radius
     square = np.maximum(np.abs(x), np.abs(y)) - _HALF_SQUARE * radius
     # The apex is on top; `steep` is the length of the slanted edges' normals.

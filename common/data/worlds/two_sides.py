@@ -39,7 +39,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Things:
-    """The two things of each picture, before they are drawn on the ground.
+    """The left and right thing of each picture, before they are drawn on the ground.
 
     Args:
         colours: in [0, 1], [N, 2, size, size, 3] or a shape that broadcasts to it.
@@ -71,13 +71,13 @@ class Pictures:
 
 
 class TwoSidesWorld(World):
-    """A stand-in for COCO 2014: pictures of two things, one in the left and one in the right half, on a plain ground.
+    """Replaces COCO 2014: pictures of two things, one in the left and one in the right half, on a plain ground.
 
-    Things are instances of named categories. So is the ground (white, black or gray), whose box is the whole picture.
-    Captions name all three: "a THING SIDE", "SIDE a THING" or "a THING at SIDE" for each thing, in random order, then
-    "on GROUND" or "on a GROUND". A fraction `relations` of the captions says "a THING left of a THING" instead. Files
-    are PNG to avoid compression artifacts. The attributes of a picture are those of the left thing, those of the right
-    thing, and the ground. Only training pictures depend on the seed.
+    Both things and the ground are instances of named categories. The ground is white, black or gray, and its box is the
+    whole picture. Captions name both things and the ground: "a THING SIDE", "SIDE a THING" or "a THING at SIDE" for
+    each thing, in random order, then "on GROUND" or "on a GROUND". A fraction `relations` of the captions says "a THING
+    left of a THING" instead. Files are PNG to avoid compression artifacts. The attributes of a picture are the left
+    thing's attributes, the right thing's attributes, and the ground. Only training pictures depend on the seed.
     """
 
     names = ("coco_2014",)
@@ -145,7 +145,7 @@ class TwoSidesWorld(World):
         return np.ravel_multi_index(tuple(np.moveaxis(both, -1, 0)), cls.thing_sizes)
 
     def draw(self, split: str, rows: Sequence[int]) -> Pictures:
-        """Draw some pictures of `train` or `val`. Each depends only on the seed and its number (from 0)."""
+        """Draw pictures of `train` or `val`. A picture depends only on the seed and its row number (from 0)."""
         sizes = self.attribute_sizes()
         count = len(sizes) + 3 + self._numbers
         draws = np.stack([self._rng(split, row, _PICTURE).random(count) for row in rows])
@@ -168,7 +168,7 @@ class TwoSidesWorld(World):
 
     @abstractmethod
     def _things(self, attributes: npt.NDArray[np.int64], spread: Floats) -> Things:
-        """Return the things of some pictures, from attributes [N, A] and random numbers in [-1, 1), [N, `_numbers`]."""
+        """Return the things of pictures with `attributes` [N, A]. `spread` [N, `_numbers`] is random in [-1, 1)."""
 
     def _centers(self, spread: Floats) -> tuple[Floats, Floats]:
         """Return x and y in pixels, [N, 2] each, from random numbers [N, 4]."""
@@ -179,7 +179,7 @@ class TwoSidesWorld(World):
         )
 
     def captions(self, split: str, row: int, attributes: Sequence[int]) -> tuple[str, ...]:
-        """Return the captions of a picture; some may be equal."""
+        """Return the captions of a picture. Two captions may be equal."""
         draws = self._rng(split, row, _WORDS).random((self.captions_per_image, 5)).tolist()
         named = [self.things[thing][0] for thing in self.thing_of([attributes])[0]]
         ground = tuple(GROUNDS)[attributes[-1]]
