@@ -30,7 +30,7 @@ class Needs:
     Attributes:
         rows: (title, what was found, what is missing) -> the stages that read the file or data set.
         blocked: keys of the stages that cannot run.
-        free, needed: bytes on the disk of the runs: free, and estimated to be needed (None if unknown).
+        free, needed: free bytes on the disk of the runs, and an estimate of the bytes needed (None if unknown).
     """
 
     planned: Sequence[Planned]

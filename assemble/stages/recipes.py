@@ -32,7 +32,7 @@ def scales_of(paper: str) -> list[str]:
 
 
 def recipe_layers(paper: str, recipe: str) -> list[Layer]:
-    """Return a recipe's configuration layers: those of the recipes it extends, base first, then its own."""
+    """Return the configuration layers of the recipes that a recipe extends, base first, then the recipe's layer."""
     folder = project_root() / "configs" / paper
     chain: list[Layer] = []
     name: str | None = recipe
@@ -83,9 +83,9 @@ def overlay_layers(paper: str, recipe: str, name: str) -> tuple[list[Layer], lis
 
 
 def family_of(recipe: str, families: dict[str, dict[str, Any]]) -> list[str]:
-    """Return a recipe's overlay families, base first: those extended by the family that fits it, then that family.
+    """Return the overlay family that fits a recipe, after the families that it extends.
 
-    A family fits if one of its `recipes` (shell patterns) or its name matches.
+    A family fits if one of its `recipes` (shell patterns; by default, its name) matches the recipe's name.
     """
     fitting = [
         name

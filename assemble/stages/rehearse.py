@@ -121,7 +121,7 @@ def _remove_spent(planned: Sequence[Planned]) -> None:
 
 
 def _forget_removed_parents(planned: Sequence[Planned]) -> None:
-    """Let stages run again whose removed checkpoint an unfinished stage needs, by removing their records."""
+    """Rerun stages whose removed checkpoint an unfinished stage needs: remove the records of these stages."""
     needed: set[str] = set()
     for item in reversed(planned):
         if item.done and item.request.stage not in needed:

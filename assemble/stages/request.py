@@ -240,7 +240,7 @@ def requests_for(paper: str, instances: Sequence[StageInstance], selection: Sele
 
 
 def find_request(name: str, selection: Selection, arguments: Sequence[str] = ()) -> StageRequest:
-    """Find the stage `<paper>/<name>`. The name is an instance of the paper's tables, a stage, or a bare recipe.
+    """Find the stage `<paper>/<name>`. The name is an instance of the paper's tables, a stage, or a recipe.
 
     Overrides that affect results add a digest to the run's folder, so that the run never replaces the stage's record.
     """
@@ -268,7 +268,7 @@ def find_request(name: str, selection: Selection, arguments: Sequence[str] = ())
 
 
 def _with_ancestors(tables: Tables, paper: str, wanted: str, scale: str) -> list[StageInstance]:
-    """Return the instances of a stage's ancestors, then the stage's instance. A bare recipe has no ancestors."""
+    """Return the instances of a stage's ancestors, then the stage's instance. A recipe without a stage has none."""
     stage, is_recipe = tables.stages.get(wanted), wanted in recipes_of(paper)
     if not is_recipe or (stage is not None and scale in stage.scales):
         expanded = expand(tables, scale, stages=[wanted])
@@ -292,7 +292,7 @@ _WEIGHTS = ("pretrained", "warm_start", "statistics", "checkpoint")
 
 
 def _changes(request: StageRequest, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides that affect results, with the digests of weights and the folders of data sets in them."""
+    """Return the overrides that affect results. Add digests of the weights, and the folders of data sets, they name."""
     changes: dict[str, Any] = {}
     for path, value in stated.items():
         name, last = short_name(path), path.rpartition(".")[2]

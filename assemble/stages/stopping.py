@@ -137,7 +137,7 @@ def allow(seconds: float) -> None:
 
 @contextmanager
 def waiting_for(child: Callable[[int], object]) -> Iterator[None]:
-    """Forward signals to child processes by calling `child`, Ctrl-C as SIGTERM. If we are killed, the children die."""
+    """Forward signals to child processes by calling `child`, Ctrl-C as SIGTERM. Children die with this process."""
     listener = _listener
     if listener is None:
         yield
