@@ -1,4 +1,4 @@
-"""Errors that print a message without a traceback, and helpers to word them."""
+"""Errors that users see as a message without a traceback, and helpers for messages."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 
 
 class ReportingError(ValueError):
-    """An invalid record, tables file or request; the message says where and what to do."""
+    """A record, tables file or request is invalid. The message says where and what to do."""
 
 
 class ConfigurationError(ValueError):
-    """An invalid configuration; the message names the file, the field and what to do."""
+    """A configuration is invalid. The message names the file and the field, and says what to do."""
 
 
 class StageError(RuntimeError):
-    """A stage cannot run or continue; the message says why and what to do."""
+    """A stage cannot run or continue. The message says why and what to do."""
 
 
 class OtherCodeError(RuntimeError):
-    """Finished stages were trained by a different version of the code; the user decides whether to rerun them."""
+    """Finished stages were trained by a different version of the code. The user decides whether to rerun them."""
 
 
 class NonFiniteLossError(StageError):
@@ -30,7 +30,7 @@ class NonFiniteLossError(StageError):
 
 
 class Preempted(BaseException):
-    """A signal asked to stop. It isn't an `Exception` or `KeyboardInterrupt`, so Lightning doesn't handle it."""
+    """A signal asked the process to stop. The class doesn't extend `Exception`, so that Lightning doesn't catch it."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(signal)
@@ -38,12 +38,12 @@ class Preempted(BaseException):
 
     @property
     def status(self) -> int:
-        """Return the exit status by shell convention."""
+        """Return the exit status for the signal, by shell convention."""
         return 128 + self.signal
 
 
 class StopRequest:
-    """Remembers the signal that asked this process to stop; a long loop calls `check` between its steps."""
+    """Remembers the signal that asked this process to stop. A long loop calls `check` between steps."""
 
     received: int | None = None
 
@@ -58,7 +58,7 @@ STOP = StopRequest()
 
 
 def optional_package(name: str, extra: str) -> Any:
-    """Import a package that an optional extra installs."""
+    """Import a package, or raise an error that tells the user to install the optional `extra`."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
@@ -69,7 +69,7 @@ def optional_package(name: str, extra: str) -> Any:
 
 
 def is_ours(error: BaseException) -> bool:
-    """Whether this project defines the error's class, so that its message needs no traceback."""
+    """Return whether this project defines the error's class. If so, the message needs no traceback."""
     return type(error).__module__.partition(".")[0] in ("common", "papers")
 
 
@@ -81,7 +81,7 @@ def printable(text: str) -> str:
 
 
 def message(error: BaseException) -> str:
-    """The text of an error for the terminal, with what to do about a full disk."""
+    """Return an error's text for the terminal. For a full disk, add what to do."""
     text = printable(str(error))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         text += (
@@ -92,7 +92,7 @@ def message(error: BaseException) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Suggest a name for a misspelled one: `did you mean 'x'? valid: ...`. Of over 20 names, list the nearest five."""
+    """Suggest a valid name: `did you mean 'x'? valid: ...`. If there are over 20 names, list only the nearest five."""
     names = sorted(set(valid))
     cased = {option.lower(): option for option in names}
     close = difflib.get_close_matches(name.lower(), cased, n=1, cutoff=0.5)

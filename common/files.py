@@ -41,12 +41,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def open_regular(path: Path, mode: str = "rb", most: int | None = None, **options: Any) -> Any:
-    """Open an untrusted file for reading. Refuse pipes and devices, which would block, and files over `most` bytes."""
+    """Open an untrusted file for reading. Refuse files over `most` bytes, and pipes and devices, which would block."""
     return open(path, mode, opener=lambda name, flags: _regular(name, flags, most), **options)
 
 
 def open_inside(folder: Path, name: str, most: int | None = None) -> IO[bytes]:
-    """Open a file in an untrusted folder; see `open_regular`. Refuse names and links that lead out of the folder."""
+    """Open a file in an untrusted folder; see `open_regular`. Refuse names and links that leave the folder."""
     *folders, file = Path(name).parts or [""]
     if Path(name).is_absolute() or ".." in folders:
         raise ValueError(f"{name!r} is not inside the folder")
@@ -92,13 +92,13 @@ def digest(path: Path, kind: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _digest(path: Path, kind: str, stamp: tuple[int, ...]) -> str:
-    """Hash a file. The result is cached until the stamp changes, because two data sets may share the file."""
+    """Hash a file. The result is cached until the file changes, because two data sets may share the file."""
     with open_regular(path) as stream:
         return hashlib.file_digest(stream, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
 
 
 def wrong_checksum(path: Path, published: str) -> str | None:
-    """Return why a file doesn't match a checksum such as `md5:0123abcd` (a prefix is enough), or None if it does."""
+    """Compare a file with a checksum such as `md5:0123abcd`, or the start of one. Return an error, or None if equal."""
     kind, _, expected = published.partition(":")
     try:
         actual = digest(path, kind)
@@ -111,7 +111,7 @@ def wrong_checksum(path: Path, published: str) -> str | None:
 
 @contextlib.contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Add the file's name to system errors that lack one."""
+    """Add the file's name to system errors without a file name."""
     try:
         yield
     except OSError as error:
@@ -132,7 +132,7 @@ def parsing(path: Path, wrong: type[Exception]) -> Iterator[None]:
 
 
 def message_of(error: Exception) -> str:
-    """Return an error's message, with its class name if the message is unclear without it (`KeyError: 'stage'`)."""
+    """Return an error's message. If the message alone is unclear, add the class name (`KeyError: 'stage'`)."""
     text = getattr(error, "strerror", None) or f"{error!s:.500}"
     plain = isinstance(error, OSError | ValueError) or type(error).__module__ != "builtins"
     return text if plain and text else f"{type(error).__name__}: {text}"
@@ -142,13 +142,13 @@ def message_of(error: Exception) -> str:
 
 
 def temporary_of(path: Path) -> Path:
-    """Return a temporary path in the same folder, whose name `sweep` recognizes."""
+    """Return a temporary path in the same folder. `sweep` recognizes the name."""
     # The token is needed because containers that share a disk reuse the same process ids.
     return path.with_name(f".{path.stem}.{_TOKEN}.{os.getpid()}.tmp{path.suffix}")
 
 
 def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
-    """Call `write` with a temporary file of the same suffix, then rename it to `output`. Create missing folders."""
+    """Call `write` with a temporary path of the same suffix, then rename it to `output`. Create missing folders."""
     output = Path(output)
     make_folder(output.parent)
     temporary = temporary_of(output)
@@ -170,7 +170,7 @@ def write_whole(output: str | Path, write: Callable[[Path], object]) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(output: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; on success, rename it to `output`, which must be absent or empty."""
+    """Yield an empty temporary folder. On success, rename it to `output`, which must be missing or empty."""
     output = output.resolve()
     partial = output.with_name(f".{output.name}.unfinished")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
@@ -194,7 +194,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def require_writable(folder: Path, what: str) -> None:
-    """Fail early if a folder isn't writable; it may not exist yet. The error calls it `what`, such as `--output`."""
+    """Fail early if a folder can't be created or written. `what` names the folder in the error, such as `--output`."""
     folder = folder.absolute()
     existing = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     try:
@@ -207,7 +207,7 @@ def require_writable(folder: Path, what: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes left in one of our folders (runs, results, cache)."""
+    """Remove temporary files of killed processes from a folder that we write (runs, results, cache)."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = _TEMPORARY.fullmatch(entry.name)
@@ -235,7 +235,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power loss, if the file system supports it."""
+    """Sync a folder so that a rename survives a power loss, if the file system supports this."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -246,13 +246,13 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[bool]:
-    """Wait for a lock and hold it; the system releases it if the process dies. Yield False if locks are unsupported."""
+    """Wait for a lock and hold it. If the process dies, the system releases the lock. Yield False if unsupported."""
     with path.open("w") as stream:
         yield lock(stream)
 
 
 def lock(stream: IO[Any], wait: bool = True) -> bool:
-    """Lock an open file until it closes; False if locks are unsupported. Without `wait`, a held lock is an error."""
+    """Lock an open file until it is closed. Return False if unsupported. If not `wait`, raise if the lock is held."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except OSError as error:
@@ -266,7 +266,7 @@ def lock(stream: IO[Any], wait: bool = True) -> bool:
 
 
 def cache_folder() -> Path:
-    """Return the folder for files that can be recreated: ``$ASSEMBLE_CACHE``, else the user's cache folder."""
+    """Return the cache folder: ``$ASSEMBLE_CACHE``, or else a folder in the user's cache."""
     chosen = os.environ.get("ASSEMBLE_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -275,7 +275,7 @@ def cache_folder() -> Path:
 
 
 def stamp_of(path: Path) -> list[int]:
-    """Return a stamp that changes when a file is rewritten or a folder's entries change; zeros if missing."""
+    """Return a stamp that changes if a file is rewritten or a folder's entries change. A missing file gives zeros."""
     try:
         status = path.stat()
     except OSError:
@@ -285,7 +285,7 @@ def stamp_of(path: Path) -> list[int]:
 
 
 def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
-    """Whether a stamp was old enough at `read_at` (epoch seconds; None is now) that any later change alters it."""
+    """Return whether any change after `read_at` (epoch seconds, None is now) will alter the stamp."""
     return max(stamp[:2]) <= ((time.time() if read_at is None else read_at) - SETTLED_SECONDS) * 1e9
 
 
@@ -293,7 +293,7 @@ def settled(stamp: Sequence[int], read_at: float | None = None) -> bool:
 
 
 def parse_yaml(text: str) -> Any:
-    """Parse YAML, where `2e-4` is a float as in YAML 1.2. Turn any error into a ValueError that says where."""
+    """Parse YAML. `2e-4` is a float, as in YAML 1.2. Turn any error into a ValueError that names the position."""
     try:
         parsed = _loader()(text).get_single_data()
     except Exception as error:  # PyYAML can raise any error, such as IndexError for `!!int ''`.
@@ -306,7 +306,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path, wrong: type[Exception]) -> Any:
-    """Read a YAML file with `parse_yaml`. Any error becomes an exception of class `wrong` that names the file."""
+    """Read a YAML file with `parse_yaml`. Turn any error into an exception of class `wrong` that names the file."""
     with parsing(path, wrong):
         return parse_yaml(read_text(path))
 
@@ -346,7 +346,7 @@ def _loader() -> Any:
 
 
 def usable_cores() -> int:
-    """Count the cores that this process may use. SLURM may give a task only a part of the node."""
+    """Count the cores that this process may use. Under SLURM, this can be a part of the node."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on every system
@@ -369,7 +369,7 @@ def environment(**variables: str) -> Iterator[None]:
 
 
 def console() -> Console:
-    """Return the terminal's shared rich console or, in a pipe, one that is wide enough for tables."""
+    """Return the shared rich console. If the output is a pipe, the console is wide enough for tables."""
     from rich import get_console
     from rich.console import Console
 

@@ -1,1 +1,1 @@
-"""Encoders from one modality to a feature vector: plain `torch.nn` modules without Lightning."""
+"""Encoders that map one modality to a feature vector. They are plain `torch.nn` modules without Lightning."""

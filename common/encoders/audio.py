@@ -17,7 +17,7 @@ STAGES: dict[str, str] = {
 
 
 class ConvBlock(nn.Module):
-    """Two 3x3 convolutions with batch normalization and ReLU. The stride is in the first.
+    """Two 3x3 convolutions with batch normalization and ReLU. The first convolution has the stride.
 
     Shapes:
         [B, in_channels, T, F] -> [B, out_channels, T / stride, F / stride]
@@ -82,7 +82,7 @@ class AudioConvNet(nn.Module):
         self.pool = nn.AdaptiveMaxPool2d(1)
 
     def forward_stages(self, audio: Tensor) -> dict[str, Tensor]:
-        """Return the map [B, C, T', F'] of every stage: `conv1`, `conv2x` ... `conv5x`, `pool` (T' = F' = 1)."""
+        """Return the feature map [B, C, T', F'] of each stage: `conv1`, `conv2x` ... `conv5x`, `pool` (T' = F' = 1)."""
         stages: dict[str, Tensor] = {}
         x = audio
         for stage, module in STAGES.items():

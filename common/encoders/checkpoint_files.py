@@ -30,14 +30,14 @@ _NUMPY: list[Any] = [
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message names the file and the reason."""
+    """A checkpoint cannot be used. The message names the file and the reason."""
 
 
 def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str, Any]:
-    """Load a checkpoint: a file of `torch.save`, old or new, or of safetensors.
+    """Load a checkpoint written by `torch.save` (old or new format) or safetensors.
 
-    Accepts only tensors and plain data, so an untrusted file cannot run code. The file may back the tensors: clone
-    those that outlive it. `needed` names the entries to keep; the error about other content quotes it.
+    Accepts only tensors and plain data, so an untrusted file cannot run code. Tensors may be mapped from the file:
+    clone tensors that you need after the file is gone. `needed` describes the required content in error messages.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,7 +63,7 @@ def read_checkpoint(path: str | Path, needed: str = "'state_dict'") -> dict[str,
 
 
 def require_intact(path: str | Path) -> None:
-    """Check the checksums of a zip archive, which reading a mapped file skips."""
+    """Check the checksums of a zip archive. Reading a memory-mapped file skips this check."""
     if not zipfile.is_zipfile(path):
         return
     try:
@@ -76,7 +76,7 @@ def require_intact(path: str | Path) -> None:
 
 
 def named_tensors(entries: Any) -> dict[str, Tensor]:
-    """Return a state dict's tensors under names without `module.` and `_orig_mod.`; empty for anything else."""
+    """Return a state dict's tensors, with `module.` and `_orig_mod.` removed from names. Empty if not a state dict."""
     if not isinstance(entries, Mapping):
         return {}
     return {
@@ -87,7 +87,7 @@ def named_tensors(entries: Any) -> dict[str, Tensor]:
 
 
 def tensors_in(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors under `state_dict`, else those under `model`, else those at the top."""
+    """Return the tensors under `state_dict`, or else under `model`, or else at the top level."""
     return named_tensors(content.get("state_dict", content.get("model", content)))
 
 
@@ -97,7 +97,7 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """List the missing, unexpected and wrongly shaped tensors; empty if all fit."""
+    """Describe missing, unexpected and wrongly shaped tensors in `found`. Empty if all tensors fit."""
     shapes = [
         f"{key} {_form(found[key])} instead of {list(value.shape)}"
         for key, value in expected.items()
@@ -112,7 +112,7 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
 
 
 def _form(value: Tensor) -> str:
-    """Return the shape, and the layout, quantization or missing content that keeps a tensor from being copied."""
+    """Describe a tensor: shape, and any layout, quantization or missing content that prevents copying it."""
     kinds = {str(value.layout): value.layout != torch.strided, "quantized": value.is_quantized, "meta": value.is_meta}
     return " ".join([str(list(value.shape)), *(kind for kind, applies in kinds.items() if applies)])
 
@@ -132,7 +132,7 @@ def first_of(names: Sequence[Any], limit: int = 6) -> str:
 
 
 def with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add batch normalization's step counters, which old files lack (some of torchvision's)."""
+    """Add the step counters of batch normalization, which some old torchvision files lack."""
     for name in [name for name in state if name.endswith(".running_var")]:
         state.setdefault(f"{name.removesuffix('running_var')}num_batches_tracked", torch.tensor(0))
     return state
@@ -141,13 +141,13 @@ def with_counters(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def load_encoder(encoder: nn.Module, path: str | Path, prefixes: Sequence[str]) -> None:
     """Load an encoder's weights from a checkpoint.
 
-    Every tensor must fit, except a classifier that the encoder lacks. If the encoder has `released_names`, it renames
-    the tensors first.
+    Every tensor must fit, except the classifier's, which the encoder may lack. If the encoder has a method
+    `released_names`, the tensors are renamed with it first.
 
     Args:
         encoder: changed in place, but only if every tensor fits.
-        path: a checkpoint of Lightning, a released one, or a state dict, written by `torch.save` or safetensors.
-        prefixes: possible prefixes of the encoder's tensors in the file (`""`: none). The first that fits is used.
+        path: a Lightning checkpoint, a released checkpoint, or a state dict, written by `torch.save` or safetensors.
+        prefixes: possible prefixes of the encoder's tensors in the file; `""` means no prefix. The first match is used.
     """
     try:
         content = read_checkpoint(path, "'state_dict' or 'model'")

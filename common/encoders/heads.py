@@ -1,4 +1,4 @@
-"""Heads from features to embeddings."""
+"""Heads that map features to embeddings."""
 
 from torch import Tensor, nn
 
@@ -6,12 +6,12 @@ from common.types import PositiveInt
 
 
 class ProjectionHead(nn.Module):
-    """Multi-layer perceptron from features to an embedding; doesn't normalize the embedding.
+    """Multi-layer perceptron from features to an embedding. The embedding is not normalized.
 
     Args:
         hidden_dim: units of every hidden layer.
-        layers: number of linear layers; 1 is the linear head of the ablations (65,664 parameters).
-        batch_norm: normalize before every ReLU. Without it the parameter names equal those of the released AVID-CMA
+        layers: number of linear layers. The linear head of the ablations has 1 (65,664 parameters).
+        batch_norm: normalize before every ReLU. If False, parameter names equal those of the released AVID-CMA
             checkpoints (`projection.0`, `.2`, `.4`).
         output_batch_norm: center and scale the embedding over the batch, without learned parameters.
 

@@ -15,13 +15,14 @@ from common.types import PositiveInt
 class ImageResNet(nn.Module):
     """timm's residual network without its classifier; ResNet-50 by default.
 
-    Parameter names equal torchvision's (`conv1`, `layer1.0.conv1`, `layer1.0.downsample.0`), so weights move between
-    torchvision, timm, MoCo, VirTex and this suite without renaming.
+    Parameter names equal torchvision's (`conv1`, `layer1.0.conv1`, `layer1.0.downsample.0`). So torchvision, timm,
+    MoCo, VirTex and this suite can load each other's weights without renaming.
 
     Args:
-        layers: blocks of the four stages.
-        bottleneck: use blocks of three convolutions and four times the channels (ResNet-50), not blocks of two.
-        channels: of each stage, before a bottleneck expands them.
+        layers: number of blocks in each of the four stages.
+        bottleneck: use blocks of three convolutions that output four times the channels (ResNet-50). False: two
+            convolutions.
+        channels: number of channels in each stage, before a bottleneck expands them.
         stem_pool: halve the resolution once more before the first stage.
         zero_init_residual: start every block as the identity, like VirTex and unlike MoCo.
 
@@ -72,23 +73,23 @@ class ImageResNet(nn.Module):
         return self.maxpool(self.act1(self.bn1(self.conv1(images))))
 
     def forward_map(self, images: Tensor) -> Tensor:
-        """Compute the map of the last stage, [B, feature_dim, h, w]; 7 x 7 for images of 224 pixels."""
+        """Compute the feature map of the last stage, [B, feature_dim, h, w]. For images of 224 pixels, h = w = 7."""
         return self.layer4(self.layer3(self.layer2(self.layer1(self.stem(images)))))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Average the last map over its positions, [B, feature_dim]."""
+        """Average the last feature map over all positions, [B, feature_dim]."""
         return self.forward_map(images).mean((2, 3))
 
 
 def timm_encoder(name: str, options: dict[str, Any] | None = None) -> nn.Module:
-    """Build a network of timm without its classifier, from random weights; downloads nothing.
+    """Build a timm network with random weights and without the classifier. Downloads nothing.
 
     `load_encoder` reads timm's weights with the prefix `""`. A convolutional network also has `forward_map`, which
-    returns the last map.
+    returns the last feature map.
 
     Args:
         name: see `timm.list_models()`.
-        options: of `timm.create_model`, such as `{img_size: 64}` for a transformer.
+        options: further arguments of `timm.create_model`, such as `{img_size: 64}` for a transformer.
 
     Examples:
         >>> timm_encoder("resnet18")(torch.randn(1, 3, 64, 64)).shape

@@ -1,4 +1,4 @@
-"""R(2+1)D as torchvision builds it, for the public Kinetics weights of the 34-layer network."""
+"""R(2+1)D with torchvision's structure, for the public Kinetics weights of the 34-layer network."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ class KineticsR2Plus1D(nn.Module):
     """R(2+1)D residual network with the parameter names of torchvision's `VideoResNet`, without `fc`.
 
     The default fits the public IG-65M and Kinetics weights: 34 layers, 63,697,175 parameters with a head of 400
-    classes. It differs from torchvision in the epsilon and momentum of batch normalization, and in `wide_second`.
+    classes. The default differs from torchvision in the epsilon and momentum of batch normalization, and in
+    `wide_second`.
 
     Args:
         stem_channels: channels between the spatial and the temporal convolution of the stem.
-        stem_kernel, stem_stride: of the stem's spatial convolution.
-        wide_second: in the first block of stages 2 to 4, compute the middle width of the second convolution from equal
-            input and output channels; False follows torchvision (61,831,661 parameters).
+        stem_kernel, stem_stride: kernel and stride of the stem's spatial convolution.
+        wide_second: in the first block of stages 2 to 4, compute the middle width of the second convolution as if input
+            and output channels were equal, like the public weights. False follows torchvision (61,831,661 parameters).
 
     Shapes:
         [B, 3, T, H, W] -> [B, feature_dim]; 512 features by default.

@@ -41,9 +41,10 @@ class PANNsCNN14(nn.Module):
     has 79,673,792 parameters without the classifier `fc_audioset`, and 80,753,615 with it.
 
     Args:
-        mel_bins: mel bands; each is normalized separately.
-        hidden_dim: features after the last linear layer; the width of the last block by default.
-        dropout: rate after every block. The linear layer uses 2.5 times the rate, at most 1 (released: 0.2 and 0.5).
+        mel_bins: number of mel bands. Batch normalization treats each band separately.
+        hidden_dim: number of features after the last linear layer; by default, the width of the last block.
+        dropout: dropout rate after every block. The linear layer uses 2.5 times the rate, at most 1. The released
+            network uses 0.2 and 0.5.
 
     Shapes:
         [B, 1, T, mel_bins] in decibels -> [B, feature_dim]; T >= 2 ** (len(channels) - 1).

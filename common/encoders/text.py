@@ -12,18 +12,18 @@ from common.types import Fraction, PositiveFloat, PositiveInt
 
 
 class BertEncoder(nn.Module):
-    """BERT without its pooler; the feature is the first token's last hidden state. 108,891,648 parameters.
+    """BERT without the pooler, 108,891,648 parameters. The feature is the first token's last hidden state.
 
-    Downloads nothing. If the released files are missing, the encoder can still be built, to print a configuration or to
-    load a checkpoint, but it raises an error when it's used.
+    Downloads nothing. If the released files are missing, you can still build the encoder to print a configuration or
+    load a checkpoint. Using the encoder without weights raises an error.
 
     Args:
-        pretrained: folder with released weights, or a name in the local cache of transformers; None starts from random
-            weights. The sizes below must match the files.
-        hidden_size: width of the hidden states, the `feature_dim`.
+        pretrained: folder with released weights, or a name in the local cache of transformers. None starts from random
+            weights. The other size arguments must match the files.
+        hidden_size: width of the hidden states; equals `feature_dim`.
         max_tokens: number of position embeddings.
-        initializer_range: standard deviation of random weights. The default suits BERT's width. It is too small for a
-            narrow network, whose first token would hardly depend on the others.
+        initializer_range: standard deviation of random weights. The default suits BERT's width. In a narrow network,
+            use a larger value; otherwise, the first token hardly depends on the other tokens.
 
     Shapes:
         tokens int64 [B, L], mask bool [B, L] -> [B, feature_dim]
@@ -89,7 +89,7 @@ class BertEncoder(nn.Module):
         """Compute the last hidden states [B, L, feature_dim] of tokens [B, L].
 
         `mask` (bool [B, L]) is True for tokens to attend to, by default all but the padding (0). The first token is
-        always attended to. States where `mask` is False are meaningless.
+        always attended to. Ignore the states of tokens whose `mask` is False.
         """
         self.require_weights()
         if tokens.shape[1] > self.max_tokens:
@@ -111,7 +111,7 @@ class BertEncoder(nn.Module):
 
 
 def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, Any]) -> nn.Module:
-    """Load a released BERT without its pooler, and check that its files are complete and of the configured sizes."""
+    """Load a released BERT without the pooler. Check that the files are complete and match the configured sizes."""
     from transformers import BertConfig, BertModel
     from transformers.utils import logging
 
@@ -152,7 +152,7 @@ def _released_bert(pretrained: str, sizes: dict[str, Any], options: dict[str, An
 
 
 class GRUEncoder(nn.Module):
-    """VSE++'s caption encoder: a GRU over word embeddings; the feature is its state after the last word.
+    """VSE++'s caption encoder: a GRU over word embeddings. The feature is the state after the last word.
 
     Shapes:
         tokens int64 [B, L] -> unit vectors [B, hidden_size]
@@ -175,7 +175,7 @@ class GRUEncoder(nn.Module):
         self.rnn = nn.GRU(embedding_dim, hidden_size, layers, batch_first=True)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Encode tokens [B, L], padded with 0 at the end, as unit vectors [B, feature_dim], at least float32."""
+        """Encode tokens [B, L], padded with 0 at the end, as unit vectors [B, feature_dim] in float32 or float64."""
         # Padding comes last, so it changes no earlier state. Packing is slower: the host waits for the lengths.
         states, _ = self.rnn(self.embed(tokens))
         # Counting the nonzero tokens would be wrong, because 0 is also SentencePiece's unknown token.

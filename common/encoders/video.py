@@ -15,11 +15,11 @@ STAGES: tuple[str, ...] = ("conv1", "conv2x", "conv3x", "conv4x", "conv5x", "poo
 
 
 class SpatioTemporalBlock(nn.Module):
-    """Residual block of two (spatial, temporal) pairs of convolutions, normalized after the residual is added.
+    """Residual block of two pairs (spatial, temporal) of convolutions. Normalizes after adding the residual.
 
     Args:
-        out_channels: of the output and of every convolution inside; the block doesn't widen in the middle.
-        temporal_stride, spatial_stride: applied by the first temporal and the first spatial convolution.
+        out_channels: channels of the output and of every convolution in the block.
+        temporal_stride, spatial_stride: strides of the first temporal and the first spatial convolution.
 
     Shapes:
         [B, in_channels, T, H, W] -> [B, out_channels, T / temporal_stride, H / spatial_stride, W / spatial_stride]
@@ -58,14 +58,14 @@ class R2Plus1D(nn.Module):
 
     Differs from torchvision's `r2plus1d_18`: the stem is a 3x7x7 convolution and a max pool, blocks don't widen in the
     middle and normalize the sum with the residual, and the last pool takes the maximum. Parameter names equal those of
-    the released AVID-CMA checkpoints, apart from those that `released_names` renames.
+    the released AVID-CMA checkpoints, except for names that `released_names` changes.
 
     Args:
-        depth: 10, 18 or 34: (1, 1, 1, 1), (2, 2, 2, 2) or (3, 4, 6, 3) blocks.
+        depth: 10, 18 or 34, with (1, 1, 1, 1), (2, 2, 2, 2) or (3, 4, 6, 3) blocks in the stages.
         width: channels of the first stage; the last has `8 * width`.
-        stem_pool: max pool after the stem. Off in the small model of the ablations (depth 10, 112 px).
-        stem_kernel, stem_stride: in height and width.
-        temporal_strides, spatial_strides: of the four stages; spatial is height and width.
+        stem_pool: use a max pool after the stem. The small model of the ablations (depth 10, 112 px) has none.
+        stem_kernel, stem_stride: kernel and stride of the stem in height and width.
+        temporal_strides, spatial_strides: strides of the four stages in time, and in height and width.
 
     Shapes:
         video [B, in_channels, T, H, W] -> features [B, 8 * width]
@@ -123,7 +123,7 @@ class R2Plus1D(nn.Module):
 
     @staticmethod
     def released_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Rename the tensors of a released file.
+        """Rename the tensors of a checkpoint that the authors released.
 
         In the authors' depth-10 networks, a stage is a block, not a list of blocks: their `conv2x.spt_conv1.weight` is
         `conv2x.0.spt_conv1.weight` here. Other names and all prefixes stay.
@@ -133,7 +133,7 @@ class R2Plus1D(nn.Module):
         return {re.sub(r"\b(conv[2-5]x)\.(?!\d)", r"\1.0.", name): tensor for name, tensor in state.items()}
 
     def forward_stages(self, video: Tensor) -> dict[str, Tensor]:
-        """Return the map [B, C, T', H', W'] of every stage: `conv1`, `conv2x` ... `conv5x`, `pool`."""
+        """Return the feature map [B, C, T', H', W'] of each stage: `conv1`, `conv2x` ... `conv5x`, `pool`."""
         stages: dict[str, Tensor] = {}
         x = video
         for name in STAGES:

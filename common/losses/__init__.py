@@ -1,1 +1,1 @@
-"""Loss functions: pure functions of tensors, one family per file. Half precision is raised to float32."""
+"""Loss functions: pure functions of tensors, one family per file. Half precision is converted to float32."""

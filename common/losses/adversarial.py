@@ -12,7 +12,7 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
     """Hinge loss of a discriminator, at least 0: pushes real scores above 1 and fake scores below -1.
 
     Shapes:
-        real and fake of any shapes, which may differ -> scalar
+        real [...], fake [...], whose shapes may differ -> scalar
 
     Examples:
         >>> hinge_discriminator(real=torch.tensor([2.0, 0.5]), fake=torch.tensor([-2.0, 0.0]))

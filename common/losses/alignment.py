@@ -19,10 +19,10 @@ def word_region_alignment(
     region_mask: Tensor,
     matched: Tensor,
 ) -> Tensor:
-    """Pull words toward their regions in matching pairs, and push them away in the others (WRA).
+    """Align words with regions in matching pairs, and separate them in other pairs (word-region alignment, WRA).
 
-    Adds the distances of matching pairs, subtracts those of the others, and divides by the number of pairs. UNITER and
-    ViLT give this loss the weight 0.1. UNITER's masks include special tokens; ViLT's don't.
+    Adds the distances of matching pairs, subtracts the distances of other pairs, and divides by the number of pairs.
+    UNITER and ViLT give this loss the weight 0.1. UNITER's masks include special tokens; ViLT's don't.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; word_mask bool [B, L]; region_mask bool [B, R]; matched [B] -> scalar
@@ -48,10 +48,9 @@ def word_region_distance(
     beta: float = 0.5,
     iterations: int = 50,
 ) -> Tensor:
-    """Compute the cost of optimal transport from each pair's words to its regions; zero without words or regions.
+    """Compute each pair's cost of optimal transport from words to regions. Zero if there are no words or no regions.
 
-    Gradients flow through the costs, not through the plan. Half precision is too coarse, so it is raised to
-    float32.
+    Gradients flow through the costs, not through the plan. Half precision is converted to float32.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; masks [B, L] and [B, R] -> [B]
@@ -63,7 +62,7 @@ def word_region_distance(
 
 
 def cosine_costs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask: Tensor) -> Tensor:
-    """Compute 1 - cosine of each word with each region of its pair, from 0 to 2; zero if either is masked out.
+    """Compute 1 - cosine for each word and region of a pair, from 0 to 2. Zero if one is masked out.
 
     Shapes:
         words [B, L, D]; regions [B, R, D]; masks [B, L] and [B, R] -> [B, L, R], at least float32
@@ -76,13 +75,13 @@ def cosine_costs(words: Tensor, regions: Tensor, word_mask: Tensor, region_mask:
 def transport_plan(
     cost: Tensor, word_mask: Tensor, region_mask: Tensor, beta: float = 0.5, iterations: int = 50
 ) -> Tensor:
-    """Solve for the transport plan between uniformly weighted words and regions with IPOT; no gradient.
+    """Compute the transport plan between uniformly weighted words and regions with IPOT, without gradient.
 
-    Every unmasked column sums to 1 / words, and every unmasked row converges to the sum 1 / regions.
+    The sum of every unmasked column is 1 / words. The sum of every unmasked row converges to 1 / regions.
 
     Args:
-        cost: zero if masked out.
-        beta: step size; smaller values need fewer iterations and give a sharper plan.
+        cost: cost of each word and region, zero where masked out.
+        beta: step size. A smaller value needs fewer iterations and gives a sharper plan.
 
     Shapes:
         cost [B, L, R]; word_mask bool [B, L]; region_mask bool [B, R] -> [B, R, L]

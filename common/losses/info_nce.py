@@ -8,10 +8,10 @@ from torch.nn import functional as F
 
 
 def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute the softmax cross entropy of each positive against the shared negatives, in nats.
+    """Compute each anchor's softmax cross entropy of positives against negatives, in nats.
 
     Positives don't compete with each other: the loss of positive `p` is `-log(exp(p) / (exp(p) + sum_k exp(n_k)))`,
-    averaged over positives. Divide scores by the temperature first. `mask` selects the negatives (default: all); an
+    averaged over positives. Divide scores by the temperature first. `mask` selects the negatives (default: all). An
     anchor without negatives has zero loss.
 
     Shapes:
@@ -34,5 +34,5 @@ def info_nce_per_anchor(positives: Tensor, negatives: Tensor, mask: Tensor | Non
 
 
 def at_least_float32(scores: Tensor) -> Tensor:
-    """Convert half precision to float32, in which losses are computed; leave other types."""
+    """Convert half precision to float32, and leave other types unchanged."""
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

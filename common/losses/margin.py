@@ -1,4 +1,4 @@
-"""Margin losses: a positive must beat every negative by a margin."""
+"""Margin losses: a positive must exceed every negative by a margin."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def queue_hinge(
     reduction: Reduction = "sum",
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Compute each anchor's hinge `[margin - positive + negative]_+`, reduced over its negatives.
+    """Compute each anchor's hinge loss `max(0, margin - positive + negative)`, reduced over the negatives.
 
     Computed in at least float32. An anchor without negatives has zero loss and gradient.
 
     Args:
         positive, negatives: similarities.
-        reduction: `sum` or `mean` over the negatives, or `max`, which keeps the hardest negative.
-        mask: selects the negatives; all by default.
+        reduction: `sum` or `mean` over the negatives, or `max` for the hardest negative.
+        mask: True for the negatives to use; all by default.
 
     Shapes:
         positive [B]; negatives [B, K]; mask broadcasts to [B, K] -> [B]
@@ -56,7 +56,7 @@ def in_batch_hinge(scores: Tensor, margin: float, hardest: bool = False) -> Tens
     """Compute VSE++'s margin loss of a batch of matching pairs, summed over the batch and both directions.
 
     Entry (i, j) is the similarity of image i with text j; off-diagonal pairs are negatives. Computed in at least
-    float32. `hardest` keeps only the hardest negative of every image and every text.
+    float32. `hardest` uses only the hardest negative of every image and every text.
 
     Shapes:
         scores [B, B] -> scalar

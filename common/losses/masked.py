@@ -1,4 +1,4 @@
-"""Losses that predict masked words, and features or classes of masked regions; zero if nothing is masked."""
+"""Losses for predicting masked words, and features or classes of masked regions. Zero if nothing is masked."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def masked_region_kl(logits: Tensor, distribution: Tensor, reduction: Reduction 
 
     Args:
         distribution: p, including the background.
-        reduction: `element` averages over regions and classes, like UNITER's code. `batch` averages over regions, which
-            is the true divergence and C times as large.
+        reduction: `element` averages over regions and classes, like UNITER's code. `batch` averages over regions only;
+            this is the true divergence and C times as large.
 
     Shapes:
         logits [K, C]; distribution [K, C] -> scalar

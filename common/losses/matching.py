@@ -1,4 +1,4 @@
-"""Image-text matching: binary classification of pairs, and a choice among candidates."""
+"""Image-text matching: classify pairs as matching or not, or choose among candidates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.losses.info_nce import at_least_float32
 
 
 def image_text_matching(logits: Tensor, matched: Tensor) -> Tensor:
-    """Compute the mean cross entropy of pairs that match (1) or don't (0), in nats (ITM).
+    """Compute the mean cross entropy of pairs labeled as matching (1) or not (0), in nats (image-text matching, ITM).
 
     Shapes:
         logits [B, 2] for "no" and "yes"; matched [B], bool or 0 and 1 -> scalar
@@ -25,7 +25,7 @@ def image_text_matching(logits: Tensor, matched: Tensor) -> Tensor:
 
 
 def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute two losses that tell the true candidate from the others, in nats.
+    """Compute two losses for finding the true candidate in each group, in nats.
 
     Returns the softmax cross entropy, averaged over groups, and the binary cross entropy, averaged over candidates.
 
@@ -44,10 +44,10 @@ def candidate_matching(logits: Tensor, positive: Tensor) -> tuple[Tensor, Tensor
 
 
 def in_batch_matching(logits: Tensor, group: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Apply `candidate_matching` to a batch of true pairs: each image picks a text, and each text an image.
+    """Apply `candidate_matching` to a batch of true pairs, to find each image's text and each text's image.
 
-    Row i of `logits` is image i, column j is text j. If two pairs agree in any of the K columns
-    of `group`, they show the same thing and are not negatives of each other.
+    Row i of `logits` is image i, column j is text j. Two pairs with the same value in any of the K columns of `group`
+    show the same thing, so they are not used as negatives.
 
     Shapes:
         logits [B, B]; group [B] or [B, K] -> two scalars

@@ -12,12 +12,12 @@ from common.losses.info_nce import at_least_float32
 
 
 def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | float) -> Tensor:
-    """Compute the binary noise-contrastive loss against uniformly drawn negatives, in nats.
+    """Compute each anchor's binary noise-contrastive loss with uniformly drawn negatives, in nats.
 
     With `c = K * normalizer`, a positive score `p` costs `-log(exp(p) / (exp(p) + c))` and a negative score `n` costs
-    `-log(c / (exp(n) + c))`. Positives are averaged, negatives are summed; the caller averages over the batch. Divide
-    scores by the temperature first. No gradient flows through `normalizer`, the model's partition constant. Softplus
-    prevents overflow.
+    `-log(c / (exp(n) + c))`. The loss averages over positives and sums over negatives. The caller averages over the
+    batch. Divide scores by the temperature first. No gradient flows through `normalizer`, the model's partition
+    constant. Softplus prevents overflow.
 
     Shapes:
         positives [..., P]; negatives [..., K]; normalizer [] -> [...]
@@ -36,9 +36,10 @@ def nce_per_anchor(positives: Tensor, negatives: Tensor, normalizer: Tensor | fl
 
 
 def estimate_normalizer(negatives: Tensor) -> Tensor:
-    """Estimate the partition constant in the first step: the mean of `exp` of the negative scores.
+    """Estimate the partition constant from the first step's negatives: the mean of `exp(score)`.
 
-    Has no gradient. Average it over ranks before you freeze it. Divide scores by the temperature first.
+    The result has no gradient. Divide scores by the temperature first. Average the result over ranks before you freeze
+    it.
 
     Shapes:
         negatives [..., K] -> scalar

@@ -1,1 +1,1 @@
-"""Banks, queues and moving averages, and the gathers that keep them equal on all processes."""
+"""Memory banks, queues and moving averages, and the communication that keeps all processes equal."""

@@ -10,10 +10,10 @@ from common.memory.collective import Replicated
 
 
 class MemoryBank(Replicated):
-    """A unit vector per item: a moving average of the item's embeddings.
+    """Stores a unit vector per item, which is a moving average of the item's embeddings.
 
-    Every rank holds the full bank and writes the embeddings of all ranks, so the copies stay equal without broadcasts
-    after the start. `momentum`, from 0 to 1, is the weight of the old row in a write.
+    Every rank holds the full bank and writes the embeddings of all ranks. So all copies stay equal, and only the start
+    needs a broadcast. `momentum`, from 0 to 1, is the weight of the old row in a write.
 
     Examples:
         >>> bank = MemoryBank(num_items=100, dim=8)
@@ -34,7 +34,7 @@ class MemoryBank(Replicated):
         self.register_buffer("vectors", F.normalize(torch.randn(num_items, dim), dim=1))
 
     def lookup(self, index: Tensor) -> Tensor:
-        """Copy the rows of some items, without gradient; index [...] -> [..., d]."""
+        """Return copies of the rows of some items, without gradient; index [...] -> [..., d]."""
         rows = self.vectors.index_select(0, index.reshape(-1))
         return rows.view(*index.shape, self.dim)
 
@@ -54,6 +54,6 @@ class MemoryBank(Replicated):
 
 
 def last_occurrence(index: Tensor) -> Tensor:
-    """Find, for every entry, the last position of the same value, without host synchronization; [M] -> [M]."""
+    """Return the last position of each entry's value in `index`, [M] -> [M]. Doesn't wait for the GPU."""
     order = torch.argsort(index, stable=True)
     return order[torch.searchsorted(index[order], index, right=True) - 1]

@@ -19,12 +19,12 @@ def is_distributed() -> bool:
 
 
 def rank() -> int:
-    """Global rank of this process; 0 when not distributed."""
+    """Return the global rank of this process, 0 if not distributed."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def world_size() -> int:
-    """Number of ranks; 1 when not distributed."""
+    """Return the number of ranks, 1 if not distributed."""
     return dist.get_world_size() if is_distributed() else 1
 
 
@@ -42,7 +42,7 @@ def all_gather_concat(tensor: Tensor, ranks: Any = None) -> Tensor:
 
 @torch.no_grad()
 def all_gather_rows(*tensors: Tensor | None) -> list[Any]:
-    """Apply `all_gather_concat` to several tensors [B, ...] of any types in one message; a None stays None."""
+    """Apply `all_gather_concat` to several tensors [B, ...] of any types in one message. None stays None."""
     given = [tensor.detach() for tensor in tensors if tensor is not None]
     if is_distributed() and given:
         rows = len(given[0])
@@ -59,7 +59,7 @@ def all_gather_rows(*tensors: Tensor | None) -> list[Any]:
 
 @torch.no_grad()
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Average over ranks, without gradient. Adds in rank order, so every rank gets the same bits."""
+    """Average over ranks, without gradient. The sum is in rank order, so the result is bitwise equal on every rank."""
     return all_gather_concat(tensor.unsqueeze(0)).mean(dim=0)
 
 
@@ -84,17 +84,17 @@ def broadcast_from_rank_zero(tensor: Tensor) -> None:
 
 
 class Replicated(nn.Module):
-    """A module whose buffers every rank holds and updates identically."""
+    """Base of modules whose buffers are equal on every rank, because every rank makes the same updates."""
 
     @torch.no_grad()
     def synchronize(self) -> None:
-        """Give every rank the buffers of rank 0. Call once, before the first step."""
+        """Copy the buffers of rank 0 to every rank. Call once, before the first step."""
         for buffer in self.buffers():
             broadcast_from_rank_zero(buffer)
 
     @torch.no_grad()
     def check_replicas(self, name: str = "the memory") -> None:
-        """Raise RuntimeError unless all ranks hold bitwise equal buffers; compares at most 1,024 vectors."""
+        """Check that buffers are bitwise equal on all ranks, or raise RuntimeError. Compares up to 1,024 rows each."""
         sums = []
         for buffer in self.buffers():
             if buffer.is_floating_point():
@@ -113,7 +113,7 @@ class Replicated(nn.Module):
 
 
 def ranks_apart(step: int) -> Any:
-    """Return the process group of this rank and all ranks a multiple of `step` away; every rank must call it."""
+    """Return the group of all ranks whose distance to this rank is a multiple of `step`. Every rank must call this."""
     return _ranks_apart(dist.group.WORLD, step)
 
 
@@ -126,15 +126,15 @@ def _ranks_apart(world: Any, step: int) -> Any:
 def gather_with_gradient(tensor: Tensor, ranks: Any = None) -> Tensor:
     """Concatenate tensors [B, ...] of several ranks in rank order, with gradients -> [W * B, ...].
 
-    The backward pass sums the gradients of all ranks. If every rank computes the loss of the global batch and
-    the gradients of weights are averaged, they equal those of a single process. All shapes and types must be equal.
+    The backward pass sums the gradients of all ranks. If every rank computes the loss of the global batch, the average
+    of the ranks' weight gradients equals the gradients of a single process. All shapes and types must be equal.
     """
     return _Gather.apply(tensor, ranks) if is_distributed() else tensor
 
 
 @torch.no_grad()
 def average_in_place(tensors: list[Tensor]) -> None:
-    """Replace tensors of one type by their means over ranks, in one message."""
+    """Replace each tensor by the mean over ranks, in one message. All tensors must have the same type."""
     if not is_distributed() or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -146,9 +146,9 @@ def average_in_place(tensors: list[Tensor]) -> None:
 class OverlappedAverage:
     """Averages gradients over ranks while the backward pass still runs.
 
-    The first pass of a kind sends all gradients at its end and records the order in which rank 0 completed them. Later
-    passes send buckets in that order. A bucket waits for the previous buckets, so every rank sends the same buckets in
-    the same order.
+    The first pass of a kind sends all gradients at the end, and records the order in which rank 0 completed gradients.
+    Later passes send buckets in that order. A bucket waits for the previous buckets, so every rank sends the same
+    buckets in the same order.
     """
 
     def __init__(self, bucket_bytes: int = 25 * 2**20) -> None:
@@ -160,8 +160,8 @@ class OverlappedAverage:
         """Average the gradients of `parameters`, including accumulated ones, in a block with one backward pass.
 
         Args:
-            kind: name of the pass. Passes of a kind reach the same parameters, and every rank runs the kinds in the
-                same order.
+            kind: name for backward passes that reach the same parameters. Every rank must run the kinds in the same
+                order.
         """
         if not is_distributed():
             yield

@@ -1,8 +1,8 @@
 """Groups of samples that are compared or normalized together, independent of the number of devices.
 
-A global batch of B samples has G = B / size groups, and sample p is in group p mod G. Rank r of W holds samples r,
-r + W, ... (`common.data.samplers`). If W divides G, these are whole groups; if G divides W, they are a part of
-group r mod G.
+A global batch of B samples has G = B / size groups, and sample p is in group p mod G. Rank r of W holds samples r, r +
+W, ... (`common.data.samplers`). If W divides G, a rank holds whole groups. If G divides W, a rank holds a part of group
+r mod G.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from common.memory.collective import is_distributed, ranks_apart, world_size
 
 
 def require_groups(field: str, size: int | None, batch_size: int, devices: int) -> None:
-    """Raise if groups do not divide the global batch on this number of devices; `size` None is the whole batch."""
+    """Check that groups of `size` divide the global batch on this number of devices. None means the whole batch."""
     if size is None:
         return
     if batch_size % size:
@@ -35,7 +35,7 @@ def require_groups(field: str, size: int | None, batch_size: int, devices: int) 
 
 
 def groups_here(field: str, samples: int, size: int | None) -> int:
-    """Count the groups among a rank's samples; a part of a group counts as 1."""
+    """Count the groups among a rank's samples. If the rank holds a part of a group, return 1."""
     if size is None or samples <= size:
         return 1
     if samples % size:
@@ -44,7 +44,7 @@ def groups_here(field: str, samples: int, size: int | None) -> int:
 
 
 def shared_with(samples: int, size: int | None) -> Any:
-    """Return the process group of the ranks that share this rank's group; None if no other rank does."""
+    """Return the ranks that hold parts of this rank's group, as a process group. None if no other rank does."""
     if not is_distributed():
         return None
     together = world_size() if size is None else min(size // samples, world_size())

@@ -1,4 +1,4 @@
-"""MoCo's momentum encoder, and shuffling BN, which keeps a key's statistics apart from its query's."""
+"""MoCo's momentum encoder, and shuffling BN, which normalizes a key and its query in different groups."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from common.memory.collective import all_gather_concat, broadcast_from_rank_zero
 
 @torch.no_grad()
 def update_average(averages: Iterable[Tensor], sources: Iterable[Tensor], momentum: float) -> None:
-    """Apply average <- momentum * average + (1 - momentum) * source. Source: docs/papers/mct.md [6]."""
+    """Set each average to momentum * average + (1 - momentum) * source. Source: docs/papers/mct.md [6]."""
     averages = list(averages)
     if averages:
         torch._foreach_lerp_(averages, list(sources), 1.0 - momentum)
@@ -22,8 +22,8 @@ def update_average(averages: Iterable[Tensor], sources: Iterable[Tensor], moment
 class MomentumPair(nn.Module):
     """A network and the moving average of its weights.
 
-    The average starts as an exact copy and receives no gradient. It is in training mode if the
-    pair is, but it never sees a batch, so its buffers are copies.
+    The average starts as an exact copy and receives no gradient. Buffers are copied, not averaged. The average has the
+    same training mode as the pair.
 
     Examples:
         >>> pair = MomentumPair(nn.Linear(4, 2))
@@ -39,14 +39,14 @@ class MomentumPair(nn.Module):
 
     @torch.no_grad()
     def update(self, momentum: float) -> None:
-        """Update the average; call it once per iteration."""
+        """Update the average. Call this once per iteration."""
         update_average(self.key.parameters(), self.query.parameters(), momentum)
         for target, source in zip(self.key.buffers(), self.query.buffers(), strict=True):
             target.copy_(source)
 
 
 def order_over_groups(rows: Tensor) -> Tensor:
-    """Draw a random order of the global batch that gives the same groups on any number of devices.
+    """Draw a random order of the global batch. The resulting groups don't depend on the number of devices.
 
     Rank r of W encodes positions r, r + W, ... of this order.
     """
@@ -63,7 +63,7 @@ def batch_shuffle(rows: Tensor, permutation: Tensor) -> Tensor:
     """Permute the rows of all ranks.
 
     Shapes:
-        rows [N, ...], with equal N on all ranks; permutation [W * N], equal on all ranks -> [N, ...]
+        rows [N, ...] with the same N on all ranks; permutation [W * N], the same on all ranks -> [N, ...]
 
     Examples:
         >>> rows, order = torch.arange(4.0)[:, None], torch.tensor([2, 0, 3, 1])
@@ -80,7 +80,7 @@ def batch_shuffle(rows: Tensor, permutation: Tensor) -> Tensor:
 
 @torch.no_grad()
 def batch_unshuffle(rows: Tensor, permutation: Tensor) -> Tensor:
-    """Undo `batch_shuffle`: give every rank its rows back, in the original order."""
+    """Undo `batch_shuffle`: return every rank's original rows in the original order."""
     return all_gather_concat(rows).index_select(0, _own_part(permutation.argsort()))
 
 

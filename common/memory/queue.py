@@ -1,4 +1,4 @@
-"""Queue of keys: embeddings of earlier batches as negatives of later ones."""
+"""Queue of keys: embeddings of earlier batches, used as negatives in later batches."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _BLOCK_BYTES = 4 << 20  # of rows that a CPU multiplies at once, small enough fo
 
 
 class KeyQueue(Replicated):
-    """The last `size` keys, first in, first out, with the image and tags of each.
+    """Queue of the last `size` keys, with the image and tags of each key.
 
-    Every rank holds the full queue and writes the keys of all ranks, so the copies stay equal without broadcasts after
-    the start. The state dict holds everything.
+    Every rank holds the full queue and writes the keys of all ranks. So all copies stay equal, and only the start needs
+    a broadcast. The state dict holds everything.
 
-    The queue starts with random unit vectors. They are negatives if `warm` is `random`, as in MoCo, and ignored if it
-    is `masked`. They are never positives.
+    The queue starts with random unit vectors. If `warm` is `random`, as in MoCo, they are negatives; if `masked`, they
+    are ignored. They are never positives.
 
     Args:
         size: number of keys, K.
-        tag_count: tags kept with every key; 0 for none.
+        tag_count: number of tags, T. 0 stores no tags.
 
     Attributes:
         vectors: the keys, unit rows [K, d].
         image_id: image of each key, int64 [K]; -1 if unknown.
-        tags: tags of that image, bool [K, T]; only with `tag_count`.
-        valid: written slots, bool [K].
-        pointer: slot that is written next, int64 [].
+        tags: tags of each key's image, bool [K, T]; only with `tag_count`.
+        valid: True for slots that have been written, bool [K].
+        pointer: next slot to write, int64 [].
 
     Examples:
         >>> queue, keys = KeyQueue(size=64, dim=8), torch.eye(8)
@@ -77,9 +77,9 @@ class KeyQueue(Replicated):
 
     @torch.no_grad()
     def write(self, keys: Tensor, image_id: Tensor | None = None, tags: Tensor | None = None) -> None:
-        """Replace the oldest keys with unit keys, gathered from all ranks in rank order.
+        """Replace the oldest keys with new unit keys. Gather the new keys from all ranks in rank order first.
 
-        If the batch is larger than the queue, keeps its last `size` keys. `image_id` is at least 0; the default means
+        If there are more new keys than `size`, only the last `size` are stored. `image_id` is at least 0; None means
         unknown. A queue with tags needs `tags`.
 
         Shapes:
@@ -100,21 +100,21 @@ class KeyQueue(Replicated):
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def scores(self, queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the dot products of queries with their keys and with the whole queue.
+        """Compute the dot products of each query with its key and with the whole queue.
 
-        Gradients flow to the queries only. The backward pass reads the queue, so write to it afterwards. Queries are
-        float32 or float64; divide them by the temperature if the loss needs it.
+        Gradients flow to the queries only. The backward pass reads the queue, so call `write` afterwards. Queries are
+        float32 or float64. If the loss needs a temperature, divide the queries first.
 
         Shapes:
-            queries [B, d]; their keys of the same type [B, d] -> with the keys [B], with the queue [B, K]
+            queries [B, d]; keys [B, d] of the same type -> products with the keys [B] and with the queue [B, K]
         """
         return _Scores.apply(queries, keys, self.vectors)
 
     def negatives_mask(self, image_id: Tensor | None = None) -> Tensor | None:
-        """Mark each anchor's negatives among the slots; None if all are negatives.
+        """Mark the slots that are negatives of each anchor. Return None if all slots are.
 
-        The anchors' `image_id` excludes keys of the same image. If `warm` is `masked`, unwritten slots are excluded,
-        too.
+        Excludes keys of the same image, if the anchors' `image_id` is given. If `warm` is `masked`, also excludes
+        unwritten slots.
 
         Shapes:
             image_id [B] -> bool [B, K], or [1, K] without image ids
@@ -130,7 +130,7 @@ class KeyQueue(Replicated):
         return mask
 
     def shared_tags(self, tags: Tensor, epsilon: float) -> Tensor:
-        """Mark the slots whose image shares more than `epsilon` tags with the anchor's image (0.5: at least one tag).
+        """Mark slots whose image shares more than `epsilon` tags with the anchor's image. 0.5 means at least one tag.
 
         Shapes:
             tags [B, T] of 0 and 1 -> bool [B, K], False at unwritten slots

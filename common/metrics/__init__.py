@@ -1,1 +1,1 @@
-"""Evaluation metrics: pure functions and small accumulators without Lightning."""
+"""Evaluation metrics: pure functions, and small classes that add up batches. They don't use Lightning."""

@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def label_ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """Count the other classes that score at least as high as the label: scores [..., C], labels [...] -> int64 [...].
+    """Count other classes that score at least as high as the label: scores [..., C], labels [...] -> int64 [...].
 
     Ties and NaN count against the classifier, so a constant classifier is never right.
     """

@@ -1,4 +1,4 @@
-"""Average precision of detected boxes, by COCO's rules and by those of Pascal VOC 2007."""
+"""Average precision of detected boxes, by the rules of COCO and of Pascal VOC 2007."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _NO_AREA = 1e11
 
 @dataclass(frozen=True)
 class DetectedImage:
-    """Detections and objects of an image; a box is left, top, right, bottom.
+    """Detections and true objects of an image. A box is left, top, right, bottom.
 
     Attributes:
-        boxes, scores, labels: detections [D, 4], [D], [D].
-        true_boxes, true_labels: objects [G, 4], [G].
-        difficult: objects that are ignored: neither hits nor misses [G].
+        boxes, scores, labels: the detections, [D, 4], [D], [D].
+        true_boxes, true_labels: the objects, [G, 4], [G].
+        difficult: True for objects to ignore, which are neither hits nor misses, [G].
     """
 
     boxes: Floats
@@ -43,7 +43,7 @@ class DetectedImage:
 
 
 class DetectionsOncePerImage:
-    """Collects detections over batches and processes; keeps the first result of a repeated image.
+    """Collects detections over batches and processes. If an image repeats, keeps the first result.
 
     Examples:
         >>> found = DetectionsOncePerImage()
@@ -60,7 +60,7 @@ class DetectionsOncePerImage:
     def update(
         self, index: Tensor, detections: Sequence[Mapping[str, Tensor]], targets: Sequence[Mapping[str, Tensor]]
     ) -> None:
-        """Add a batch of images `index` [B].
+        """Add a batch of images; `index` [B] identifies the images.
 
         Args:
             detections: for every image `boxes` [D, 4], `scores` [D] and `labels` [D].
@@ -79,17 +79,17 @@ class DetectionsOncePerImage:
             self._images.setdefault(item, image)
 
     def compute(self) -> dict[int, DetectedImage]:
-        """Return the images of all processes, in ascending order of their index; the same on every process."""
+        """Return the images of all processes in ascending order of the index, the same on every process."""
         found = gather_objects(list(self._images.items()))
         return dict(sorted(dict(reversed(found)).items()))  # reversed, so that the first of a repeated image wins
 
 
 def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
-    """Compute the mean over classes of the average precision at 101 recalls, with pycocotools.
+    """Compute COCO's average precision (101 recalls, mean over classes) with pycocotools.
 
     Uses at most 100 detections per image and class. Difficult objects are treated like objects outside COCO's area
-    range: the best match is ignored, and further matches are wrong. (If they were crowds, every detection inside them
-    would be ignored.)
+    range: the best match is ignored, and further matches are wrong. (COCO's rule for crowds would ignore every
+    detection inside a difficult object.)
 
     Returns:
         `ap`, the mean over the overlaps 0.5, 0.55, ..., 0.95, `ap50` and `ap75`, from 0 to 1. Means leave out
@@ -117,7 +117,7 @@ def coco_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
 
 
 def _coco(images: int, labels: Iterable[int], rows: list[dict[str, Any]]) -> Any:
-    """Build an index of pycocotools; ids start at 1 because 0 means no match."""
+    """Build a pycocotools data set. Ids start at 1, because 0 means no match."""
     from pycocotools.coco import COCO
 
     coco = COCO()
@@ -142,8 +142,8 @@ def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]
 
     A detection belongs to the object of its class that it overlaps most. It is right if that overlap exceeds the
     threshold and no detection of a higher score belongs to the object. It is ignored if the object is difficult.
-    detectron2, which MoCo, VirTex and others use, applies the same rules at every overlap. But it rounds scores to
-    three decimals and boxes to one, and skips a recall of exactly 0.3, 0.6 or 0.7; this function doesn't.
+    detectron2, which MoCo and VirTex use, applies the same rules at every overlap. Unlike this function, detectron2
+    rounds scores to three decimals and boxes to one, and skips a recall of exactly 0.3, 0.6 or 0.7.
 
     Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge"; detectron2,
         evaluation/pascal_voc_evaluation.py.
@@ -164,7 +164,7 @@ def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]
 
 
 def _matched(images: Sequence[DetectedImage]) -> tuple[Floats, Integers, Floats, Integers]:
-    """Return each detection's score, label, largest overlap with an object of its class, and that object's number."""
+    """Return each detection's score, label and largest overlap with an object of the class, and the object's number."""
     overlaps, objects = [], []
     first = 0
     for image in images:
@@ -187,7 +187,7 @@ def _matched(images: Sequence[DetectedImage]) -> tuple[Floats, Integers, Floats,
 def _eleven_points(
     overlap: Floats, objects: Integers, difficult: npt.NDArray[np.bool_], count: int, threshold: float
 ) -> float:
-    """Compute the average precision of a class at a threshold; detections are sorted, best first."""
+    """Compute a class's average precision at an overlap threshold. Detections are sorted, best first."""
     near = overlap > threshold
     excused = near.copy()
     excused[near] = difficult[objects[near]]

@@ -14,9 +14,9 @@ from common.memory.collective import is_distributed, world_size
 
 
 def gather_objects(values: list[Any]) -> list[Any]:
-    """Gather the values of all processes in rank order, pickled. Processes may have different numbers, also 0.
+    """Gather the values of all processes in rank order with pickle. Each process may have any number of values.
 
-    Moves tensors to the CPU, except in a single process.
+    Moves tensors to the CPU if there are several processes.
     """
     if not is_distributed():
         return values
@@ -27,12 +27,12 @@ def gather_objects(values: list[Any]) -> list[Any]:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Gather rows [n, ...] of all processes in rank order, [sum of n, ...]; `n` may differ or be 0."""
+    """Gather rows [n, ...] of all processes in rank order, [sum of n, ...]. Each process may have any `n`, even 0."""
     return torch.cat(gather_objects([rows])).to(rows.device)
 
 
 def first_occurrences(index: Tensor) -> Tensor:
-    """Return where each value of `index` [n] first occurs, [m], in ascending order of the values."""
+    """Return the first position of each value in `index` [n], in ascending order of the m values, [m]."""
     ordered, position = torch.sort(index, stable=True)
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
@@ -40,11 +40,11 @@ def first_occurrences(index: Tensor) -> Tensor:
 
 
 class OncePerSample:
-    """Means of per-sample values, in which every sample has the same weight, no matter how often it occurs.
+    """Computes means over samples. Every sample has the same weight, no matter how often it occurs.
 
-    Samplers repeat samples to give every process the same number, and loaders replace broken files with others.
-    Values of an index are averaged first, over all processes, so an index may also repeat on purpose (clips of a
-    video).
+    A sample can occur several times: samplers repeat samples so that all processes have the same number, and loaders
+    replace broken files. Values with the same index are first averaged over all processes. So several clips of a video
+    may also have the same index.
     """
 
     def __init__(self, *names: str) -> None:
@@ -69,14 +69,14 @@ class OncePerSample:
 
 
 class RowsOncePerSample:
-    """A row per sample, from all batches and processes, ascending; keeps the first row of a repeated sample."""
+    """Collects a row per sample over batches and processes. If a sample repeats, keeps the first row."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
         self._batches: list[tuple[Tensor, ...]] = []
 
     def update(self, index: Tensor, **rows: Tensor) -> None:
-        """Add samples [B] with a tensor [B, ...] per name; a name's trailing shape and type must not change."""
+        """Add samples [B] with a tensor [B, ...] per name. Trailing shape and type must be the same in every batch."""
         self._batches.append((index.clone(), *(rows[name].detach().clone() for name in self.names)))
 
     def compute(self, device: torch.device | str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:
@@ -92,7 +92,7 @@ class RowsOncePerSample:
 
 
 def _gathered(batches: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
-    """Gather the batches of all processes. Joins them first, because every tensor is pickled separately."""
+    """Gather the batches of all processes. Join batches first, because every tensor is pickled separately."""
     joined = is_distributed() and batches
     return gather_objects([tuple(torch.cat(parts) for parts in zip(*batches))] if joined else [*batches])
 
@@ -102,7 +102,7 @@ def _joined(batches: Sequence[tuple[Tensor, ...]], device: torch.device | str) -
 
 
 class Seen:
-    """Indices of the samples that a running sum has counted, so that none counts twice.
+    """Remembers the samples that a running sum has counted, so that no sample counts twice.
 
     Skips repeats within a process. Processes must have different samples; our samplers ensure that. The caller must
     drop rows that replace a broken file, because another process may have counted them.
@@ -112,7 +112,7 @@ class Seen:
         self._known: set[int] = set()
 
     def fresh(self, index: Tensor) -> Tensor:
-        """Mark the samples in `index` [B] seen; return the first row of each new sample [b], ascending, on the CPU."""
+        """Mark samples `index` [B] as seen. Return the first row number of each new sample, ascending, on the CPU."""
         chosen = []
         for position, item in enumerate(index.tolist()):
             if item not in self._known:
@@ -121,7 +121,7 @@ class Seen:
         return torch.tensor(chosen, dtype=torch.int64)
 
     def require_disjoint(self) -> None:
-        """Raise if two processes counted the same sample."""
+        """Check that no two processes counted the same sample, or raise."""
         index = gather_objects(list(self._known))
         if repeated := len(index) - len(set(index)):
             raise ValueError(

@@ -1,6 +1,6 @@
 """Linear support vector machines on frozen features, and average precision per class.
 
-Doesn't import torch, so that worker processes start quickly.
+This module doesn't import torch, so that worker processes start quickly.
 """
 
 import warnings
@@ -25,11 +25,11 @@ def classify_windowed(
     A sample's class is the one with the highest mean decision value over its windows.
 
     Args:
-        train_rows, test_rows: [m, windows, dims] and [n, windows, dims].
-        label: classes of the training samples [m].
-        train_mask, test_mask: select the samples to fit to [m] and to classify [n].
+        train_rows, test_rows: features [m, windows, dims] and [n, windows, dims].
+        label: class of each training sample [m].
+        train_mask [m], test_mask [n]: which samples to train on, and which to classify.
         standardize_epsilon: added to the standard deviation of every feature.
-        options: of `sklearn.svm.LinearSVC`.
+        options: further arguments of `sklearn.svm.LinearSVC`.
 
     Source: docs/papers/avid_cma.md [10.3].
     """
@@ -62,7 +62,7 @@ def classify_windowed(
 
 @dataclass(frozen=True)
 class ClassVerdict:
-    """Result for one class. If `left_out` gives a reason, its average precision and the chosen C are NaN."""
+    """Result for one class. Average precision and chosen C are NaN if `left_out` gives a reason to skip the class."""
 
     average_precision: float
     cost: float
@@ -83,14 +83,14 @@ def evaluate_class(
     """Fit a linear SVM for one class and measure its average precision.
 
     Chooses C by the mean average precision over stratified, unshuffled folds of the training samples. Difficult samples
-    are negatives in training and ignored in the test. Leaves out a class without a positive test sample, and one with
-    fewer than two positive or two negative training samples.
+    are negatives in training and ignored in the test. The class is left out if it has no positive test sample, or fewer
+    than two positive or two negative training samples.
 
     Args:
-        train_rows, test_rows: [m, dims] and [n, dims].
+        train_rows, test_rows: features [m, dims] and [n, dims].
         train_labels, test_labels: [m] and [n]: 1 for present, 0 for absent, -1 for difficult.
-        costs: the values of C to choose from; the first wins a tie.
-        folds: of the cross-validation, at most the number of positives and of negatives.
+        costs: values of C to choose from. If several are equally good, the first is used.
+        folds: folds of the cross-validation. Limited to the number of positives and the number of negatives.
         positive_weight: weight of a positive sample, relative to a negative one.
 
     Examples:
@@ -131,12 +131,12 @@ def evaluate_class(
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Compute the area under a class's precision-recall curve, as a sum over recalls (no interpolation).
+    """Compute the area under a class's precision-recall curve, as a sum over recalls without interpolation.
 
-    Tied scores share a threshold, so a constant score gives the share of positives. NaN without positive samples.
+    Equal scores share a threshold, so a constant score gives the share of positives. NaN without positive samples.
 
     Args:
-        labels: [N]: 1 for present, 0 for absent, -1 for difficult; difficult samples are ignored.
+        labels: 1 for present, 0 for absent, -1 for difficult, [N]. Difficult samples are ignored.
 
     Examples:
         >>> average_precision(scores=np.array([0.9, 0.8, 0.1]), labels=np.array([1, 0, 1]))

@@ -13,7 +13,7 @@ _BLOCK, _SCORES = 1024, 1 << 22
 
 
 def match_ranks(query: Tensor, gallery: Tensor) -> Tensor:
-    """Rank each query's match, the item in the same row: query [Q, d], gallery [N, d] -> int64 [Q], 0 is best.
+    """Rank each query's match in the same gallery row: query [Q, d], gallery [N, d] -> int64 [Q], 0 is best.
 
     Ranks by inner product. Ties and NaN rank above the match, so a collapsed encoder retrieves nothing.
 
@@ -33,19 +33,18 @@ def caption_ranks(
 ) -> tuple[Tensor, Tensor]:
     """Rank each image's best matching caption, and each caption's matching image, by inner product.
 
-    Items that tie with the best match rank above it. If its score is NaN, all items do. Half precision is compared in
-    float32.
+    Items with the same score as the best match rank above the match. If the match's score is NaN, all items rank above.
+    Half precision is compared in float32.
 
     Args:
         image, captions: embeddings [N, d] and [M, d].
         caption_image: row of `image` that each caption describes, [M]; an image can have any number of captions.
-        equal_text: a number per caption [M] int64, equal for equal strings. An image then matches every caption with
-            the text of one of its captions, and a caption matches the images of all captions with its text. None: all
-            texts differ.
+        equal_text: a number per caption, int64 [M], the same for equal strings. Captions with the same text then match
+            the same images, and vice versa. None: all texts differ.
 
     Returns:
-        Ranks of the images that have a caption, in order, and of the captions [M]; int64, 0 is best.
-        If no match of a query has a valid score, the rank is the size of the gallery.
+        int64 ranks of the images with a caption, in order, and of the captions [M]. 0 is best. If all matches of a
+        query have invalid scores, the rank is the size of the gallery.
     """
     own = _checked_owners(image, captions, caption_image)
     image, captions = at_least_float32(image), at_least_float32(captions).to(image.device)
@@ -76,7 +75,7 @@ def caption_ranks(
 
 
 def _checked_owners(images: Tensor, captions: Tensor, caption_image: Tensor) -> Tensor:
-    """Move `caption_image` to the device of `images`; check it, because wrong rows silently give wrong ranks."""
+    """Move `caption_image` to the device of `images`. Check the rows, because wrong rows silently give wrong ranks."""
     own = caption_image.to(images.device, torch.int64)
     if not len(own) or own.shape != captions.shape[:1]:
         raise ValueError(f"caption_image: expected a row for each of {len(captions)} captions, got {list(own.shape)}")
@@ -109,17 +108,18 @@ def caption_retrieval(
 ) -> dict[str, Tensor]:
     """Evaluate image-text retrieval in both directions; see `caption_ranks`.
 
-    `fold_size` divides the images, with their captions, into folds that are searched separately, and averages over
-    folds (the "1K" protocol: five folds of 1,000).
+    With `fold_size`, images and their captions are divided into folds, which are searched separately, and results are
+    averaged over folds. The "1K" protocol has five folds of 1,000 images.
 
     Args:
-        fold_size: images of a fold; None searches all at once. If it doesn't divide the number of images, folds are as
-            equal as possible and differ from `fold_size` by at most 1 %.
+        fold_size: images per fold; None searches all at once. If the number of images isn't divisible, folds are as
+            equal as possible and must differ from `fold_size` by at most 1 %.
 
     Returns:
         Float64 scalars. `i2t_r1`, `i2t_r5` and `i2t_r10` are the percentages of image queries with a matching caption
         among the 1, 5 and 10 nearest. `i2t_medr` and `i2t_meanr` are the median (rounded down) and mean rank of the
-        best matching caption, from 1. `t2i_...` are the same for captions. Images without captions are not queries.
+        best matching caption, from 1. `t2i_...` are the same for caption queries. Images without captions are not
+        queries.
 
     Examples:
         >>> image, captions = torch.eye(4), torch.eye(4).repeat_interleave(5, dim=0)  # five captions per image
@@ -141,7 +141,7 @@ def caption_retrieval(
 
 
 def folds(images: int, fold_size: int | None) -> list[tuple[int, int]]:
-    """Return the first and last row of each fold, or raise if the images cannot be divided."""
+    """Return the limits (first row, last row + 1) of each fold, or raise if the images cannot be divided."""
     if fold_size is None:
         return [(0, images)]
     count = max(1, round(images / fold_size))
@@ -162,10 +162,11 @@ def _summary(direction: str, ranks: Tensor, gallery: int) -> dict[str, Tensor]:
 
 
 def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the captions' images `owner` [M] among the readable images `index` [N], which ascend.
+    """Find the image of each caption, `owner` [M], among the readable images, `index` [N] in ascending order.
 
     Returns:
-        Positions in `index` for the captions with readable images [m <= M], and a mask of these captions, bool [M].
+        Positions in `index` of the images of m captions with a readable image, [m], and a mask of these captions, bool
+        [M].
     """
     row = torch.searchsorted(index, owner).clamp(max=len(index) - 1)
     known = index[row] == owner
@@ -173,7 +174,7 @@ def owner_rows(index: Tensor, owner: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def score_retrieval(scores: Tensor, caption_image: Tensor, equal_text: Tensor | None = None) -> dict[str, Tensor]:
-    """Evaluate retrieval by the scores [N, M] of all pairs, for models that read an image with a caption.
+    """Evaluate retrieval from scores [N, M] of all pairs, for models that read image and caption together.
 
     Returns the entries of `caption_retrieval`, and `mr`, the mean of the six recalls; see `caption_ranks`.
 

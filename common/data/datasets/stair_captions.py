@@ -50,7 +50,7 @@ class OnCOCO(CaptionedDataset):
         return self.regions_root or self.coco.regions_folder
 
     def region_paths(self, split: str) -> tuple[Path, ...]:
-        """Return COCO's files unless `regions` is given; all of them if this set's splits differ from COCO's."""
+        """Return the region files, by default COCO's; files of all splits if this set's splits differ from COCO's."""
         if self.regions_root is not None:
             return super().region_paths(split)
         return self.coco.all_region_paths() if self.own_splits else self.coco.region_paths(split)

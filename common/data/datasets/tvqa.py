@@ -111,7 +111,7 @@ class TVQA(MediaDataset):
         return read_subtitles(self._one_of(*_SUBTITLE_FILES, reason="the subtitles are missing"))
 
     def words(self) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-        """Return what each clip truly shows and sounds like; only miniatures have this, see :func:`read_words`."""
+        """Return each clip's true words for picture and sound, see :func:`read_words`. Only miniatures have them."""
         return read_words(self.root)
 
     def _scan(self, split: str, fold: int | None) -> Scan:

@@ -177,7 +177,7 @@ def _shaped_noise(rng: np.random.Generator, samples: int, gain: np.ndarray) -> n
 
 
 def _bilinear_weights(cells: int, size: int) -> np.ndarray:
-    """Return weights [size, cells] that interpolate values at cell centers; constant beyond the outer centers."""
+    """Return weights [size, cells] to interpolate between cell centers; they are constant beyond the outer centers."""
     position = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
     return np.maximum(0, 1 - np.abs(position[:, None] - np.arange(cells)[None, :]))
 

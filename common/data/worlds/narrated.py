@@ -240,7 +240,7 @@ def render_frames(scene: Scene, domain: Domain, size: int, frames: int, rng: np.
 
 
 def _shape_mask(shape: str, centers: np.ndarray, radius: float, size: int) -> np.ndarray:
-    """Return the coverage [T, size, size] of a shape at centers [T, 2] in pixels; its edge blurs over one pixel."""
+    """Return a shape's coverage of pixels [T, size, size], for `centers` [T, 2] in pixels. Edges are one pixel wide."""
     grid = np.arange(size) + 0.5
     dx = grid[None, None, :] - centers[:, 0, None, None]
     dy = grid[None, :, None] - centers[:, 1, None, None]

@@ -17,10 +17,10 @@ ORDERS = 4
 
 
 class CaptionSet:
-    """N candidates, each with at least one reference. All are tokenized; white space separates the tokens.
+    """N candidates, each with at least one reference. Texts are tokenized: white space separates the tokens.
 
     Attributes:
-        owner: the item of each reference, [R].
+        owner: position of each reference's candidate, [R].
         lengths: number of tokens of each candidate [N] and of each reference [R].
     """
 

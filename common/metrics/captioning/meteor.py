@@ -17,13 +17,14 @@ _SEPARATOR = "|||"
 
 
 class JavaUnavailable(RuntimeError):
-    """Java or a jar is missing or does not run."""
+    """Java or METEOR's jar is missing, or Java doesn't run."""
 
 
 def _command() -> list[str]:
-    """Return METEOR's command line; its jar is part of the optional package pycocoevalcap.
+    """Return METEOR's command line. The jar is part of the optional package pycocoevalcap.
 
-    We don't use the package's wrapper: it writes into its folder, and misaligns captions after a line separator.
+    We don't use the package's wrapper, because it writes into the package folder and misaligns captions after a line
+    separator.
     """
     java = shutil.which("java")
     if java is None:
@@ -41,10 +42,10 @@ def _command() -> list[str]:
 
 
 def meteor(captions: CaptionSet, timeout: float = 600) -> tuple[float, Floats]:
-    """Compute METEOR as coco-caption does (English, normalized). Runs Java twice: ten seconds and 1.5 GB.
+    """Compute METEOR like coco-caption (English, normalized). Runs Java twice, which takes 10 s and 1.5 GB of memory.
 
     Returns:
-        Corpus score from the statistics of all items (NaN without items), and scores per item [N].
+        Corpus score, computed from the summed statistics (NaN without items), and scores per item [N].
 
     Source: docs/papers/vx2text.md [11] (METEOR 1.5 -l en -norm, aggregated statistics).
     """

@@ -19,8 +19,9 @@ _TINY, _SMALL = 1e-15, 1e-9
 def bleu(captions: CaptionSet) -> tuple[Floats, Floats]:
     """Compute BLEU-1 to BLEU-4.
 
-    Clips the matches of an n-gram at its largest count in a reference. Uses the closest reference length, or the
-    shorter of two equally close ones. Corpus scores add up the counts of all items; they are not means.
+    The matches of an n-gram are limited to the largest count in a reference. The brevity penalty uses the closest
+    reference length, or the shorter of two equally close lengths. Corpus scores come from the summed counts of all
+    items; they are not means.
 
     Returns:
         Corpus scores [4] (NaN without items) and scores per item [N, 4].
@@ -70,8 +71,8 @@ _BETA_SQUARED = 1.2**2  # weights recall more than precision
 def rouge_l(captions: CaptionSet) -> tuple[float, Floats]:
     """Compute the F-measure of the longest common subsequence with the references.
 
-    The best precision and the best recall may come from different references. Sentences are split at single spaces, so
-    an empty sentence has one empty word and matches another empty sentence.
+    The best precision and the best recall may come from different references. Sentences are split at single spaces. So
+    an empty sentence consists of one empty word, and two empty sentences match.
 
     Returns:
         Mean over items (NaN without items) and scores per item [N].
@@ -99,7 +100,7 @@ def rouge_l(captions: CaptionSet) -> tuple[float, Floats]:
 
 
 def _places(words: Sequence[str]) -> dict[str, int]:
-    """Return each word's positions as a bit mask."""
+    """Return the positions of each word as a bit mask."""
     places: dict[str, int] = {}
     for position, word in enumerate(words):
         places[word] = places.get(word, 0) | 1 << position
@@ -121,10 +122,10 @@ _SIGMA = 6.0
 
 
 def cider(captions: CaptionSet) -> tuple[float, Floats]:
-    """Compute the cosine between candidate and reference n-gram vectors, weighted by how rare an n-gram is.
+    """Compute the cosine between the n-gram vectors of candidate and references. Rare n-grams have more weight.
 
-    This is CIDEr-D, which coco-caption and the papers call CIDEr. Rarity comes from the references of all items, so a
-    score depends on all items. It is 0 for a single item.
+    This is CIDEr-D, which coco-caption and the papers call CIDEr. The weights come from the references of all items, so
+    a score depends on all items. A single item gets 0.
 
     Returns:
         Mean over items (NaN without items) and scores per item [N], between 0 and 10.

@@ -1,4 +1,4 @@
-"""All caption scores of a set of items. A protocol is what a benchmark does to captions before tokenizing.
+"""All caption scores of a set of items. A protocol defines how a benchmark changes captions before tokenizing.
 
 Source: docs/papers/vx2text.md [11] (protocols, traps).
 """
@@ -23,11 +23,11 @@ METRICS = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider")
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """Caption scores: fractions, except CIDEr, which goes to 10 as usual.
+    """Caption scores from 0 to 1; as usual, CIDEr is from 0 to 10.
 
     Attributes:
-        corpus: each of `METRICS` over all items; NaN without items, None if not measured.
-        items: each of `METRICS` per item, [N].
+        corpus: score of all items for each of `METRICS`. NaN without items, None if not measured.
+        items: scores per item [N] for each of `METRICS`.
     """
 
     ids: tuple[Any, ...]
@@ -49,9 +49,9 @@ def score_captions(
     """Compute BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr-D of raw captions.
 
     Args:
-        references: at least one for each item of `candidates`.
+        references: at least one reference for each item of `candidates`.
         protocol: see `preparation`.
-        with_meteor: run METEOR. Without Java, log a line and return None as its score.
+        with_meteor: run METEOR. Without Java, log a line and return None as the METEOR score.
 
     Examples:
         >>> candidates, references = {1: "A red bus.", 2: "Two cats"}, {1: ["a red bus"], 2: ["two dogs", "2 dogs"]}
@@ -97,19 +97,19 @@ def ascii_only(text: str) -> str:
 def without_short_words(text: str) -> str:
     """Drop words of a single character, such as `a`, `i` and `2`.
 
-    The official DSTC7 stop words include a full stop, which is used as a regular expression and matches any character.
-    The published numbers have this defect.
+    The official DSTC7 script uses stop words as regular expressions. One stop word is a full stop, which matches any
+    character. The published numbers have this defect.
     """
     return " ".join(word for word in text.split() if len(word) != 1)
 
 
 def without_stops(text: str) -> str:
-    """Drop the words `,` and `.`, as the stop-word list intends and DSTC8 does."""
+    """Drop the words `,` and `.`, as the stop-word list intends. DSTC8 does the same."""
     return " ".join(word for word in text.split() if word not in (",", "."))
 
 
 def preparation(protocol: Protocol) -> tuple[Callable[[str], str], ...]:
-    """Return how a protocol prepares candidates, and how it prepares references."""
+    """Return two functions of a protocol: the first prepares candidates, the second references."""
     prepared: dict[Protocol, tuple[Callable[[str], str], ...]] = {
         "coco": (str, str),
         "tvc": (ascii_only, ascii_only),

@@ -1,13 +1,13 @@
 """Splits captions into words like coco-caption's Penn Treebank tokenizer, without Java.
 
-Published caption scores depend on the tokenizer: `don't` is two tokens, `t-shirt` one; brackets become `-lrb-` and
-count as words, commas do not. This module follows the observed behavior of Stanford CoreNLP's `PTBTokenizer
--preserveLines -lowerCase`: all golden strings agree, and 99.9 % of 10,000 lines of licenses and documentation.
-It differs in rare cases: misspelt contractions such as `don'ts`, odd addresses and telephone numbers, scripts added to
-Unicode after 2010, and an initial at the end (`vitamin c.`): there, the original looks at the next caption to keep or
-drop the full stop.
+Published caption scores depend on the tokenizer: `don't` is two tokens, and `t-shirt` is one. Brackets become `-lrb-`
+and count as words; commas do not count. This module reproduces the observed behavior of Stanford CoreNLP's
+`PTBTokenizer -preserveLines -lowerCase`. Both agree on all test strings, and on 99.9 % of 10,000 lines of licenses and
+documentation. They differ in rare cases: misspelt contractions such as `don'ts`, odd addresses and telephone numbers,
+scripts added to Unicode after 2010, and an initial at the end (`vitamin c.`), where the original looks at the next
+caption to keep or drop the full stop.
 
-Source: docs/papers/vx2text.md [11] (tokenizer: lower-casing, then a punctuation list; collapse of white space first).
+Source: docs/papers/vx2text.md [11] (collapse white space, lower-case, tokenize, remove a list of punctuation).
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ _Rule = tuple[str, Callable[[str, int], "re.Match[str] | None"]]
 
 @functools.cache
 def _rules(ascii_only: bool) -> tuple[list[_Rule], list[_Rule]]:
-    """Return the token forms that start with a letter or digit, and the others."""
+    """Return two lists of token forms: those that start with a letter or digit, and all others."""
     if ascii_only:  # the usual case; plain character classes are faster
         letter, digit, any_ = "[A-Za-z]", "[0-9]", "[A-Za-z0-9]"
     else:
@@ -178,9 +178,9 @@ _START = re.compile(rf" (?:{'|'.join(f'{one.capitalize()}|{one.upper()}' for one
 
 
 def ptb_tokens(text: str) -> list[str]:
-    """Split a caption into lower-case tokens, including punctuation. The longest token form wins, on a tie the first.
+    """Split a caption into lower-case tokens, including punctuation. The longest form wins, or the first if equal.
 
-    All white space separates tokens. Telephone numbers and mixed fractions contain no-break spaces.
+    White space separates tokens. In telephone numbers and mixed fractions, it becomes a no-break space.
     """
     written = " ".join(text.replace("\u00ad", "").split())
     text = written.replace("\u2019", "'")  # has the same length, so tokens can be cut from either text
@@ -215,7 +215,7 @@ def ptb_tokens(text: str) -> list[str]:
 
 
 def _spell(kind: str, token: str, text: str, end: int) -> list[str]:
-    """Spell a token form; `text[end:]` follows the token."""
+    """Return the tokens for `token` of the form `kind`; `text[end:]` follows the token."""
     match kind:
         case "token" | "suffix":
             return [token]

@@ -1,4 +1,4 @@
-"""Metrics of generated images: each is a pure function and an accumulator over batches and processes."""
+"""Metrics of generated images. Each has a pure function, and a class that adds up batches and processes."""
 
 from common.metrics.generation.frechet import FeatureStatistics, Moments, frechet_distance
 from common.metrics.generation.inception_score import InceptionScore

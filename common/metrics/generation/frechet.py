@@ -1,4 +1,4 @@
-"""Frechet distance between two sets of features, modeled as normal distributions (FID, if Inception's).
+"""Frechet distance between two sets of features, modeled as normal distributions. With Inception features, this is FID.
 
 Source: M. Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium".
 """
@@ -50,16 +50,17 @@ class Moments:
 def frechet_distance(one: Moments, other: Moments) -> float:
     """Compute `|m1 - m2|^2 + trace(C1 + C2 - 2 (C1 C2)^(1/2))`.
 
-    With R the root of C1, the symmetric matrix `R C2 R` has the eigenvalues of C1 C2, and their roots add up to the
-    trace of the root. That is ten times faster for 2,048 features, and has no imaginary part if there are fewer samples
-    than features. Rounding can give a value just below 0.
+    Let R be the square root of C1. The symmetric matrix `R C2 R` has the same eigenvalues as C1 C2, and the sum of
+    their square roots is the trace of (C1 C2)^(1/2). For 2,048 features, this is ten times faster than computing the
+    root of C1 C2, and has no imaginary part even with fewer samples than features. Rounding can give a value just below
+    0.
 
     Examples:
         >>> real = torch.eye(4)
         >>> round(frechet_distance(Moments.of(real), Moments.of(real + 1)), 6)
         4.0
 
-    Source: XMC-GAN's official `tf_inception_utils.py` (docs/papers/xmc_gan.md [9.1]), which computes the root itself.
+    Source: XMC-GAN's official `tf_inception_utils.py` (docs/papers/xmc_gan.md [9.1]), which computes the root of C1 C2.
     """
     if not all(np.isfinite(part).all() for moments in (one, other) for part in (moments.mean, moments.covariance)):
         raise ValueError("the features are not finite, so the images probably are not either")
@@ -72,7 +73,7 @@ def frechet_distance(one: Moments, other: Moments) -> float:
 
 
 class FeatureStatistics:
-    """Mean and covariance over all batches and processes; adds up in float64, relative to a process's first row."""
+    """Mean and covariance over all batches and processes. Sums are float64, of differences to the first row."""
 
     def __init__(self) -> None:
         self._seen = Seen()
@@ -81,7 +82,7 @@ class FeatureStatistics:
         self._count = 0
 
     def update(self, index: Tensor, features: Tensor) -> None:
-        """Add samples [B] with their features [B, d]; skip those that were added before."""
+        """Add samples [B] with features [B, d]. Skip samples that were added before."""
         chosen = self._seen.fresh(index).to(features.device)
         if not len(chosen):
             return
@@ -95,7 +96,7 @@ class FeatureStatistics:
         self._count += len(rows)
 
     def compute(self) -> Moments:
-        """Return the moments over all processes' samples; the same on every process."""
+        """Return the moments over the samples of all processes, the same on every process."""
         self._seen.require_disjoint()
         own = []
         if self._sums is not None:

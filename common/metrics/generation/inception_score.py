@@ -12,7 +12,7 @@ from common.metrics.gathering import Seen, gather_objects
 
 
 def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:
-    """Compute the score of `count` rows from the sum of their p log p and the sums of their p [C]."""
+    """Compute the score of `count` rows p [C]. `entropy` is the sum of p log p, `total` [C] the sum of p."""
     mean = total / count
     # Sum p (log p - log mean) over classes and images; a class that no image has adds 0.
     return ((entropy - torch.special.xlogy(total, mean).sum()) / count).exp()
@@ -21,8 +21,8 @@ def _score(count: Tensor, entropy: Tensor, total: Tensor) -> Tensor:
 class InceptionScore:
     """`exp` of the mean KL divergence between an image's class probabilities and the mean over images, from 1 to C.
 
-    Adds up all batches and processes in float64. Several `splits` score consecutive parts of `total` images; if they
-    don't divide evenly, the first parts have one image more.
+    Adds up all batches and processes in float64. With several `splits`, `total` images are divided into consecutive
+    parts, which are scored separately. If the number isn't divisible, the first parts have one more image.
 
     Examples:
         >>> score = InceptionScore()
@@ -41,7 +41,7 @@ class InceptionScore:
         self._sums: Tensor | None = None
 
     def update(self, index: Tensor, probabilities: Tensor) -> None:
-        """Add samples [B] with their class probabilities [B, C]; skip those that were added before."""
+        """Add samples [B] with class probabilities [B, C]. Skip samples that were added before."""
         chosen = self._seen.fresh(index).to(probabilities.device)
         rows = probabilities.detach()[chosen].double()
         if self._sums is None:
@@ -61,7 +61,7 @@ class InceptionScore:
         return torch.where(index < border, index // (size + 1), longer + (index - border) // size)
 
     def compute(self) -> tuple[float, float]:
-        """Return the mean and standard deviation (divisor n) over the parts; the same on every process."""
+        """Return the mean and standard deviation (divisor n) over the parts, the same on every process."""
         self._seen.require_disjoint()
         known = gather_objects([] if self._sums is None else [self._sums.cpu()])
         sums = torch.stack(known).sum(0) if known else torch.zeros(self.splits, 2)

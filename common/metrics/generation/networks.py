@@ -1,4 +1,4 @@
-"""Released, frozen networks that metrics apply to images [B, 3, S, S] in [0, 1]; read local files."""
+"""Released, frozen networks that metrics apply to images [B, 3, S, S] in [0, 1]. Weights come from local files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNUSED_IDS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
 class InceptionV3(nn.Module):
     """ImageNet's Inception V3, from torchvision's `inception_v3_google-0cc3c7bd.pth`.
 
-    Its average pools include the padding; Keras's do not. So scores differ even with the same weights.
+    The average pools include the padding; Keras's do not. So scores differ from Keras's even with the same weights.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -66,7 +66,7 @@ class TensorFlowInception(nn.Module):
 
 
 class ClipEmbeddings(nn.Module):
-    """CLIP embeddings for R-precision, from a `save_pretrained` folder; papers train encoders for this."""
+    """CLIP embeddings for R-precision, read from a `save_pretrained` folder. Papers train separate encoders instead."""
 
     mean: Tensor
     std: Tensor
@@ -129,7 +129,7 @@ class ObjectDetector(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return True for each class that an image shows [B, 80]."""
+        """Return whether an image shows each class, bool [B, 80]."""
         present = torch.zeros(len(images), len(CLASSES) + 1, dtype=torch.bool, device=images.device)
         # In parts, because the proposals of an image take 200 MB.
         for part, rows in zip(images.float().split(16), present.split(16)):

@@ -1,6 +1,6 @@
 """Semantic object accuracy (SOA): does a detector find the objects of the caption in the generated image?
 
-The words of each class are ours, so slightly different captions count than in published numbers.
+We chose the words that name each class. So the captions used differ slightly from those of published numbers.
 
 Source: T. Hinz et al., "Semantic Object Accuracy for Generative Text-to-Image Synthesis"; docs/papers/xmc_gan.md [9.3].
 """
@@ -167,7 +167,7 @@ def mentioned_classes(caption: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class ObjectImage:
-    """An image to generate: its caption's position, its number for that caption, and the classes to detect."""
+    """An image to generate: position of the caption, number among the caption's images, and classes to detect."""
 
     caption: int
     copy: int
@@ -179,7 +179,7 @@ def object_captions(
 ) -> list[ObjectImage]:
     """List the images to generate: `copies` of every caption that names a class.
 
-    Many captions name a person. Only `person_captions` of them, drawn at random, are used, with one image each.
+    Of the many captions that name a person, use a random selection of `person_captions`, with one image each.
 
     Source: docs/papers/xmc_gan.md [9.3].
     """
@@ -198,27 +198,27 @@ def object_captions(
 
 
 def object_accuracy(images: Tensor, hits: Tensor) -> tuple[float, float]:
-    """Compute SOA-C (mean over classes with images) and SOA-I (over images) in percent, from counts per class [C]."""
+    """Compute SOA-C (mean over classes) and SOA-I (mean over images) in percent, from counts per class [C]."""
     images, hits = images.double(), hits.double()
     known = images > 0
     return float(100 * (hits[known] / images[known]).mean()), float(100 * hits.sum() / images.sum())
 
 
 class ObjectAccuracy:
-    """SOA over all batches and processes; only counts are kept."""
+    """Semantic object accuracy over all batches and processes. Stores only counts."""
 
     def __init__(self, classes: int = len(CLASSES)) -> None:
         self._seen = Seen()
         self._counts = torch.zeros(2, classes, dtype=torch.int64)
 
     def update(self, index: Tensor, named: Tensor, found: Tensor) -> None:
-        """Add images [B], once each: whether the caption names, and the detector finds, each class [B, C]."""
+        """Add images [B]. `named` and `found` [B, C]: whether the caption names, and the detector finds, each class."""
         chosen = self._seen.fresh(index)
         named, found = named.cpu()[chosen], found.cpu()[chosen]
         self._counts += torch.stack([named.sum(0), (named & found).sum(0)])
 
     def compute(self) -> tuple[float, float] | None:
-        """Return SOA-C and SOA-I in percent, the same on every process; None if no caption names a class."""
+        """Return SOA-C and SOA-I in percent, the same on every process, or None if no caption names a class."""
         self._seen.require_disjoint()
         images, hits = torch.stack(gather_objects([self._counts])).sum(0)
         return object_accuracy(images, hits) if bool(images.any()) else None

@@ -1,4 +1,4 @@
-"""R-precision: how often a generated image is closer to its text than to other images' texts, drawn at random.
+"""R-precision: how often a generated image is closer to its text than to random texts of other images.
 
 Source: T. Xu et al., "AttnGAN: Fine-Grained Text to Image Generation with Attentional Generative Adversarial
 Networks"; docs/papers/xmc_gan.md [9.2].
@@ -26,9 +26,9 @@ def first_ranked(
 
     Args:
         image, text: embeddings [N, d] of the generated images and of their texts.
-        identity: number of each text [N], equal for equal texts, which are never compared. None: all texts differ.
-        candidates: number of texts to compare an image with, including its text; at most all.
-        seed: of the draw, without replacement.
+        identity: number of each text [N], the same for equal texts, which are never compared. None: all texts differ.
+        candidates: number of texts to compare an image with, including its own text. Limited to the number of texts.
+        seed: seed for drawing the other texts, without replacement.
     """
     count = len(image)
     identity = torch.arange(count) if identity is None else identity.cpu()
@@ -78,11 +78,11 @@ class RPrecision:
         self._rows = RowsOncePerSample("image", "text", "identity")
 
     def update(self, index: Tensor, image: Tensor, text: Tensor, identity: Tensor) -> None:
-        """Add samples [B] with embeddings [B, d] and `identity` [B] int64, equal for equal texts on all processes."""
+        """Add samples [B] with embeddings [B, d]. `identity` int64 [B] is the same for equal texts on all processes."""
         self._rows.update(index, image=image.float(), text=text.float(), identity=identity)
 
     def compute(self, device: torch.device | str = "cpu") -> tuple[float, float]:
-        """Return the mean and standard deviation over the folds; the same on every process."""
+        """Return the mean and standard deviation over the folds, the same on every process."""
         _, rows = self._rows.compute(device)
         folds = min(self.folds, len(rows["image"]))
         return r_precision(rows["image"], rows["text"], rows["identity"], self.candidates, folds, self.seed)
