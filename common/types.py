@@ -1,6 +1,6 @@
 """Number types with a range, and a check of configured values against them.
 
-Only configurations are checked. Code that could silently compute wrong numbers, such as a loss, checks its arguments.
+Only configurations are checked. Code that could silently compute wrong numbers, such as a loss, also checks arguments.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ SampleRate = Annotated[int, _whole(ge=8000)]
 
 
 def class_at(path: str) -> Any:
-    """Import a class or function by its path."""
+    """Import a class or function by its dotted path."""
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
 
 def outside(cls: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the dotted name and the problem of each argument that is out of range, including fields of dataclasses."""
+    """Yield name and problem of each argument out of range. Fields of dataclasses have dotted names."""
     hints = hints_of(cls) if isinstance(cls, type) else {}
     for name, value in arguments.items():
         hint: Any = hints.get(name)
@@ -67,7 +67,7 @@ def outside(cls: Any, arguments: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 @functools.cache
 def arguments_of(cls: Any) -> frozenset[str] | None:
-    """Return the argument names of a function, or of a class and its bases; None if it takes any name."""
+    """Return the argument names of a function, or of a class and its bases. None if any name is accepted."""
     names: set[str] = set()
     for base in cls.__mro__[:-1] if isinstance(cls, type) else (cls,):
         function = base.__dict__.get("__init__") if isinstance(cls, type) else cls
@@ -97,6 +97,6 @@ def hints_of(cls: type) -> dict[str, Any]:
 
 
 def has_range(hint: Any) -> bool:
-    """Whether a type or any type in it has a range."""
+    """Return whether a type, or a type inside it such as `list[PositiveInt]`, has a range."""
     ranged = any(isinstance(entry, FieldInfo) for entry in getattr(hint, "__metadata__", ()))
     return ranged or any(map(has_range, typing.get_args(hint)))

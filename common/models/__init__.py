@@ -1,1 +1,1 @@
-"""Trained models: read a stage or an export, build its classes safely, embed, and save a folder."""
+"""Trained models: read a finished stage or an export, build the model safely, embed data, and export to a folder."""

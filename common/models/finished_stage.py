@@ -15,7 +15,7 @@ from common.training.switches import Switches
 
 @dataclass(frozen=True)
 class FinishedStage:
-    """The resolved configuration and the checkpoint of a finished stage, on the CPU."""
+    """A finished stage: the resolved configuration, and the checkpoint on the CPU."""
 
     config: dict[str, Any]
     content: dict[str, Any]
@@ -26,7 +26,7 @@ class FinishedStage:
 
     @property
     def data_state(self) -> dict[str, Any]:
-        """Return the data module's state in the checkpoint."""
+        """Return the data module's state from the checkpoint."""
         state: dict[str, Any] = self.content.get(self.config["data"]["class_path"].rpartition(".")[2], {})
         return state
 

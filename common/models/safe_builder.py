@@ -1,7 +1,7 @@
 """Build objects from untrusted plain data.
 
-jsonargparse imports, and so executes, any class path. This builder imports nothing: a path must match a listed class,
-and text stays text.
+jsonargparse imports any class path, which executes code. This builder imports nothing: a path must match a listed
+class, and text is never interpreted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from common.types import hints_of
 
 
 class _WrongType(StageError):
-    """A value has the wrong type; another type of the union may fit."""
+    """A value has the wrong type. If the type is a union, another type in it may fit."""
 
 
 def path_of(kind: type) -> str:
@@ -28,9 +28,9 @@ class Builder:
     """Builds objects from plain data and checks the types.
 
     Args:
-        where: names the data in errors.
+        where: name of the data in errors.
         classes: all classes that `class_path` may name.
-        no_files: arguments that must not be text, since text would name a file.
+        no_files: arguments that must not be text, because text would be the name of a file.
     """
 
     where: str
@@ -40,8 +40,8 @@ class Builder:
     def value(self, stated: Any, kind: Any, field: str) -> Any:
         """Convert the value of `field` to the type `kind`.
 
-        A class is built from `class_path` and `init_args`. A dataclass or a class of `classes` is also built from its
-        arguments alone.
+        A class is built from `class_path` and `init_args`. For a dataclass or a class of `classes`, the arguments alone
+        are enough.
         """
         origin, parts = get_origin(kind), get_args(kind)
         if origin is Annotated:

@@ -1,8 +1,8 @@
 """Read, use and export trained models.
 
 An export is a self-contained folder: weights (safetensors), configuration, vocabularies, the stage's record, and a
-model card. It holds only tensors, text and plain data, and each paper lists the classes of its models, so an untrusted
-export cannot run code (SECURITY.md).
+model card. An export holds only tensors, text and plain data, and each paper lists the classes that may be built. So an
+untrusted export cannot run code (SECURITY.md).
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Trained:
     """A trained model as plain data.
 
     Attributes:
-        model: `class_path` and `init_args` of the module.
-        inputs: settings of tokenizers and transforms.
+        model: `class_path` and `init_args` of the LightningModule.
+        inputs: settings of tokenizers and transforms by name.
         files: content of other files, such as vocabularies.
         record: the stage's record as JSON; None if the stage isn't finished.
         step: the checkpoint's training step; None for an export.
@@ -72,21 +72,23 @@ class Trained:
 
 
 class TrainedModel(nn.Module):
-    """A trained model and the methods to use it; each paper has one subclass.
+    """A trained model with methods to use it. Each paper has one subclass.
 
-    `read_<modality>` reads a file or text; `embed_<modality>` takes a list of these and returns a row for each.
+    `read_<modality>` reads a file or text. `embed_<modality>` takes a list of results of `read_<modality>` and returns
+    a row for each.
 
     Attributes:
-        kinds: import paths of the modules whose checkpoints can be used.
-        classes: all classes that may be built (modules, networks, readers), whatever a configuration says.
+        kinds: import paths of the LightningModules whose checkpoints can be used.
+        classes: all classes that may be built (modules, networks, readers). Configurations can't name other classes.
         no_files: arguments that may not be text, because text would name a file outside the export.
         example: a usable stage, as `<paper>/<scale>/seed<k>/<stage>`.
-        otherwise: ends the error about a checkpoint of another module: what it lacks, and which stage to use.
+        otherwise: last sentence of the error for a checkpoint of another module: what the checkpoint lacks, and which
+            stage to use.
         embeds: the modalities that can be embedded.
-        retrieval: `vectors` compares the results of `embed`, `pairs` scores pairs of modalities; None can't retrieve.
+        retrieval: `vectors` compares results of `embed`, `pairs` scores pairs of inputs, None means no retrieval.
 
-    To support the command `answer`, `caption` or `generate`, a class has a method of that name; `answer` and
-    `generate` also need `notes` about the input. To take region features as images, it has the attribute `regions`.
+    To support the command `answer`, `caption` or `generate`, define a method of that name; `answer` and `generate` also
+    need `notes` about the input. To accept region features as images, define the attribute `regions`.
     """
 
     paper: ClassVar[str]
@@ -100,17 +102,17 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def card_usage(cls, trained: Trained) -> str:
-        """Return which field of the paper's `model_card.yaml` shows the code that uses `model`."""
+        """Return the field of the paper's `model_card.yaml` that contains example code for this model."""
         return "usage"
 
     @classmethod
     @abstractmethod
     def gather(cls, stage: FinishedStage) -> Trained:
-        """Collect what the model needs from a finished stage, except the record."""
+        """Collect everything that the model needs from a finished stage, except the record."""
 
     @classmethod
     def read(cls, path: str | Path) -> Trained:
-        """Read an export, or `checkpoints/last.ckpt` of a finished stage."""
+        """Read the folder of an export, or `checkpoints/last.ckpt` of a finished stage."""
         path = Path(path)
         if path.is_dir():
             return read_export(path, cls.paper)
@@ -122,7 +124,7 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def from_export(cls, path: str | Path, device: str = "cpu") -> Self:
-        """Load a model, in evaluation mode, from an export's folder or a stage's `checkpoints/last.ckpt`."""
+        """Load a model in evaluation mode from an export's folder or a stage's `checkpoints/last.ckpt`."""
         trained = cls.read(path)
         with parsing(Path(trained.where), StageError):
             model = cls.of(trained)
@@ -133,12 +135,12 @@ class TrainedModel(nn.Module):
 
     @classmethod
     def from_pretrained(cls, repo: str, revision: str | None = None, device: str = "cpu") -> Self:
-        """Load a model, in evaluation mode, from a branch, tag or commit on the Hugging Face Hub (`user/name`)."""
+        """Load a model (`user/name`) in evaluation mode from the Hub. `revision` is a branch, tag or commit."""
         return cls.from_export(fetch_export(repo, revision), device)
 
     @classmethod
     def of(cls, trained: Trained) -> Self:
-        """Build the model from `classes` only, load its weights, and prepare the readers of its files."""
+        """Build the model from `classes` only, load the weights, and prepare tokenizers and transforms."""
         model: Self = Builder(trained.where, (cls, *cls.classes), cls.no_files).value(trained.model, cls, "model")
         model.read_inputs(trained)
         if problem := differences(model.state_dict(), trained.weights):
@@ -148,18 +150,18 @@ class TrainedModel(nn.Module):
 
     @abstractmethod
     def read_inputs(self, trained: Trained) -> None:
-        """Take tokenizers and transforms from `Trained.inputs` and `Trained.files`."""
+        """Set up tokenizers and transforms from `Trained.inputs` and `Trained.files`."""
 
     @classmethod
     def input(cls, trained: Trained, name: str, kind: Any) -> Any:
-        """Return one of `Trained.inputs` after checking its type; see `Builder.value`."""
+        """Return the entry `name` of `Trained.inputs`, converted to the type `kind`; see `Builder.value`."""
         if name not in trained.inputs:
             raise StageError(f"{trained.where}: inputs.{name} is missing; export the model again")
         return Builder(trained.where, cls.classes, cls.no_files).value(trained.inputs[name], kind, f"inputs.{name}")
 
     @property
     def reads(self) -> tuple[Modality, ...]:
-        """Return the modalities of `embeds` that this model was trained with."""
+        """Return the modalities that this model was trained to embed, a part of `embeds`."""
         return self.embeds
 
     @property
@@ -167,7 +169,7 @@ class TrainedModel(nn.Module):
         return next(self.parameters()).device
 
     def fingerprint(self) -> str:
-        """Hash the weights, to tell the vectors of different models apart."""
+        """Hash the weights. Stored embeddings use the hash to identify their model."""
         digest = hashlib.sha256()
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
@@ -180,9 +182,10 @@ class TrainedModel(nn.Module):
     def embed(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None, at_once: int = 16
     ) -> tuple[Tensor, list[int]]:
-        """Embed the readable files or texts: return a row for each, on the CPU, and their positions.
+        """Embed files or texts. Return a row on the CPU for each readable item, and the items' positions.
 
-        `skipped` collects the position and reason of each unreadable item. If it's None, an unreadable item raises.
+        `skipped` collects the position and reason of each unreadable item. If `skipped` is None, an unreadable item
+        raises.
         """
         embed = getattr(self, f"embed_{modality}")
         rows: list[Tensor] = []
@@ -218,7 +221,7 @@ class TrainedModel(nn.Module):
             raise StageError(f"none of the {len(items)} can be read as {modality}; the first: {first}")
 
     def read_all(self, modality: Modality, items: Items) -> list[Any]:
-        """Apply `read_<modality>` to a file, a text or several of them; leave items that are read already."""
+        """Apply `read_<modality>` to one or more files or texts. Keep items that have been read before."""
         read: Callable[[Any], Any] = getattr(self, f"read_{modality}")
         several = list(items) if isinstance(items, Iterable) and not isinstance(items, str) else [items]
         if not several:
@@ -231,14 +234,14 @@ class TrainedModel(nn.Module):
         return text
 
     def captions(self, modality: Modality, embeddings: Tensor) -> list[str] | None:
-        """Describe embeddings [N, ...] in words, a line each; None if that's impossible."""
+        """Describe each of the embeddings [N, ...] in a line of words. Return None if the model can't."""
         return None
 
     # -- retrieval -----------------------------------------------------------------------------------------------------
 
     @classmethod
     def retrieves(cls) -> list[tuple[Modality, Modality]]:
-        """Return the pairs of query and gallery modalities that can be compared; different modalities come first."""
+        """Return the (query, gallery) modalities that can be compared. Pairs of different modalities come first."""
         if cls.retrieval is None:
             return []
         same = [(modality, modality) for modality in cls.embeds if cls.retrieval == "vectors"]
@@ -247,11 +250,11 @@ class TrainedModel(nn.Module):
     def gallery(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> tuple[Any, list[int]]:
-        """Prepare the files or texts of a gallery for `compare`; return it and the positions of the readable items."""
+        """Prepare files or texts for `compare`. Return the gallery and the positions of readable items."""
         return self.embed(modality, items, skipped)
 
     def compare(self, query_modality: Modality, query: Any, modality: Modality, gallery: Any) -> Tensor:
-        """Score a query against the gallery, [N]; by default the cosine of the embeddings."""
+        """Score a query against each of the N gallery items, [N]. The default is the cosine of the embeddings."""
         vector = self.embed(query_modality, [query])[0]
         return (F.normalize(gallery.float(), dim=-1) @ F.normalize(vector.float(), dim=-1)[0]).cpu()
 
@@ -271,7 +274,7 @@ def with_arguments(config: Mapping[str, Any], **arguments: Any) -> dict[str, Any
 
 
 def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
-    """Select tensors of some parts of a module and rename them; `prefixes` maps each new prefix to the old one."""
+    """Select and rename tensors of some parts of a module. `prefixes` maps each new prefix to an old prefix."""
     return {
         f"{new}.{name.removeprefix(f'{old}.')}": value
         for new, old in prefixes.items()
@@ -284,7 +287,7 @@ def renamed(state: Mapping[str, Tensor], **prefixes: str) -> dict[str, Tensor]:
 
 
 def save(trained: Trained, model: type[TrainedModel], output: Path, about: Mapping[str, Any], card: str) -> None:
-    """Write a trained model with its record to a new folder; `about` describes the stage, `card` is the model card."""
+    """Export a trained model and the record to a new folder. `about` describes the stage; `card` is the model card."""
     from safetensors.torch import save_file
 
     assert trained.record is not None
@@ -325,7 +328,7 @@ class Contents:
 
 
 def read_export(folder: Path, paper: str) -> Trained:
-    """Read an export of a paper, and check that it is complete."""
+    """Read a paper's export, and check that the export is complete."""
     from safetensors import safe_open
 
     if not (folder / CONFIGURATION).is_file():
@@ -360,7 +363,7 @@ def read_export(folder: Path, paper: str) -> Trained:
 
 
 def _stored_once(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors without duplicates in shared memory, and for each duplicate the tensor to use instead."""
+    """Return the tensors without those that share memory with another, and the name to use for each removed tensor."""
     first: dict[tuple[Any, ...], str] = {}
     tensors: dict[str, Tensor] = {}
     shared: dict[str, str] = {}
@@ -382,7 +385,7 @@ READ = ["*.json", "*.safetensors", "*.txt", "*.model"]
 
 
 def fetch_export(repo: str, revision: str | None = None) -> Path:
-    """Download an export (`user/name`) to the Hub client's cache and return its folder; use the cache alone offline."""
+    """Download an export (`user/name`) to the Hub client's cache and return the folder. Offline, only use the cache."""
     from huggingface_hub import snapshot_download
 
     with _named(repo):
@@ -390,7 +393,7 @@ def fetch_export(repo: str, revision: str | None = None) -> Path:
 
 
 def push_export(folder: Path, repo: str, private: bool = False) -> str:
-    """Upload an export to the Hub as one commit, and return its address; creates a missing repository."""
+    """Upload an export to the Hub as one commit, and return the address. Create the repository if it is missing."""
     from huggingface_hub import HfApi
 
     api = HfApi(library_name="representation-assemble")
@@ -408,7 +411,7 @@ def push_export(folder: Path, repo: str, private: bool = False) -> str:
 
 @contextmanager
 def _named(repo: str) -> Iterator[None]:
-    """Name the repository in errors of the Hub's client."""
+    """Add the repository's name to errors of the Hub client."""
     try:
         yield
     except Exception as error:  # The client, its HTTP library or the system can raise anything.

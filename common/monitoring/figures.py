@@ -67,7 +67,7 @@ def preview_of(dataset: Any, item: int) -> Pixels:
 
 
 def save_figure(module: pl.LightningModule, figure: Figure, path: Path, credit: str = "") -> None:
-    """Write a figure as PNG and log it; add a credit line if the pictures' license asks for one."""
+    """Write a figure as PNG and log it. If `credit` is given, add it as a line, as some picture licenses require."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
 
@@ -121,7 +121,7 @@ def plain(text: str, longest: int = 200) -> str:
 
 
 def _canvas(width: float, height: float, title: str) -> tuple[Figure, Any]:
-    """Make a figure whose axes count images: x to the right, y down."""
+    """Make a figure with axes in units of images, x to the right and y down."""
     figure, axes = chart(size=(INCHES * width, INCHES * height + 0.3))
     axis = axes[0, 0]
     axis.set(xlim=(0, width), ylim=(height, 0), aspect="equal", autoscale_on=False)
@@ -132,7 +132,7 @@ def _canvas(width: float, height: float, title: str) -> tuple[Figure, Any]:
 
 
 def _place(axis: Any, image: Pixels, left: float, top: float, tallest: float, color: str | None = None) -> None:
-    """Draw an image as large as it fits into a cell of width 1; frame it if there is a color."""
+    """Draw an image as large as fits into a cell of width 1. If `color` is given, draw a frame."""
     height, width = (0.46 * side / max(image.shape[:2]) for side in image.shape[:2])
     x, y = left + 0.5, top + tallest / 2
     axis.imshow(image, extent=(x - width, x + width, y + height, y - height))
@@ -169,9 +169,9 @@ GAP = 4
 
 
 def draw_row(module: pl.LightningModule, images_of: Callable[[dict[str, Any]], Tensor]) -> None:
-    """Write a row of images [B, 3, S, S] in [0, 1] for the first captions, on rank 0 only.
+    """Write a row of images for the first captions, on rank 0 only. `images_of` returns [B, 3, S, S] in [0, 1].
 
-    `captions.row.json` holds the captions. If the data need a credit, it is below the images.
+    `captions.row.json` holds the captions. If the data require a credit, it is printed below the images.
     """
     if not module.trainer.is_global_zero:
         return
@@ -191,7 +191,7 @@ def draw_row(module: pl.LightningModule, images_of: Callable[[dict[str, Any]], T
 
 
 def side_by_side(images: Pixels) -> Pixels:
-    """Join images [N, S, S, 3], separated by white; enlarge small ones to at least `SHOWN_SIDE`."""
+    """Join images [N, S, S, 3] in a row with white gaps. Enlarge small images to at least `SHOWN_SIDE` pixels."""
     scale = -(-SHOWN_SIDE // images.shape[1])
     large = images.repeat(scale, axis=1).repeat(scale, axis=2)
     gap = np.full((large.shape[1], GAP, 3), 255, dtype=np.uint8)
@@ -199,7 +199,7 @@ def side_by_side(images: Pixels) -> Pixels:
 
 
 def credited(picture: Pixels, credit: str) -> Pixels:
-    """Add a line of text below a picture [H, W, 3], wrapped if the picture is narrow."""
+    """Add a text below a picture [H, W, 3]. Wrap the text if the picture is narrow."""
     lines = textwrap.wrap(credit, max(picture.shape[1] // 7, 1))
     strip = Image.new("RGB", (picture.shape[1], 14 * len(lines) + 2), "white")
     ImageDraw.Draw(strip).multiline_text((1, 1), "\n".join(lines), fill="black", spacing=4)

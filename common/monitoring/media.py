@@ -54,7 +54,7 @@ def log_image(module: pl.LightningModule, path: Path) -> None:
 
 
 def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], folder: Path) -> None:
-    """Copy the first `KEPT_CLIPS` playable clips of up to `LARGEST_CLIP` as `clip_<number>`, and log them."""
+    """Copy the first `KEPT_CLIPS` playable clips of up to `LARGEST_CLIP` bytes as `clip_<number>`, and log them."""
     kept: dict[Path, tuple[Path, str]] = {}
     for source, caption in clips:
         playable = source.suffix.lower() in PLAYABLE and source.is_file()
@@ -69,7 +69,7 @@ def keep_clips(module: pl.LightningModule, clips: Iterable[tuple[Path, str]], fo
 
 
 def _log(module: pl.LightningModule, log: Callable[[WandbLogger], None]) -> None:
-    """Log to a module's Weights & Biases loggers; a failure does not stop the stage."""
+    """Call `log` with each Weights & Biases logger of a module. A failure does not stop the stage."""
     from lightning.pytorch.loggers import WandbLogger
 
     for logger in module.loggers:

@@ -1,5 +1,5 @@
 """Evaluations for any encoder or model: classification, retrieval, detection, generated texts and images.
 
-Each is a LightningModule that takes an encoder (`EncoderModule` in `base.py`) and has a data module (`data.py`,
-`captions.py`). docs/own-encoder.md shows how to evaluate your network.
+Each evaluation is a LightningModule that takes an encoder (`EncoderModule` in `base.py`), and has a data module
+(`data.py`, `captions.py`). docs/own-encoder.md shows how to evaluate your network.
 """

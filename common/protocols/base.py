@@ -1,4 +1,4 @@
-"""What the protocols share: the encoder module, tables, checks and logging."""
+"""Code that the protocols share: base class, tables, checks and logging."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PREFIXES = ("encoder.", "")
 
 
 def required(encoder: nn.Module, name: str) -> Any:
-    """Return an attribute of the encoder, or raise an error if the encoder (maybe the user's) lacks it."""
+    """Return an attribute of the encoder. If the encoder, perhaps the user's, lacks the attribute, raise an error."""
     if not hasattr(encoder, name):
         raise ValueError(f"{type(encoder).__name__} has no {name}, which this protocol needs (docs/own-encoder.md)")
     return getattr(encoder, name)
@@ -36,8 +36,8 @@ class EncoderModule(pl.LightningModule):
     """Base of the protocols. A frozen encoder has no gradient and stays in evaluation mode.
 
     Args:
-        pretrained: checkpoint with the encoder's weights, read before training; None keeps the initial weights.
-        encoder_prefixes: prefixes of the encoder's weights in that file; see `load_encoder`.
+        pretrained: checkpoint with the encoder's weights, read before training. None keeps the initial weights.
+        encoder_prefixes: possible prefixes of the encoder's weights in `pretrained`; see `load_encoder`.
     """
 
     #: Content of each test loader, in order; empty if there may be any number of loaders.
@@ -57,7 +57,7 @@ class EncoderModule(pl.LightningModule):
         self._frozen = frozen
 
     def setup(self, stage: str) -> None:
-        """Load the pre-trained encoder before training. A test reads the module's checkpoint instead."""
+        """Load the pre-trained encoder before training. In a test, Lightning loads the module's checkpoint instead."""
         if stage == "fit":
             data = getattr(self.trainer, "datamodule", None)
             if self.test_loaders and data is not None and is_overridden("test_dataloader", data):
@@ -84,7 +84,7 @@ class EncoderModule(pl.LightningModule):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode, except for frozen encoders, whose batch statistics must not change."""
+        """Set the mode. Frozen encoders stay in evaluation mode, because their batch statistics must not change."""
         super().train(mode)
         for encoder in self.frozen().values():
             encoder.eval()
@@ -97,7 +97,7 @@ class EncoderModule(pl.LightningModule):
 
 
 class PairRows:
-    """Collects vectors of images and captions over a test; takes the batches of `CaptionData.gallery`."""
+    """Collects vectors of images and captions over a test, from batches of `CaptionData.gallery`."""
 
     def __init__(self) -> None:
         self.images = RowsOncePerSample("vector")
@@ -120,7 +120,7 @@ class PairRows:
 
 
 def check_num_classes(module: pl.LightningModule, num_classes: int | None = None, fewest: int = 2) -> None:
-    """Raise if the data have fewer than `fewest` classes, or other than `num_classes` (None accepts any number)."""
+    """Raise unless the data have `num_classes` classes (None: any number) and at least `fewest`."""
     found = getattr(getattr(module.trainer, "datamodule", None), "num_classes", None)
     if found is not None and found < fewest:
         raise ValueError(
@@ -134,14 +134,14 @@ def check_num_classes(module: pl.LightningModule, num_classes: int | None = None
 
 
 def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
-    """Log values that are equal on all processes. Averaging them would only round them."""
+    """Log values that are equal on all processes, without averaging over processes, which would round the values."""
     module.log_dict({name: value.float().to(module.device) for name, value in metrics.items()})
 
 
 def mean_average_precision(
     module: pl.LightningModule, average: np.ndarray, details: Sequence[Mapping[str, Any]]
 ) -> dict[str, Tensor]:
-    """Average over the measured classes, in percent; write all classes to `media/average_precision.csv`.
+    """Average over the measured classes, in percent. Write all classes to `media/average_precision.csv`.
 
     If a class could not be measured, `average` [C] is NaN and its `details` give the reason under `left_out`.
     """

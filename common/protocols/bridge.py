@@ -1,7 +1,7 @@
 """Bridges between frozen encoders: are two modalities easier to join if they were trained together?
 
 A small bridge maps the features of two frozen encoders into a common space. We train one for encoders that were trained
-together, and one for encoders that were not. Then we compare the retrieval accuracy and the steps it takes.
+together, and one for encoders that were not. Then we compare the retrieval accuracy and the number of training steps.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ Modality = Literal["image", "text"]
 
 
 class Bridge(nn.Module):
-    """Maps features of two frozen encoders into a common space; has a copy for each learning rate of a sweep.
+    """Maps features of two frozen encoders into a common space. Each learning rate of a sweep has its own copy.
 
-    First, it standardizes the features without learned parameters: by the batch in training, by all training batches in
-    the test. Otherwise, the scale of the features would decide how fast a projection learns.
+    First, the bridge standardizes the features without learned parameters: in training with the statistics of the
+    batch, in the test with those of all training batches. Otherwise, the scale of the features would decide how fast a
+    projection learns.
     """
 
     def __init__(self, widths: dict[Modality, int], embedding_dim: int, hidden_dim: int | None, copies: int) -> None:
@@ -61,23 +62,24 @@ class BridgedRetrieval(EncoderModule):
     """Image-text retrieval through a bridge between frozen encoders.
 
     The bridge learns by symmetric InfoNCE over the global batch; captions with the same tokens aren't negatives of each
-    other. The learning rate is constant, and the test measures the bridge after each of `lengths` steps, so one run
-    also shows shorter ones. Held-out pairs of the training split choose the learning rate for each length.
+    other. The learning rate is constant. The test measures the bridge after each number of steps in `lengths`, so one
+    run shows shorter runs, too. For each length, the learning rate is the best one on held-out pairs of the training
+    split.
 
-    The test takes four loaders: images and captions to choose the learning rate, images and captions to test on. A
-    caption with the same tokens as a matching one matches, too. Logs
+    The test takes four loaders: images and captions to choose the learning rate, then images and captions to test on.
+    Captions with equal tokens match the same images. Logs
 
     - `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval` after the last step;
     - `test/r10`, the mean of both R@10, and `test/r10_after_<steps>` for every length;
     - `test/area` and `test/steps_to_90`, see `convergence`;
-    - `test/learning_rate`, the last choice; `test/encoder_parameters` and `test/bridge_parameters`.
+    - `test/learning_rate` for the longest training; `test/encoder_parameters` and `test/bridge_parameters`.
 
     Args:
-        image_encoder, text_encoder: have `feature_dim`; `text_encoder` takes tokens [B, L].
-        pretrained: checkpoint with both encoders; None measures the initial weights.
+        image_encoder, text_encoder: encoders with the attribute `feature_dim`. `text_encoder` takes tokens [B, L].
+        pretrained: checkpoint with both encoders. None keeps the initial weights.
         hidden_dim: units of the bridge's hidden layer; None for a linear bridge.
-        learning_rates: learning rates of Adam; each trains a bridge.
-        lengths: steps after which to keep the bridge, ascending; training ends with the last.
+        learning_rates: learning rates of Adam. Each trains a separate bridge.
+        lengths: ascending numbers of steps after which to save the bridge. Training ends after the last.
 
     Shapes:
         Training batch: `image` [B, 3, H, W], `tokens` [B, L], `lengths` [B], `image_index` [B]. Batch of
@@ -208,7 +210,7 @@ class BridgedRetrieval(EncoderModule):
 
 
 def searched(bridge: nn.Module, images: Tensor, captions: Tensor, row: Tensor, text: Tensor) -> list[dict[str, Tensor]]:
-    """Evaluate retrieval with every copy of a bridge; `r10` is the mean of both directions."""
+    """Evaluate retrieval with every copy of a bridge. `r10` is the mean over both directions."""
     found = [
         caption_retrieval(image, caption, row, equal_text=text)
         for image, caption in zip(bridge("image", images), bridge("text", captions))
@@ -217,11 +219,11 @@ def searched(bridge: nn.Module, images: Tensor, captions: Tensor, row: Tensor, t
 
 
 def convergence(curve: dict[int, Tensor]) -> dict[str, Tensor]:
-    """Measure how soon a curve (ascending steps -> value) reaches its last value.
+    """Measure how soon a curve reaches its last value. `curve` maps ascending steps to values.
 
     Returns:
-        `area`, the mean of the curve over the logarithm of the steps; `steps_to_90`, the steps after which it first
-        reaches 90 % of its last value, interpolated in the logarithm.
+        `area`, the mean of the curve over the logarithm of the steps; `steps_to_90`, the number of steps after which
+        the curve first reaches 90 % of the last value, interpolated in the logarithm.
     """
     steps = torch.tensor(list(curve), dtype=torch.float64).log2()
     values = torch.stack(list(curve.values())).double().cpu()
@@ -245,8 +247,8 @@ def _size(*modules: nn.Module) -> Tensor:
 class BridgeData(PairData):
     """Pairs to train a bridge, to choose its learning rate, and to test it.
 
-    Use the split and tokenizer of pre-training. A share of `split`, evenly spaced images (`held_out_fraction`), chooses
-    the learning rate.
+    Use the split and tokenizer of pre-training. A fraction `held_out_fraction` of the images in `split`, evenly spaced,
+    is used to choose the learning rate.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ EXAMPLE_WORDS = (5, 40)
 
 
 class CaptionRows(Dataset[Sample]):
-    """All captions of some images, one by one: `tokens`, `index` and `image_index`."""
+    """All captions of some images. An item is one caption: `tokens`, `index` and `image_index`."""
 
     def __init__(self, captions: Sequence[Sequence[str]], tokenizer: CaptionTokenizer) -> None:
         self.text = [normalize_caption(text) for own in captions for text in own]
@@ -48,7 +48,7 @@ class CaptionRows(Dataset[Sample]):
 
 
 class CaptionPairs(ImageItems):
-    """Pairs of an image and one of its captions. Captions repeat if `captions_per_image` exceeds their number."""
+    """Pairs of an image and one of its captions. With fewer than `captions_per_image` captions, captions repeat."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class CaptionData(ImageData):
     """Images with captions.
 
     Args:
-        tokenizer: learns its vocabulary from the training captions if it has no file. None leaves captions out.
+        tokenizer: without a file, it learns a vocabulary from the training captions. None leaves out captions.
         held_out_batch_size: images or captions per step, per device.
     """
 
@@ -121,11 +121,11 @@ class CaptionData(ImageData):
 
     @property
     def vocabulary_size(self) -> int:
-        """The size of the tokenizer's vocabulary, 0 without a tokenizer; available after setup."""
+        """Return the size of the tokenizer's vocabulary, 0 without a tokenizer. Call `setup` first."""
         return 0 if self.tokenizer is None else self.tokenizer.vocabulary_size
 
     def collate(self, samples: list[Sample]) -> dict[str, Tensor]:
-        """Stack a batch. Pads tokens to the longest caption, and adds the `lengths` [B]."""
+        """Stack samples to a batch. Pad tokens to the longest caption, and add `lengths` [B]."""
         batch: dict[str, Tensor] = {}
         for name in samples[0]:
             rows = [sample[name] for sample in samples]
@@ -145,7 +145,7 @@ class CaptionData(ImageData):
         return CaptionRows(self.held_out_annotations.captions, self.words)
 
     def example_captions(self, size: int, draw: RandomTensors) -> Tensor:
-        """Draw synthetic captions of maximal length, [size, L]."""
+        """Draw `size` synthetic captions of maximum length, [size, L]."""
         return draw.integers(*EXAMPLE_WORDS, size, self.words.max_tokens)
 
     def test_dataloader(self) -> Any:
@@ -154,7 +154,7 @@ class CaptionData(ImageData):
         return self.gallery(self.held_out_images, self.held_out_captions)
 
     def gallery(self, images: ImageItems, captions: CaptionRows, role: str = "test") -> list[DataLoader[Any]]:
-        """Make loaders of the images and captions to search."""
+        """Return two loaders for retrieval: images and captions."""
         return [
             self.evaluation_loader(images, self.held_out_batch_size, role),
             self.evaluation_loader(captions, self.held_out_batch_size, f"{role} captions", collate_fn=self.collate),
@@ -192,7 +192,7 @@ class PairData(CaptionData):
 
 
 def check_vocabulary(module: pl.LightningModule, encoder: nn.Module | None) -> None:
-    """Raise if a text encoder's `vocabulary_size` is smaller than the tokenizer's."""
+    """Check that a text encoder's `vocabulary_size` is at least the tokenizer's, or raise."""
     size: Any = getattr(encoder, "vocabulary_size", None)
     if size is None:
         return

@@ -31,13 +31,14 @@ class Classification(EncoderModule):
     """Base of the classification protocols: trains heads on an encoder, and measures accuracy over distinct samples.
 
     Args:
-        learning_rates: one for each head; the encoder uses the first.
-        weight_decay: added to the gradient as L2.
-        schedule: `steps` at the milestones (epochs, factor `gamma`), or a `cosine` over the whole training.
+        learning_rates: a learning rate for each head. The encoder uses the first.
+        weight_decay: L2 penalty, added to the gradient.
+        schedule: `steps` multiplies the rate by `gamma` at the milestones (epochs); `cosine` decays over the whole
+            training.
 
     Shapes:
-        Batch: `label`, `index` [B], and `image` [B, 3, H, W] or `video` [B, 3, T, H, W], in a test
-        [B, clips, 3, T, H, W].
+        Batch: `label` [B], `index` [B], and `image` [B, 3, H, W] or `video` [B, 3, T, H, W]. In a test, `video` is [B,
+        clips, 3, T, H, W].
     """
 
     fewest_classes: ClassVar[int] = 2
@@ -75,11 +76,11 @@ class Classification(EncoderModule):
         return not self.frozen()
 
     def features(self, inputs: Tensor) -> Mapping[str, Tensor] | Tensor:
-        """Compute the inputs of the heads: one for all heads, or one per head by name."""
+        """Compute the inputs of the heads: a tensor for all heads, or a tensor per head by name."""
         return self.encoder(inputs)
 
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
-        """Compute each head's logits [B, num_classes] in full precision, because rounded logits often tie."""
+        """Compute each head's logits [B, num_classes] in full precision, because rounding makes logits equal."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.encoder_learns):
             features = self.features(inputs)
         with torch.autocast(inputs.device.type, enabled=False):
@@ -146,7 +147,7 @@ class Classification(EncoderModule):
         return {name: logits.unflatten(0, inputs.shape[:2]) for name, logits in self(inputs.flatten(0, 1)).items()}
 
     def hits_of(self, logits: Tensor, labels: Tensor, loader: int) -> dict[str, Tensor]:
-        """Return a head's hits [B]; for videos, by the mean class probabilities of the clips."""
+        """Return a head's hits [B]. For videos, use the mean class probabilities of the clips."""
         scores = mean_clip_probability(logits) if logits.ndim == 3 else logits
         return {"top1": hits(scores, labels), "top5": hits(scores, labels, 5)}
 
@@ -193,15 +194,15 @@ class SupervisedClassification(Classification):
 class ActionRecognition(Classification):
     """Fine-tunes a video encoder on labeled actions.
 
-    In the first `warmup_epochs`, only the classifier learns. The encoder is in training mode, so its batch
-    normalization already adapts to the new data. Then everything learns. `max_epochs` counts both phases. The last
+    In the first `warmup_epochs`, only the classifier learns. Batch normalization of the encoder already adapts to the
+    new data, because the encoder is in training mode. Then all weights learn. `max_epochs` counts both phases. The last
     weights are tested.
 
-    Test batches hold several clips per video: `test/video_top1` and `test/video_top5` average their class
+    Test batches hold several clips per video. `test/video_top1` and `test/video_top5` use the clips' mean class
     probabilities. An optional second test loader holds single, random clips for `test/clip_top1`.
 
     Args:
-        learning_rate: of Adam, in both phases.
+        learning_rate: learning rate of Adam, in both phases.
         milestones: epochs after the warm-up at which the learning rate falls.
 
     Source: docs/papers/avid_cma.md [10.1].
@@ -273,9 +274,9 @@ class LinearProbes(Classification):
 
     Args:
         video_encoder: encoder with `forward_stages` and `stage_channels`.
-        layers: stage -> side of the grid to pool to; time is pooled to one.
-        official_quirks: run the frozen encoder in training mode, as the released code does by accident. Its batch
-            normalization then uses the statistics of each batch, and its running statistics drift.
+        layers: maps stages to the side of the grid to pool to. Time is pooled to 1.
+        official_quirks: run the frozen encoder in training mode, as the released code does by accident. Batch
+            normalization then uses the statistics of each batch, and the running statistics drift.
 
     Source: docs/papers/avid_cma.md [10.2].
     """
@@ -336,7 +337,7 @@ def stage_channels(encoder: nn.Module, layers: Mapping[str, int]) -> Mapping[str
 
 
 def of_stages(top1: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Name the accuracies `<stage>_top1`, and add their maximum `best_top1`."""
+    """Rename each stage's accuracy to `<stage>_top1`, and add the maximum as `best_top1`."""
     best = torch.stack(list(top1.values())).max()
     return {**{f"{stage}_top1": value for stage, value in top1.items()}, "best_top1": best}
 
@@ -345,14 +346,15 @@ class LinearClassification(Classification):
     """Linear classifiers on frozen features, trained side by side, one for each learning rate of a sweep.
 
     The best learning rate depends on the scale of the features, which differs a hundredfold between methods. The test
-    takes two loaders. Images held out from training choose the rate: the first of the best, never one with non-finite
-    scores. Test images measure it. Logs `test/learning_rate`, its `test/top1` and `test/top5`, and for each rate
-    `test/top1_lr_<rate>` and `test/validation_top1_lr_<rate>`. A rate that diverges doesn't affect the others.
+    takes two loaders: images held out from training, to choose the rate, and test images. The first rate with the
+    highest accuracy is chosen; rates with non-finite scores are excluded. Logs `test/learning_rate`, `test/top1` and
+    `test/top5` for the chosen rate, and `test/top1_lr_<rate>` and `test/validation_top1_lr_<rate>` for each rate. If
+    training diverges for one rate, the other rates are not affected.
 
     Args:
-        learning_rates: learning rates of SGD; each trains a classifier.
+        learning_rates: learning rates of SGD. Each trains a separate classifier.
         normalize_features: `none` is the published protocol. `l2` scales to unit length. `batch_norm` standardizes each
-            feature without learned parameters, by the batch in training and by running statistics in the test.
+            feature without learned parameters: with batch statistics in training, with running statistics in the test.
 
     Source: docs/papers/mct.md [9], ImageNet linear.
     """
@@ -385,7 +387,7 @@ class LinearClassification(Classification):
             return self.norm(F.normalize(features) if self.l2 else features)
 
     def losses(self, logits: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Compute each classifier's cross entropy; NaN without gradient if the classifier has diverged."""
+        """Compute each classifier's cross entropy. For a diverged classifier, return NaN without gradient."""
         # Otherwise a shared loss scale or gradient norm would make the others diverge, too.
         valid = {name: scores.detach().isfinite().all() for name, scores in logits.items()}
         losses = super().losses({name: torch.where(valid[name], scores, 0.0) for name, scores in logits.items()}, batch)
@@ -422,11 +424,11 @@ class LinearClassification(Classification):
 class MultiLabelTagging(Classification):
     """A linear layer on frozen features that predicts an image's tags.
 
-    Logs `test/map` over the tags with a positive test image, their number `test/classes`, and `test/images`;
-    `media/average_precision.csv` lists every tag. Difficult entries are ignored.
+    Logs `test/map` over the tags with a positive test image, the number of these tags as `test/classes`, and
+    `test/images`. `media/average_precision.csv` lists every tag. Difficult entries are ignored.
 
     Args:
-        learning_rate: of SGD; doesn't depend on the number of tags, because the loss is summed over tags.
+        learning_rate: learning rate of SGD. The loss is a sum over tags, so the rate fits any number of tags.
 
     Shapes:
         Batch: `image` [B, 3, H, W], `labels` [B, C] of 1 (present), 0 (absent) and -1 (difficult), `index` [B].

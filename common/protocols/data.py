@@ -1,4 +1,4 @@
-"""Data modules of labeled videos, sounds and images; miniature worlds have the same layouts as the real data."""
+"""Data modules of labeled videos, sounds and images, for real data and for miniature worlds."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ class AudioVisualData(ShardedDataModule):
         self.audio = audio
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        """Return the settings that choose the sounds for audio statistics; part of the cache key."""
+        """Return the settings that select sounds for audio statistics. They are part of the cache key."""
         return {}
 
     def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
         """Load `audio.statistics`, or compute each bin's mean and deviation [F] from the listed clips once.
 
-        `sounds` has an item per clip with `audio` in unnormalized decibels. None reads the cache of an earlier call.
+        `sounds` is a data set with an item per clip: `audio` in unnormalized decibels. If None, only read the cache.
         """
         audio = self.audio
         if audio.statistics is not None:
@@ -94,10 +94,11 @@ class VideoClassificationData(AudioVisualData):
     """Labeled videos: random clips to train on, dense clips to test on (docs/papers/avid_cma.md [10.1], [10.2]).
 
     Args:
-        fold: number of the official split, from 1; None if the data set has no splits.
+        fold: number of the official division into training and test, from 1. None if the data set has only one.
         clips_per_video: random clips of each video per training epoch.
         test_clips: evenly spaced clips of each test video, whose class probabilities are averaged.
-        clip_accuracy_clips: random clips of each test video for the accuracy of single clips ("Clip@1"); 0 skips it.
+        clip_accuracy_clips: random clips of each test video for the accuracy of single clips ("Clip@1"). 0 skips this
+            metric.
         test_batch_size: videos per test step, per device.
     """
 
@@ -137,7 +138,7 @@ class VideoClassificationData(AudioVisualData):
 
     @cached_property
     def training_clips(self) -> VideoClips:
-        """Make the training set, of length videos x clips_per_video."""
+        """Make the training set, with `clips_per_video` items for each video."""
         return VideoClips(
             self.listing,
             self.video.transform(training=True),
@@ -186,13 +187,13 @@ class VideoClassificationData(AudioVisualData):
 
 
 class SoundClassificationData(AudioVisualData):
-    """Labeled sounds as windows, for an SVM on frozen features (docs/papers/avid_cma.md [10.3]); test only.
+    """Windows of labeled sounds for an SVM on frozen features (docs/papers/avid_cma.md [10.3]). Only has test loaders.
 
     Args:
-        train_split, test_split: names of the listings; the same name if folds divide one listing.
+        train_split, test_split: names of the splits. Give the same name twice if folds divide a single split.
         training_windows, test_windows: windows per file.
-        wrap_seconds: use only this many seconds from the start of a file; windows start anywhere and wrap around
-            (ESC-50). None cuts excerpts of `excerpt_seconds` from the whole file (DCASE).
+        wrap_seconds: use only this many seconds from the start of a file. Windows start anywhere in this part and wrap
+            around at its end (ESC-50). None cuts excerpts of `excerpt_seconds` from the whole file (DCASE).
         file_batch_size: files per step, per device.
     """
 
@@ -218,7 +219,7 @@ class SoundClassificationData(AudioVisualData):
         self.file_batch_size = file_batch_size
 
     def sounds_of_statistics(self) -> dict[str, Any]:
-        """Choose windows that are spread evenly over each file and don't depend on the seed."""
+        """Return settings for windows that are spread evenly over each file, independent of the seed."""
         return {"windows": self.test_windows, "wrap_seconds": self.wrap_seconds}
 
     def prepare_data(self) -> None:
@@ -247,7 +248,7 @@ class SoundClassificationData(AudioVisualData):
         )
 
     def test_example(self, draw: RandomTensors) -> Example:
-        """Draw a window as the encoder takes it, and return the published data set's number of windows."""
+        """Draw a synthetic window as input of the encoder. Also give the published data set's number of windows."""
         audio = self.audio.transform(training=False)
         counts = [self.dataset.published_count(split) for split in (self.train_split, self.test_split)]
         windows = [self.training_windows, self.test_windows]
@@ -267,7 +268,7 @@ class SoundClassificationData(AudioVisualData):
 
 
 class ImageData(ShardedDataModule):
-    """Base of the data modules of images; sets the transform's `training`. `image` None makes MoCo v2's views."""
+    """Base of the data modules of images. Sets `training` of the transform `image`; None means MoCo v2's views."""
 
     def __init__(
         self,
@@ -285,7 +286,7 @@ class ImageData(ShardedDataModule):
         return {"transform": self.image, "training": training, **self.item_options}
 
     def example_images(self, size: int, draw: RandomTensors) -> dict[str, Tensor]:
-        """Draw `image` and `index` of a synthetic batch of `size` images."""
+        """Draw a synthetic batch of `size` images: `image` and `index`."""
         return {"image": draw.normal(size, 3, self.image.crop, self.image.crop), "index": torch.arange(size)}
 
 
@@ -293,8 +294,8 @@ class ClassificationData(ImageData):
     """Images of one class each, for linear classifiers and for training with labels (docs/papers/mct.md [9]).
 
     Args:
-        held_out_fraction: share of the training images, evenly spaced over classes, that chooses a learning rate. The
-            test then has two loaders: these images, and the test images. 0 holds out none.
+        held_out_fraction: fraction of the training images to hold out for choosing a learning rate, evenly spaced over
+            classes. If not 0, the test has two loaders: held-out images and test images.
         test_batch_size: images per test step, per device.
     """
 
@@ -352,7 +353,7 @@ def hold_out(listing: Listing, share: float, required: bool = False) -> tuple[Li
 
 
 class LabeledImages(ImageItems):
-    """Images with several labels each, int8 [N, C]: 1 present, 0 absent, -1 ignored. For options see ImageItems."""
+    """Images with several labels each, int8 [N, C]: 1 present, 0 absent, -1 ignored. See ImageItems for options."""
 
     def __init__(self, listing: Listing, labels: np.ndarray, **options: Any) -> None:
         super().__init__(listing, **options)
@@ -366,7 +367,7 @@ class MultiLabelData(ImageData):
     """Images with several labels each: Pascal VOC, or the categories of COCO's instances (docs/papers/mct.md [9]).
 
     Args:
-        fit: train a model on the training images; otherwise the test has two loaders, training and test images.
+        fit: True to train a model on the training images. False gives the test two loaders, training and test images.
         test_batch_size: images per test step, per device.
     """
 
@@ -416,7 +417,7 @@ class MultiLabelData(ImageData):
         return Example(batch, batches, {"num_classes": None})
 
     def test_example(self, draw: RandomTensors) -> Example:
-        """Draw an image as the encoder takes it, and return how many images to learn from and to test on."""
+        """Draw a synthetic image as input of the encoder. Also give the number of training and test images together."""
         counts = [self.dataset.published_count(split) for split in (self.train_split, self.test_split)]
         total = None if None in counts else sum(counts)
         return Example(self.example_images(1, draw)["image"], total)

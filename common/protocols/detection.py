@@ -62,25 +62,27 @@ PICTURES, LEAST_SCORE = 6, 0.5
 class Detection(pl.LightningModule):
     """Faster R-CNN on a residual network: the fourth stage makes the map, the fifth is the head. Everything learns.
 
-    Batch normalization is fine-tuned, and the last stage has an additional one. A device has only a few images, so
-    several devices need `trainer.sync_batchnorm: true`. Before the test, the statistics are recomputed from training
-    batches with the final weights.
+    Batch normalization is fine-tuned, and the last stage is followed by an additional layer of it. Because a device has
+    only a few images, several devices need `trainer.sync_batchnorm: true`. Before the test, the statistics are
+    recomputed from training batches with the final weights.
 
     Logs percentages: `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables, and
     `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by COCO's rules. Every image counts once, on any number of
     processes. `media/detections_<n>.png` show some detections.
 
     Args:
-        num_classes: without the background.
-        pretrained, encoder_prefixes: checkpoint of the encoder, None for initial weights; see `load_encoder`.
+        num_classes: number of classes without the background.
+        pretrained, encoder_prefixes: checkpoint with the encoder, and possible prefixes; see `load_encoder`. None keeps
+            the initial weights.
         anchor_sizes, anchor_ratios: sides in pixels and height / width of the boxes at each position of the map.
         proposals_per_map_training, proposals_per_map_test: number of best proposals before non-maximum suppression.
         proposals_training, proposals_test: number of proposals after non-maximum suppression.
-        anchors_per_image: anchors per image in the loss that tells objects from background.
-        crops_per_image: proposals per image in the loss of the classes and boxes.
+        anchors_per_image: anchors per image in the loss that separates objects from background.
+        crops_per_image: proposals per image in the loss of classes and boxes.
         weight_decay: not applied to batch normalization.
-        warmup_steps: steps of a linear rise from a thousandth of the learning rate.
-        precise_bn_batches: number of training batches for the statistics before the test; 0 keeps those of training.
+        warmup_steps: number of steps in which the learning rate rises linearly from a thousandth of its value.
+        precise_bn_batches: number of training batches for recomputing statistics before the test. 0 keeps the running
+            statistics.
 
     Shapes:
         Batch: `images`, a list of [3, H, W]; `targets`, a list of dicts with `boxes` [n, 4] (left, top, right, bottom
@@ -155,7 +157,7 @@ class Detection(pl.LightningModule):
     # -- the detector --------------------------------------------------------------------------------------------------
 
     def forward(self, images: Sequence[Tensor], targets: list[Objects] | None = None) -> tuple[list[Objects], Objects]:
-        """Return losses in training, else each image's `boxes` [D, 4] (pixels of the tensor), `labels`, `scores` [D].
+        """Return the losses in training. Otherwise, return each image's `boxes` [D, 4], `labels` [D] and `scores` [D].
 
         Each of the `images` [3, H, W] is normalized. Training needs `targets` with `boxes` and `labels`.
         """
@@ -211,7 +213,7 @@ class Detection(pl.LightningModule):
     # -- test ----------------------------------------------------------------------------------------------------------
 
     def on_test_start(self) -> None:
-        """Recompute the statistics of batch normalization, always from the same training batches."""
+        """Recompute the statistics of batch normalization. Every test uses the same training batches."""
         batches = self.hparams["precise_bn_batches"]
         if not batches:
             return
@@ -254,7 +256,7 @@ class Detection(pl.LightningModule):
 
 
 class _Predictor(FastRCNNPredictor):
-    """Predicts classes and boxes of crops, in full precision under autocast; initialized as in detectron2."""
+    """Predicts classes and boxes of crops, in full precision even under autocast. Initialized as in detectron2."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__(in_channels, num_classes)
@@ -268,7 +270,7 @@ class _Predictor(FastRCNNPredictor):
 
 
 def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
-    """Pad images [3, H, W] to one size; its sides are multiples of `multiple`, the stride of the map."""
+    """Pad images [3, H, W] to one common size. Its sides are multiples of `multiple`, the stride of the feature map."""
     sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
     height, width = (multiple * math.ceil(max(sides) / multiple) for sides in zip(*sizes))
     tensors = images[0].new_zeros(len(images), 3, height, width)
@@ -281,11 +283,12 @@ def pad_together(images: Sequence[Tensor], multiple: int) -> ImageList:
 def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any]]) -> None:
     """Recompute the running statistics of batch normalization from batches, with the current weights.
 
-    The variance is over all values, so it includes the differences between batch means. It is equal on all processes.
+    The variance is over all values, so differences between batch means count. Results are equal on all processes.
 
     Args:
-        module: called with each batch's entries in training mode; afterwards, its modes are restored.
-        batches: of equal size; different on every process.
+        module: called with the entries of each batch, in training mode. The mode of each submodule is restored
+            afterwards.
+        batches: batches of equal size. Every process has different batches.
 
     Source: Wu and Johnson, "Rethinking 'Batch' in BatchNorm" ("precise BN").
     """
@@ -326,12 +329,12 @@ def recompute_batch_statistics(module: nn.Module, batches: Iterable[Sequence[Any
 
 @dataclass(frozen=True)
 class BoxTransform:
-    """Resizes, flips and normalizes a picture and its boxes; keeps the aspect ratio.
+    """Resizes, flips and normalizes a picture and its boxes. Keeps the aspect ratio.
 
     Args:
-        sizes: lengths of the shorter side in training; one is drawn for each image.
+        sizes: lengths of the shorter side in training. For each image, one length is drawn at random.
         test_size: length of the shorter side in a test.
-        max_size: limit of the longer side; takes precedence over `sizes` and `test_size`.
+        max_size: upper limit of the longer side, which takes precedence over `sizes` and `test_size`.
         flip: probability of a horizontal flip in training.
         mean, std: mean and standard deviation of the channels, on a scale of 0 to 1.
     """
@@ -362,7 +365,7 @@ class BoxTransform:
     def __call__(
         self, image: Image.Image, boxes: np.ndarray, rng: np.random.Generator | None = None
     ) -> tuple[Tensor, np.ndarray]:
-        """Return the picture as float32 [3, H, W], and its boxes (left, top, right, bottom) in its pixels, [n, 4]."""
+        """Return the picture as float32 [3, H, W], and its boxes [n, 4] (left, top, right, bottom) in new pixels."""
         size, flipped = self.test_size, False
         if self.training:
             assert rng is not None
@@ -380,7 +383,7 @@ class BoxTransform:
 class DetectionImages(ImageItems):
     """Images with the boxes of their objects. For `options` see ImageItems; `transform` is a BoxTransform.
 
-    Returns of an item:
+    An item holds:
         `image` float32 [3, H, W]; `target`, a dict of `boxes` float32 [n, 4], `labels` int64 [n] from 1, `difficult`
         bool [n] and `image_id`, the position in the listing; `index`.
     """
@@ -421,7 +424,7 @@ class DetectionData(ImageData):
     """Images of Pascal VOC with boxes. The test split covers the years that have a test split.
 
     Args:
-        image: `training` is set automatically; None is the published transform.
+        image: transform, whose `training` is set automatically. None means the published transform.
         test_batch_size: images per test step, per device.
     """
 
@@ -493,7 +496,7 @@ def collate_detection(samples: Sequence[Sample]) -> Batch:
 
 
 def draw_detections(module: pl.LightningModule, images: DetectionImages, shown: Mapping[int, DetectedImage]) -> None:
-    """Draw images with true boxes (white) and detected boxes (red, with scores)."""
+    """Draw images with true boxes in white, and detected boxes with scores in red."""
     for number, (item, image) in enumerate(shown.items(), start=1):
         pixels = torch.from_numpy(images.preview(item)).permute(2, 0, 1)
         # Boxes are in pixels of the network's input.

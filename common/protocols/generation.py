@@ -1,4 +1,4 @@
-"""FID, inception score, R-precision and semantic object accuracy; every sample counts once over all processes."""
+"""FID, inception score, R-precision and semantic object accuracy. Over all processes, every sample counts once."""
 
 from __future__ import annotations
 
@@ -45,32 +45,33 @@ class ImageEvaluation(ABC):
 
     @abstractmethod
     def load_pretrained(self, verbose: bool = True) -> None:
-        """Read the networks early, so that a wrong file stops a run before it trains."""
+        """Read the networks, so that a wrong file stops a run before training."""
 
     @abstractmethod
     def why_not(self, metric: str) -> str:
-        """Say why a metric cannot be measured (missing network or unknown name); empty if it can be measured."""
+        """Return why a metric cannot be measured (missing network or unknown name), or "" if it can."""
 
     @abstractmethod
     def begin(self, module: pl.LightningModule) -> None:
-        """Reset, and load the statistics of real images."""
+        """Reset the evaluation, and load the statistics of real images."""
 
     @abstractmethod
     def update(self, generated: Tensor, batch: Batch, repeat: int = 0) -> None:
-        """Add a batch of a repetition, which are counted from 0.
+        """Add a batch of generated images. If captions are used several times, `repeat` counts the repetitions from 0.
 
         Args:
-            generated: [B, 3, S, S] in [0, 1].
-            batch: `index` of the samples [B], numbers of their `caption` [B], and real images `image` of the captions.
+            generated: images [B, 3, S, S] in [0, 1].
+            batch: `index` [B] of the samples; `caption` [B], the number of each sample's caption; `image`, the real
+                images.
         """
 
     @abstractmethod
     def compute(self) -> dict[str, float]:
-        """Compute all metrics; the same on every process."""
+        """Compute all metrics. Every process gets the same values."""
 
 
 class NetworkFile(NamedTuple):
-    """A released network, the metrics that need it, and the file's description in messages."""
+    """A released network: how to build it, the metrics that need it, and a description of the file for messages."""
 
     build: Callable[[str], nn.Module]
     metrics: tuple[str, ...]
@@ -105,20 +106,21 @@ class GenerationEvaluation(ImageEvaluation):
     | `r_precision` | `clip` | no: papers train their own encoders |
     | `soa_c`, `soa_i` | `detector`: torchvision's Faster R-CNN | roughly: the detector and the word lists differ |
 
-    `<name>_spread` is the standard deviation over several repetitions (for object accuracy only if `object_copies` is
-    0). `r_precision_fold_spread` is the standard deviation over folds. Statistics of real images are cached. The
-    networks are not part of the module's state.
+    With several repetitions, `<name>_spread` is the standard deviation over repetitions (for object accuracy only if
+    `object_copies` is 0). `r_precision_fold_spread` is the standard deviation over folds. Statistics of real images are
+    cached. The networks are not part of the module's state.
 
     The module needs `images_of(batch, seed)`, which returns images [B, 3, S, S] for a batch's captions. Its data module
     needs `reference_loader()` of real images, and `texts("test", numbers)`, which returns captions by number. Object
     accuracy also needs `caption_count` and `caption_loader(numbers)`, which loads captions without images.
 
     Args:
-        inception, inception_tv, clip, detector: files of networks (CLIP: a folder). If missing, metrics are skipped.
-        splits: of the inception score.
-        candidates, folds: of R-precision.
+        inception, inception_tv, clip, detector: files of networks (CLIP: a folder). Metrics of missing networks are
+            skipped.
+        splits: number of parts for the inception score.
+        candidates, folds: arguments of `r_precision`.
         object_copies, person_captions: see `object_captions`. SOA generates separate images for the captions of the
-            test split. With 0 copies, it uses all images of the other metrics.
+            test split. With 0 copies, SOA uses the images of the other metrics.
         seed: seed of random choices and of the noise for SOA's images.
 
     Source: docs/papers/xmc_gan.md [9].
@@ -309,7 +311,7 @@ class RealImages(pl.LightningModule):
 
 
 def without_substitutes(batch: Batch) -> Batch:
-    """Drop samples that replace broken files; they count at their original position."""
+    """Drop samples that replace broken files. These samples already count at their original position."""
     if "skipped" not in batch:
         return batch
     own = batch["skipped"] == 0
@@ -329,6 +331,6 @@ def _multi_hot(classes: Sequence[Sequence[int]]) -> Tensor:
 
 
 def _identity(text: str) -> int:
-    """Hash a text to a number that is equal on every process (`hash` is not)."""
+    """Hash a text to a number. Unlike with `hash`, the number is equal on every process."""
     words = " ".join(text.lower().split())
     return int.from_bytes(hashlib.sha256(words.encode()).digest()[:7], "big")

@@ -28,7 +28,7 @@ from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, Positi
 
 
 class SearchSpace(nn.Module):
-    """Embeds images and captions as unit vectors; `text_encoder` takes tokens [B, L], padded with 0."""
+    """Embeds images and captions as unit vectors. `text_encoder` takes tokens [B, L], padded with 0."""
 
     def __init__(self, feature_dim: int, text_encoder: nn.Module, embedding_dim: int) -> None:
         super().__init__()
@@ -48,24 +48,25 @@ class SearchSpace(nn.Module):
 
 
 class CrossModalSearch(EncoderModule):
-    """Trains a linear layer on frozen image features, and a text encoder, to share an embedding space.
+    """Trains a linear layer on frozen image features together with a text encoder, for a common embedding space.
 
-    The negatives of a pair are the other pairs of the global batch. The test uses the weights of the best epoch, by the
-    sum of six recalls on the validation split.
+    The other pairs of the global batch are negatives. The test uses the weights of the epoch with the highest sum of
+    six recalls on the validation split.
 
     The data module's `val_dataloader` and `test_dataloader` return two loaders each, images and captions. Logs
     `test/i2t_...` (image queries) and `test/t2i_...` (caption queries) of `caption_retrieval`. In metrics that end in
-    `_equal_text`, a caption with the same tokens as a matching caption matches, too. Also logs `test/selected_epoch`
-    and `test/validation_recall_sum`.
+    `_equal_text`, captions with equal tokens match the same images. Also logs `test/selected_epoch` and
+    `test/validation_recall_sum`.
 
     Args:
         text_encoder: maps tokens [B, L], padded with 0, to [B, embedding_dim].
-        margin: by how much a pair must beat its negatives.
+        margin: by how much the similarity of a pair must exceed the similarities of negatives.
         hardest: count only the hardest negative of each image and caption.
         mask_same_image: don't use captions of the same image in a batch as negatives.
-        learning_rate: of Adam.
+        learning_rate: learning rate of Adam.
         milestones: epochs at which the learning rate falls.
-        fold_size: number of images that the test searches at a time; None for all. Validation searches all.
+        fold_size: number of images per fold of the test, which are searched separately; None for all. Validation
+            searches all.
 
     Shapes:
         Training batch: `image` [B, 3, H, W], `tokens` [B, L], `image_index` [B]. Batch of images: `image`,
@@ -190,7 +191,7 @@ class CrossModalSearch(EncoderModule):
 
 
 class SearchData(PairData):
-    """Images and captions: trains on `split`, selects on `held_out_split`, tests on `test_split`."""
+    """Images and captions: train on `split`, select the epoch on `held_out_split`, test on `test_split`."""
 
     def __init__(
         self,

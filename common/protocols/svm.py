@@ -1,4 +1,4 @@
-"""Linear support vector machines on the features of a frozen encoder; only tests, no training."""
+"""Linear support vector machines on the features of a frozen encoder. There is no training loop, only a test."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from common.types import AtLeastTwo, NonNegativeFloat, NonNegativeInt, PositiveF
 
 
 class FeatureSVM(EncoderModule):
-    """A frozen encoder on one device. The CPU fits the SVMs, `jobs` at a time."""
+    """Base of the SVM protocols: a frozen encoder on one device. The CPU fits `jobs` SVMs in parallel."""
 
     def __init__(self, encoder: nn.Module, **kwargs: Any) -> None:
         super().__init__(encoder, frozen=True, **kwargs)
@@ -44,18 +44,18 @@ class FeatureSVM(EncoderModule):
 class SoundSVM(FeatureSVM):
     """Linear SVMs on the stages of an audio encoder, for files of several windows each.
 
-    The test takes two loaders: augmented windows to learn from and regular ones to test on. With several `folds`, both
-    hold all files, and each fold is tested by an SVM trained on the others; the result is the mean over folds. With one
-    fold, the loaders hold different files. Logs `test/<stage>_top1`, and the maximum `test/best_top1`. Every file
-    counts once.
+    The test takes two loaders: augmented windows for training, and regular windows for testing. With several `folds`,
+    both loaders hold all files. Each fold is tested with an SVM trained on the other folds, and the result is the mean
+    over folds. With one fold, the loaders hold different files. Logs `test/<stage>_top1`, and the maximum
+    `test/best_top1`. Every file counts once.
 
-    A stage and loader takes `files * windows * dims * 4` bytes (ESC-50 at full size: 2,000 * 10 * 9,216 * 4 = 737 MB;
-    5.6 GB for all). Each of the `jobs` parallel fits needs about seven times the
-    size of its training rows (float64 as index-value pairs).
+    The features of a stage and loader take `files * windows * dims * 4` bytes of memory. For ESC-50 at full size, that
+    is 2,000 * 10 * 9,216 * 4 = 737 MB, and 5.6 GB for all stages and loaders. A fit takes about seven times the size of
+    the training features, because float64 values are stored with indices.
 
     Args:
         audio_encoder: encoder with `forward_stages` and `stage_channels`.
-        layers: stage -> side of the grid to average to.
+        layers: maps stages to the side of the grid to average to.
         C: weight of errors in the SVM: 10 for ESC-50, 1 for DCASE.
         folds: 5 for ESC-50; 1 for a fixed division into training and test files.
         standardize_epsilon: added to the standard deviation of every feature.
@@ -145,10 +145,10 @@ class SoundSVM(FeatureSVM):
 class MultiLabelSVM(FeatureSVM):
     """Linear SVMs on the features of an image encoder, one per class, for images with several labels.
 
-    The test takes two loaders: images to learn from, images to test on. Logs `test/map` over the classes that could be
-    measured, their number `test/classes`, how many of them chose each C (`test/classes_with_C_<C>`), and `test/images`.
-    `media/average_precision.csv` lists every class. Every image counts once. Features take `images * dims * 4` bytes
-    (VOC07: 9,963 * 2,048 * 4 = 82 MB); a fit needs twice the size of the training features.
+    The test takes two loaders: images for training, and images for testing. Logs `test/map` over the measured classes,
+    their number as `test/classes`, how many classes chose each C (`test/classes_with_C_<C>`), and `test/images`.
+    `media/average_precision.csv` lists every class. Every image counts once. Features take `images * dims * 4` bytes of
+    memory (VOC07: 9,963 * 2,048 * 4 = 82 MB). A fit takes twice the size of the training features.
 
     Args:
         image_encoder: encoder with `forward_map`.

@@ -1,4 +1,4 @@
-"""Loss, accuracy, exact match and caption metrics of a test set; every sample counts once over all processes."""
+"""Loss, accuracy, exact match and caption metrics of a test set. Over all processes, every sample counts once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.metrics.gathering import OncePerSample, gather_objects
 
 @dataclass(frozen=True)
 class GeneratedText:
-    """A generated or chosen text and its references. `answer` is the original answer. Missing texts are ""."""
+    """A generated or chosen text, and references. `answer` is the original answer. Missing texts are ""."""
 
     text: str
     answer: str
@@ -45,9 +45,9 @@ class TextTest:
     | `bleu_1` ... `cider` | generated texts under the first protocol; other protocols as `<protocol>/<name>` |
 
     Args:
-        protocols: of the caption metrics; see `common.metrics.captioning`. `avsd_1ref` compares with the original
-            answer alone. `avsd7` and `avsd8` ignore samples without other references, because the scores of one and of
-            six references aren't comparable.
+        protocols: protocols of the caption metrics; see `common.metrics.captioning`. `avsd_1ref` compares with the
+            original answer alone. `avsd7` and `avsd8` ignore samples that only have the original answer, because scores
+            with one and with six references aren't comparable.
         meteor: also compute METEOR if Java is installed.
 
     Attributes:
@@ -72,17 +72,17 @@ class TextTest:
         self._loss.update(index, loss=loss, words=words)
 
     def update_choices(self, index: Tensor, picked: Tensor, correct: Tensor) -> None:
-        """Add samples [B] with the chosen and the correct option [B]; -1 if the correct option is not public."""
+        """Add samples [B] with the chosen and the correct option [B]. The correct option is -1 if it is not public."""
         known = correct >= 0
         self._choices.update(index[known], accuracy=100.0 * (picked == correct).float()[known])
 
     def update_texts(self, index: Tensor, texts: Iterable[GeneratedText]) -> None:
-        """Add samples [B]; a repeated sample keeps its first text."""
+        """Add samples [B] with texts. If a sample repeats, keep the first text."""
         for sample, text in zip(index.tolist(), texts):
             self._own_texts.setdefault(sample, text)
 
     def compute(self, device: torch.device) -> dict[str, Tensor]:
-        """Compute all metrics, the same on every process; every process must call this."""
+        """Compute all metrics. Every process must call this, and gets the same values."""
         loss, choices = self._loss.compute(device), self._choices.compute(device)
         self.texts = {}
         for sample, text in gather_objects(sorted(self._own_texts.items())):
@@ -111,7 +111,7 @@ class TextTest:
 
 
 def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:
-    """Compute the share of texts that match the answer, in all and for each kind of question; count distinct texts."""
+    """Compute how many texts match the answer, over all questions and for each kind. Also count distinct texts."""
     found = {"distinct": float(len({plain(text.text) for text in texts}))}
     known = [text for text in texts if text.answer]
     for kind in ["", *sorted({text.kind for text in known} - {""})]:
@@ -122,7 +122,7 @@ def exact_match(texts: Sequence[GeneratedText]) -> dict[str, float]:
 
 
 def references_of(text: GeneratedText, protocol: str) -> list[str]:
-    """Return the texts that a protocol compares with; empty if the protocol ignores the sample."""
+    """Return the references that a protocol uses. Empty if the protocol ignores the sample."""
     if protocol == "avsd_1ref":
         return [text.answer] if text.answer else []
     if protocol in ("avsd7", "avsd8") and len(text.references) < 2:

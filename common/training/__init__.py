@@ -1,1 +1,1 @@
-"""What LightningModules share: data module base, callbacks, optimizers, and compute settings."""
+"""Code that LightningModules share: base of the data modules, callbacks, optimizers, and compute settings."""

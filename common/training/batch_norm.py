@@ -1,11 +1,12 @@
 """Batch normalization over groups of a fixed number of samples, on any number of devices.
 
-PyTorch normalizes over the samples of one device, so results depend on the number of devices. Here a device normalizes
-each of its groups separately, and devices that share a group exchange statistics. `common.memory.groups` defines which
-samples form a group.
+PyTorch normalizes over the samples of one device, so results depend on the number of devices. Here, each group is
+normalized separately, and devices that share a group exchange statistics. `common.memory.groups` defines which samples
+form a group.
 
 Running statistics come from a batch's first group, as in DDP and DataParallel, which keep the first device's buffers.
-Training doesn't read them, so `share_buffers` sends them to the other devices only before they are needed.
+Training doesn't read running statistics, so `share_buffers` sends them to the other devices only before a test or a
+checkpoint.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from common.memory.groups import join_groups, require_groups, split_groups
 
 
 def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
-    """Return the number of devices that share a group; None if plain batch normalization gives the same result.
+    """Return how many devices share a group. Return None if plain batch normalization gives the same result.
 
     Args:
-        group: samples that share statistics; capped at the batch size.
+        group: number of samples that share statistics, limited to the batch size.
         batch_size: global batch, divisible by `devices`.
     """
     per_device, group = batch_size // devices, min(group, batch_size)
@@ -34,7 +35,7 @@ def devices_of_group(group: int, batch_size: int, devices: int) -> int | None:
 
 
 def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices: int) -> None:
-    """Replace batch normalization layers with grouped ones, in place; all processes must call this."""
+    """Replace batch normalization layers with grouped ones in place. All processes must call this."""
     shared = devices_of_group(group, batch_size, devices)
     if shared is None:
         return
@@ -46,7 +47,7 @@ def normalize_in_groups(module: nn.Module, group: int, batch_size: int, devices:
 
 
 def share_buffers(module: nn.Module) -> None:
-    """Broadcast rank 0's buffers, except those that DDP ignores; all processes must call this."""
+    """Broadcast rank 0's buffers, except buffers that DDP ignores. All processes must call this."""
     ignored = getattr(module, "_ddp_params_and_buffers_to_ignore", ())
     for name, buffer in module.named_buffers():
         if name not in ignored:
@@ -54,10 +55,10 @@ def share_buffers(module: nn.Module) -> None:
 
 
 def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:
-    """Compute each channel's mean, biased variance and count over several processes, with gradient.
+    """Compute each channel's mean and biased variance over several processes, with gradient, and the number of values.
 
     Args:
-        x: at least float32, with the same number of values on every process.
+        x: float32 or float64, with the same number of values on every process.
 
     Shapes:
         x [B, C, ...] -> mean [C], variance [C]
@@ -70,15 +71,15 @@ def statistics_over(x: Tensor, processes: Any) -> tuple[Tensor, Tensor, int]:
 
 
 class GroupedBatchNorm(_BatchNorm):
-    """Normalizes each group of samples separately in training; evaluation is the usual batch normalization.
+    """Normalizes each group of samples separately in training. Evaluation is the usual batch normalization.
 
     Args:
-        layer: the layer to replace; its weights and buffers are reused.
-        group: rows per group; each clip of a video is a row.
-        processes: process group that shares one group; None if this process holds whole groups.
+        layer: layer to replace, whose weights and buffers are reused.
+        group: rows per group. Each clip of a video is a row.
+        processes: the processes that share one group. None if this process holds whole groups.
 
     Shapes:
-        [B, C, ...] -> the same; without `processes`, B is a multiple of `group`.
+        [B, C, ...] -> [B, C, ...]; without `processes`, B is a multiple of `group`.
     """
 
     def __init__(self, layer: _BatchNorm, group: int, processes: Any = None) -> None:

@@ -45,10 +45,10 @@ class StepSeed(Callback):
 
 
 class StopOnNonFiniteLoss(Callback):
-    """Stops the run if the loss is not finite, names the step and its samples, and writes `non_finite.ckpt`.
+    """Stops the run if the loss is not finite. Reports the step and the samples, and writes `non_finite.ckpt`.
 
-    Checking syncs the device, so it happens every `every_n_steps` steps and before a checkpoint. A single CPU process
-    checks every step.
+    A check waits for the device, so checks only happen every `every_n_steps` steps and before a checkpoint. A single
+    CPU process checks every step.
     """
 
     def __init__(self, directory: str, every_n_steps: PositiveInt = 50) -> None:
@@ -108,7 +108,7 @@ class StopOnNonFiniteLoss(Callback):
 
 
 class CheckReplicas(Callback):
-    """Periodically calls `check_replicas(name)` on submodules that have it, to check that ranks hold the same state."""
+    """Checks periodically that ranks hold the same state, by calling `check_replicas(name)` of submodules."""
 
     def __init__(self, every_n_steps: PositiveInt = 1000) -> None:
         self.every_n_steps = every_n_steps
@@ -123,12 +123,12 @@ class CheckReplicas(Callback):
 
 
 def listed(loaders: Any) -> Sequence[Any]:
-    """Return data loaders as a list; Lightning passes a single loader without one."""
+    """Return one or several data loaders as a list. Lightning passes a single loader without a list."""
     return loaders if isinstance(loaders, list | tuple) else [loaders]
 
 
 class SamplesForAll(Callback):
-    """Fails early if a validation or test set has fewer samples than processes, which would hang after training."""
+    """Fails early if a validation or test set has fewer samples than processes. Otherwise, the run would hang later."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         data = getattr(trainer, "datamodule", None)
@@ -161,9 +161,9 @@ class EpochCount(Callback):
 
 
 class MissedCheckpoints(Callback):
-    """Writes the permanent checkpoint of the step a run resumes from, if it is missing; other stages may need it.
+    """Writes the permanent checkpoint of the step at which a run resumes, if missing. Other stages may need it.
 
-    It also marks that step as saved. Otherwise Lightning saves again after the first part of an accumulated step.
+    Also marks the step as saved. Otherwise, Lightning would save again after the first batch of an accumulated step.
     """
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -188,8 +188,8 @@ class MissedCheckpoints(Callback):
 class SpacedCheckpoints(Callback):
     """Skips a resume checkpoint if the last one is less than `minutes` old.
 
-    Lightning runs checkpoint callbacks last, so this callback decides first. Ranks only communicate at the steps of
-    `every_n_train_steps`.
+    Lightning runs checkpoint callbacks last, so this callback can decide before them. Ranks only communicate at
+    multiples of `every_n_train_steps`.
     """
 
     def __init__(self, minutes: float, filename: str = "last") -> None:
@@ -223,8 +223,8 @@ class Sessions(Callback):
     """Keeps a stage's training time and code revisions in its checkpoints, across restarts.
 
     Args:
-        resumed: called on rank 0 with the optimizer step and the batch to resume at; they differ if a batch makes
-            several updates.
+        resumed: called on rank 0 with the optimizer step and the batch number to resume at, which differ if a batch
+            makes several updates.
     """
 
     def __init__(self, git: dict[str, Any], resumed: Callable[[int, int], None]) -> None:
@@ -305,7 +305,7 @@ class Progress(Callback):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes checkpoints atomically; Lightning leaves a partial file after a kill or on a full disk."""
+    """Writes checkpoints atomically. Lightning would leave a partial file after a kill or on a full disk."""
 
     def __init__(self, module: str) -> None:
         self.module = module
@@ -334,7 +334,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def batch_generator(module: pl.LightningModule, seed: int) -> torch.Generator:
-    """Return a generator that depends only on the seed and the number of the training batch."""
+    """Return a random generator that depends only on the seed and the number of the training batch."""
     return torch.Generator().manual_seed((seed << 32) + module.trainer.fit_loop.total_batch_idx)
 
 

@@ -1,4 +1,4 @@
-"""Base of every data module: sharded, resumable loaders, and the data part of a record."""
+"""Base of every data module: sharded, resumable loaders, and a description of the data for the record."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class LateLoader(DataLoader[Any]):
 
 
 class PartsLoader(DataLoader[Any]):
-    """Joins each batch from parts that loader processes make, which takes less memory; prepares one batch ahead.
+    """Joins each batch from parts that loader processes make. This saves memory. Prepares one batch ahead.
 
     Args:
         kind: loader class for the parts.
-        part: samples per part; divides the batch size.
-        stacked: whether samples are tensors of one shape, which are copied into the batch as they arrive.
+        part: samples per part, a divisor of the batch size.
+        stacked: whether samples are tensors of one shape. If so, parts are copied into the batch as they arrive.
         options: arguments for a loader that makes whole batches.
     """
 
@@ -94,19 +94,19 @@ class PartsLoader(DataLoader[Any]):
 
 
 class ShardedDataModule(pl.LightningDataModule):
-    """Base of the data modules: a data set or its miniature, and resumable loaders.
+    """Base of the data modules: holds a data set, or a miniature of it, and makes resumable loaders.
 
     Args:
-        dataset: the data set, whose files are in `root`; None if a module reads several.
-        world: miniature that replaces the data set's files; None for real data.
-        batch_size: global batch; the per-device batch is derived.
+        dataset: the data set, whose files are in `root`. None if the module reads several data sets.
+        world: miniature that replaces the data set's files. None for real data.
+        batch_size: size of the global batch, which is divided by the number of devices.
         num_workers: loader processes per device.
-        cache_bytes: memory for decoded files; 0 decodes them every time.
-        in_flight_bytes: memory for the batches that the loader processes of a node prepare (`loader_plan`).
+        cache_bytes: memory for decoded files. 0 decodes files every time.
+        in_flight_bytes: memory per node for batches that loader processes prepare; see `loader_plan`.
         max_skipped_fraction: the run fails if more than this share of the files is broken.
 
     Attributes:
-        tokenizer: checkpoints keep the vocabulary that a `CaptionTokenizer` has learned.
+        tokenizer: a `CaptionTokenizer` or None. Checkpoints store a learned vocabulary.
     """
 
     trainer: pl.Trainer  # Lightning sets it before it asks for a loader.
@@ -145,7 +145,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
     @property
     def credit(self) -> str:
-        """Attribution to print under figures with these images; may be empty."""
+        """Return the attribution to print under figures with these images. It may be empty."""
         return "" if self.world is None else self.world.credit
 
     @property
@@ -161,7 +161,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
         Args:
             dataset: takes `(epoch, item)` keys, like every `ItemDataset`.
-            batches_at_once: number of batches the loader joins, which the training step splits again.
+            batches_at_once: number of batches that the loader joins. The training step splits them again.
         """
         trainer = self.trainer
         if self.batch_size % trainer.world_size:
@@ -216,7 +216,7 @@ class ShardedDataModule(pl.LightningDataModule):
         trainer = self.trainer
 
         def position() -> tuple[int, int]:
-            """Return the epoch and batch to start at; called when iteration begins, after the checkpoint loads."""
+            """Return the epoch and batch to start at. Called when iteration begins, after the checkpoint is loaded."""
             batches = sampler.batches_per_epoch
             if isinstance(trainer.limit_train_batches, int):
                 batches = min(batches, trainer.limit_train_batches)
@@ -230,7 +230,7 @@ class ShardedDataModule(pl.LightningDataModule):
     def evaluation_loader(
         self, dataset: Dataset[Any], batch_size: int, role: str = "test", collate_fn: Collate | None = None
     ) -> DataLoader[Any]:
-        """Return a loader that yields every item once over all ranks, in order; `batch_size` is per device."""
+        """Return a loader that yields every item once over all ranks, in order. `batch_size` is per device."""
         trainer = self.trainer
         self._use(role, dataset)
         # Some ranks have one item more, so an evaluation step must not wait for the others.
@@ -246,7 +246,7 @@ class ShardedDataModule(pl.LightningDataModule):
         kind: type[DataLoader[Any]] = DataLoader,
         key: Any = 0,
     ) -> DataLoader[Any]:
-        """Return a loader with as many processes as memory allows, estimated from the sample `key`."""
+        """Return a loader with as many processes as memory allows. The sample `key` is used to estimate memory."""
         workers, ahead, part = min(self.num_workers, usable_cores()), None, batch_size
         items = _items_of(dataset)
         if workers and items is not None:
@@ -289,7 +289,7 @@ class ShardedDataModule(pl.LightningDataModule):
             self.tokenizer.restore(state)
 
     def _combined(self) -> Iterator[tuple[str, Dataset[Any], ItemDataset]]:
-        """Yield role, data set and items, after merging the ranks' skipped files and checking how many there are."""
+        """Yield role, data set and items. First merge the skipped files of all ranks, and check how many there are."""
         for role, dataset in self._used.items():
             items = _items_of(dataset)
             if items is None:
@@ -302,7 +302,7 @@ class ShardedDataModule(pl.LightningDataModule):
             yield role, dataset, items
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """Return the name, version, number of samples and skipped files of every data set; all ranks call this."""
+        """Return name, version, number of samples and skipped files of every data set. All ranks must call this."""
         described: dict[str, dict[str, Any]] = {}
         for role, dataset, items in self._combined():
             names = items.skipped.names()
@@ -316,7 +316,7 @@ class ShardedDataModule(pl.LightningDataModule):
 
 
 def outlive_signals(worker: int) -> None:
-    """Keep a loader process alive until its parent ends it or dies.
+    """Keep a loader process alive until the parent process stops it or dies.
 
     SLURM, `timeout` and terminals signal every process, but the main process needs its loaders to finish a step and
     save. A thread waits for the parent's SIGTERM, because Python signal handlers don't run during C code.
@@ -346,10 +346,10 @@ class LoaderPlan(NamedTuple):
 
 
 def loader_plan(budget: int, sample_bytes: int, batch_size: int, workers: int, stacked: bool = True) -> LoaderPlan:
-    """Fit a loader into `budget` bytes per device. A process holds its prefetched parts and the one it is making.
+    """Fit a loader into `budget` bytes per device. Each process holds its prefetched parts and the part in progress.
 
-    If two prefetched batches per process do not fit, processes make parts of batches, and the main process holds the
-    batch that it joins (without `stacked`, also its samples and a pinned copy). Processes are reduced last.
+    If two prefetched batches per process do not fit, processes make parts of batches. The main process then holds the
+    joined batch (if not `stacked`, also the samples and a pinned copy). The number of processes is reduced last.
     """
     sample, batch = max(sample_bytes, 1), max(batch_size * sample_bytes, 1)
     whole = min(budget // (workers * batch) - 1, MOST_AHEAD)

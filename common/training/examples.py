@@ -1,4 +1,4 @@
-"""Synthetic batches from a data module's `example_batch`, for estimates and measurements without data."""
+"""Synthetic batches, made by a data module's `example_batch`, for estimates and measurements without data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class RandomTensors:
-    """Makes random CPU tensors, or with `empty` zeros, which take no memory until they are read."""
+    """Makes random CPU tensors. With `empty`, makes zeros, which take no memory until they are read."""
 
     def __init__(self, empty: bool = False) -> None:
         self.empty = empty
@@ -24,17 +24,17 @@ class RandomTensors:
         return torch.zeros(shape) if self.empty else torch.rand(shape, generator=self._generator)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Draw uniform int64 in [low, high)."""
+        """Draw uniform random integers in [low, high), int64."""
         return torch.randint(low, max(high, low + 1), shape, generator=self._generator)
 
 
 @dataclass(frozen=True)
 class Example:
-    """Replaces a data module in training.
+    """Synthetic batch that replaces a data module in training.
 
     Attributes:
-        batch: batch of one device, as collated.
-        batches: number per epoch at the published size of the data set; None if unknown.
+        batch: collated batch of one device.
+        batches: number of batches per epoch for a data set of the published size. None if unknown.
         facts: data module attributes that the model reads after setup.
     """
 
@@ -44,5 +44,5 @@ class Example:
 
 
 def batches_of_epoch(items: int | None, global_batch: int) -> int | None:
-    """Return the number of whole batches per epoch, at least one; None if the number of items is unknown."""
+    """Return the number of whole batches per epoch, at least 1, or None if the number of items is unknown."""
     return None if items is None else max(items // global_batch, 1)

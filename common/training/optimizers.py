@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 
 def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
-    """Return `fused=True` for a torch optimizer if the device supports it; on the CPU only with `on_cpu`.
+    """Return the option `fused=True` for a torch optimizer if the device supports it. On the CPU, require `on_cpu`.
 
-    float16 can't use it: a fused step undoes the loss scale only after gradients are clipped. On the CPU, fused kernels
+    float16 can't use fused steps, which undo the loss scale only after gradients are clipped. On the CPU, fused kernels
     round differently.
     """
     devices = {"cpu", "cuda"} if on_cpu else {"cuda"}
@@ -24,7 +24,7 @@ def fused(module: pl.LightningModule, on_cpu: bool = True) -> dict[str, Any]:
 
 @torch.no_grad()
 def lay_out_state(optimizer: Optimizer) -> None:
-    """Give optimizer state the memory layout of its parameter, in place, because fused steps assume it."""
+    """Convert each state tensor to the memory layout of its parameter, in place. Fused steps require equal layouts."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
@@ -57,7 +57,7 @@ def clip_by_norm(
     gradient_clip_val: float | None = None,
     gradient_clip_algorithm: str | None = None,
 ) -> None:
-    """Clip gradients by norm like Lightning, but also for fused optimizers in bf16; a `configure_gradient_clipping`.
+    """Clip gradients by norm like Lightning, also for fused optimizers in bf16. Use as `configure_gradient_clipping`.
 
     Lightning refuses to clip for fused optimizers in any mixed precision, though bfloat16 needs no loss scale. A norm
     of None or 0 turns clipping off. Lightning handles other algorithms.
@@ -71,12 +71,12 @@ def clip_by_norm(
 
 
 def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: float, warmup_fraction: float) -> Any:
-    """Configure AdamW with a learning rate per part, linear warm-up and cosine decay; a `configure_optimizers`.
+    """Return AdamW with a learning rate per part, linear warm-up and cosine decay, for `configure_optimizers`.
 
     Args:
-        rates: prefix of a parameter's name -> learning rate; the first match counts.
-        weight_decay: for matrices; norms and biases have none.
-        warmup_fraction: share of all steps that warm up.
+        rates: maps prefixes of parameter names to learning rates. The first matching prefix counts.
+        weight_decay: weight decay of matrices. Normalization layers and biases have none.
+        warmup_fraction: fraction of all steps used for warm-up.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
@@ -133,7 +133,7 @@ class WrappedOptimizer(Optimizer):
 
 
 class CombinedOptimizer(WrappedOptimizer):
-    """Steps several optimizers in order as one, since Lightning's automatic optimization takes only one.
+    """Combines several optimizers into one, as Lightning's automatic optimization needs. Steps them in order.
 
     Source: docs/papers/mct.md [6]: SGD for the image tower, AdamW for the text tower.
     """
@@ -146,7 +146,7 @@ class CombinedOptimizer(WrappedOptimizer):
 
 
 class Lookahead(WrappedOptimizer):
-    """Keeps slow weights: every k steps of the optimizer, slow += alpha * (fast - slow); fast = slow.
+    """Keeps slow weights. Every k steps of the wrapped optimizer, slow += alpha * (fast - slow), then fast = slow.
 
     Source: Zhang et al., "Lookahead Optimizer: k steps forward, 1 step back", algorithm 1; VirTex uses k = 5 and
     alpha = 0.5 (docs/papers/mct.md [11]).
@@ -188,12 +188,12 @@ class Lookahead(WrappedOptimizer):
 
 
 def cosine_by_epoch(epochs: int, steps_per_epoch: int = 1) -> Callable[[int], float]:
-    """Decay from one to zero as half a cosine, constant within an epoch, as in MoCo v2 (docs/papers/mct.md [7])."""
+    """Decay from 1 to 0 as half a cosine, constant within an epoch, as in MoCo v2 (docs/papers/mct.md [7])."""
     return lambda step: _half_cosine(step // steps_per_epoch / epochs)
 
 
 def warm_up_then_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], float]:
-    """Rise linearly to one, then decay to zero as half a cosine; the first factor is 1 / warmup_steps."""
+    """Rise linearly from 1 / warmup_steps to 1, then decay to 0 as half a cosine."""
     if warmup_steps > total_steps:
         raise ValueError(f"warmup_steps ({warmup_steps}) must be at most the steps of the training ({total_steps})")
 
@@ -206,7 +206,7 @@ def warm_up_then_cosine(warmup_steps: int, total_steps: int) -> Callable[[int], 
 
 
 def warm_up_then_inverse_sqrt(warmup_steps: int, start: float = 0.0) -> Callable[[int], float]:
-    """Rise linearly from `start` at step 0 to one at step `warmup_steps`, then decay as 1 / sqrt(step).
+    """Rise linearly from `start` at step 0 to 1 at step `warmup_steps`, then decay as 1 / sqrt(step).
 
     Source: fairseq and XLM's `inverse_sqrt`; docs/papers/m3p.md [7].
     """

@@ -1,4 +1,4 @@
-"""Select the weights to test: the best ones of a training, or the best checkpoint of a finished stage."""
+"""Select the weights to test: the best weights of a training run, or the best checkpoint of a finished stage."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from common.protocols.generation import ImageEvaluation
 
 
 class BestWeights:
-    """Keeps a network's best weights so far, in host memory and in checkpoints (`state`). The earlier ones win a tie.
+    """Keeps a network's best weights so far, in host memory and in checkpoints. If scores are equal, keeps the earlier.
 
-    A module calls `compare` before the first step of a new period and at the end of training, then `restore`.
-    Lightning's validation won't do, because a run that resumes at the end of an epoch skips it.
+    A module calls `compare` before the first step of a new period and at the end of training, then `restore`. We don't
+    use Lightning's validation, because a run that resumes at the end of an epoch skips it.
 
     Args:
-        place: what `compare` counts as `place`, such as `epoch`; part of a metric's name.
+        place: unit of the `place` given to `compare`, such as `epoch`, for a metric's name.
     """
 
     def __init__(self, network: nn.Module, score: str, place: str) -> None:
@@ -42,7 +42,7 @@ class BestWeights:
     def compare(
         self, module: Any, validate: Callable[[], Mapping[str, float]], done: int, place: int, at_end: bool = False
     ) -> None:
-        """Validate after `done` steps and log the result, unless that was done before; every process must call this."""
+        """Validate after `done` steps, log the result, and keep the weights if best. Every process must call this."""
         if done <= self.compared:
             return
         module.eval()
@@ -68,15 +68,15 @@ class BestWeights:
         vars(self).update(state)
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics to record; empty if nothing was compared."""
+        """Return the metrics to record. Empty before the first comparison."""
         return {name: float(getattr(self, field)) for field, name in self.names.items()} if self.compared else {}
 
 
 class CheckpointChoice:
-    """Scores every checkpoint of a finished stage by metric `key`, with raw and averaged weights, and takes the best.
+    """Scores raw and averaged weights of every checkpoint of a finished stage by metric `key`, and takes the best.
 
-    The score uses the test images, so a table must say so. `checkpoint` is the stage's last checkpoint. The others
-    (`step*.ckpt`) are in the same folder.
+    The score uses the test images, and tables must say so. `checkpoint` is the stage's last checkpoint. The other
+    checkpoints (`step*.ckpt`) are in the same folder.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class CheckpointChoice:
         return [*sorted(last.parent.glob("step*.ckpt")), last]
 
     def take(self, module: Any) -> dict[str, float]:
-        """Load the best weights into a module; return the score, the step, and 1 if they are averaged weights."""
+        """Load the best weights into a module. Return their score and step, and whether they are averaged (1 or 0)."""
         files, sign = self.files(), -1 if self.better == "down" else 1
         rows: list[tuple[float, int, str]] = []
         best = BestWeights(module, self.key, "checkpoint")

@@ -1,8 +1,8 @@
 """Compute settings of every stage.
 
-Any configuration layer may set a switch at its top level (`--compiled true`); `take_switches` moves it out of the
-model's arguments. Switches change results only by rounding, with two exceptions: `batch_norm_group` is part of a
-recipe, and `checkpoint_minutes` changes nothing. See `docs/cluster.md`.
+Configuration files and flags can set a switch at the top level (`--compiled true`). `take_switches` separates switches
+from the model's arguments. Most switches change results only by rounding. `batch_norm_group` is part of a recipe and
+changes results; `checkpoint_minutes` changes nothing. See `docs/cluster.md`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ class Switches(NamedTuple):
     """How the networks of a stage compute.
 
     Attributes:
-        compiled: compile every block with `torch.compile` in training; a string names the backend.
-        channels_last: store convolutions channels last, which is faster on most devices.
-        gradient_checkpointing: recompute blocks in the backward pass: less memory, about a third more time.
-        batch_norm_group: samples that share batch statistics (see `batch_norm.py`); None: the samples of a device.
-        checkpoint_minutes: least minutes between two resume checkpoints.
+        compiled: compile every block with `torch.compile` in training. A string selects the backend.
+        channels_last: use the channels-last memory format for convolutions, which is faster on most devices.
+        gradient_checkpointing: recompute blocks in the backward pass, which saves memory but takes about a third more
+            time.
+        batch_norm_group: number of samples that share batch statistics (see `batch_norm.py`). None: all samples of a
+            device.
+        checkpoint_minutes: minimum time between two resume checkpoints, in minutes.
     """
 
     compiled: bool | str = False
@@ -42,7 +44,7 @@ class Switches(NamedTuple):
 
 
 class ApplySwitches(Callback):
-    """Applies a stage's switches to its module in place, so the keys of a checkpoint stay the same."""
+    """Applies a stage's switches to the module in place, so that the keys in checkpoints don't change."""
 
     def __init__(self, switches: Switches) -> None:
         self.switches = switches
@@ -120,10 +122,10 @@ def _has_layers(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def lay_out_channels_last(network: nn.Module, device: str = "cpu") -> None:
-    """Convert the weights of all convolutions to channels-last memory format; their outputs follow.
+    """Convert the weights of all convolutions to channels-last memory format. Outputs then get the same format.
 
-    Raises on the CPU for a strided 1x1 convolution of fewer than 8 channels: without AVX-512, oneDNN's gradient writes
-    out of bounds (torch 2.14 with AVX2).
+    On the CPU, raises for a strided 1x1 convolution of fewer than 8 channels. Without AVX-512, oneDNN's gradient would
+    write out of bounds (torch 2.14 with AVX2).
     """
     for name, layer in network.named_modules():
         if (
@@ -151,10 +153,10 @@ def _checkpointed(block: nn.Module, run: Callable[..., Any], *args: Any, **kwarg
 
 
 class _EarlierBuffers:
-    """Recomputes a block with the buffers from before its first pass, and discards the updates to them.
+    """Recomputes a block with the buffers from before the first pass, and discards the second pass's buffer updates.
 
-    Otherwise running statistics would change twice per step, and spectral normalization would divide by another value.
-    Buffers are swapped, not copied, because autograd forbids in-place changes of values it has saved.
+    Otherwise, running statistics would change twice per step, and spectral normalization would divide by another value.
+    Buffers are swapped, not copied, because autograd forbids in-place changes of saved values.
     """
 
     def __init__(self, block: nn.Module) -> None:
