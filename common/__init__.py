@@ -1,6 +1,6 @@
 """The library: building blocks for multimodal methods, and protocols that evaluate them.
 
-A package imports only from its own row of this table and the rows below. None imports a paper or `assemble/`:
+A package imports only from its own row of this table and from the rows below, never from a paper or `assemble/`:
 
     models                             a trained model as a folder: save, load, embed
     training, protocols, monitoring    what a LightningModule uses: data modules, evaluations, figures

@@ -47,7 +47,7 @@ class ImageTransform:
         resize: shorter side before the center crop in evaluation.
         min_area: smallest fraction of the picture that the random crop covers; 1.0 always covers the whole area.
         max_aspect: the random crop's width / height is between 1 / `max_aspect` and `max_aspect`.
-        jitter: strength of brightness, contrast, saturation and hue; zero turns one off.
+        jitter: strengths of brightness, contrast, saturation and hue jitter; 0 turns an operation off.
         jitter_probability: probability of the color jitter.
         grayscale, blur, flip: probability of each operation.
         blur_sigma: range of the blur's standard deviation in pixels of the crop.

@@ -80,7 +80,7 @@ class SkipLedger:
 
 
 class ItemDataset(Dataset[Sample], ABC):
-    """Handles keys, seeds and unusable files; subclasses read a sample and transform a batch.
+    """Base that handles keys, seeds and unusable files. Subclasses read samples and transform batches.
 
     If a file is unusable, the sample of the next item replaces it, with the next item's index and label. So an
     evaluation can detect duplicates by index. Item i is file `i mod len(listing)`, and an epoch visits each file

@@ -30,7 +30,7 @@ class Clip:
     """One item of a data set.
 
     Args:
-        label: class of the clip, or of its picture if the sound has a separate label; -1 = unknown.
+        label: class of the clip; if the sound has a separate label, class of the picture. -1 = unknown.
         sound_label: class of the sound; -1 = none.
         fold: official fold, from 1; 0 = the set has no folds.
         start, end: part of the file in seconds; None = from the file's start, or to its end.

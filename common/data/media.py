@@ -494,7 +494,7 @@ class MediaFile:
     # Decoding
 
     def _frames(self, kind: Literal["video", "audio"], seek_to: float | None) -> Iterator[tuple[float, Any]]:
-        """Yield times and frames of a stream from the last key frame before `seek_to`; None starts at the beginning."""
+        """Yield times and frames of a stream, from the last key frame before `seek_to`, or from the start if None."""
         container = self._container
         if container is None or (seek_to is None and not self._fresh):
             # Reopen it, because not every container can seek to its beginning.

@@ -156,7 +156,7 @@ def _encoded_keys(file: _RegionFile, key: KeyKind) -> npt.NDArray[np.bytes_]:
 
 
 class _RegionFile:
-    """Columns of one untrusted file; any problem becomes a RegionError."""
+    """Columns of an untrusted file. Any problem raises a RegionError."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

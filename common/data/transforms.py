@@ -72,7 +72,7 @@ class VideoTransform:
         resize: shorter side before a plain crop.
         keep_aspect: False squeezes the frames to `resize` x `resize`, as the official "crop" mode does.
         min_area: smallest fraction of the frame that "msc" crops.
-        jitter: strength of brightness, contrast, saturation and hue; zero turns one off.
+        jitter: strengths of brightness, contrast, saturation and hue jitter; 0 turns an operation off.
         normalize: False returns bytes; call `normalized` later, for example on a GPU.
 
     Shapes:
@@ -224,7 +224,7 @@ def luma(colors: Pixels) -> Pixels:
 
 
 def shift_hue(colors: Pixels, shift: npt.ArrayLike) -> None:
-    """Rotate the hue of RGB in [0, 1] by a fraction of the color circle, in place; [..., 3, T, H, W]."""
+    """Rotate the hue of RGB colors [..., 3, T, H, W] in [0, 1] in place. `shift` is a fraction of the color circle."""
     planes = red, green, blue = np.moveaxis(colors, -4, 0)
     value = np.maximum(np.maximum(red, green), blue)
     chroma = value - np.minimum(np.minimum(red, green), blue)

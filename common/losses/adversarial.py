@@ -24,7 +24,7 @@ def hinge_discriminator(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def hinge_generator(fake: Tensor) -> Tensor:
-    """Loss of a generator against a hinge discriminator: the negative mean score of its images.
+    """Loss of a generator against a hinge discriminator: the negative mean score of generated images.
 
     Examples:
         >>> hinge_generator(fake=torch.tensor([-2.0, 0.5]))

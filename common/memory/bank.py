@@ -42,7 +42,7 @@ class MemoryBank(Replicated):
     def write(self, index: Tensor, embeddings: Tensor) -> None:
         """Update the rows of a batch: row <- normalize(m * row + (1 - m) * embedding).
 
-        Takes the unit embeddings of all ranks, in rank order. If an item repeats, only its last embedding counts.
+        Takes the unit embeddings of all ranks, in rank order. If an item repeats, only the last embedding counts.
 
         Shapes:
             index [B]; embeddings [B, d]

@@ -64,7 +64,7 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def share_of_mean(count: int, device: torch.device) -> Tensor | float:
-    """Return the weight of this rank's mean over `count` items, so that the ranks average to the mean of all items."""
+    """Return the weight of this rank's mean over `count` items, so that averaging over ranks gives the global mean."""
     if not is_distributed():
         return 1.0
     mean = mean_over_ranks(torch.full((), float(count), device=device))  # `torch.tensor` would wait for a copy

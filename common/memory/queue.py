@@ -149,7 +149,7 @@ class KeyQueue(Replicated):
 
 
 class _Scores(torch.autograd.Function):
-    """Multiplies queries with their keys and a queue, which is read in blocks; differentiable in the queries only."""
+    """Multiplies queries with keys and a queue, which is read in blocks. Gradients flow to the queries only."""
 
     @staticmethod
     def forward(ctx: Any, queries: Tensor, keys: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -140,10 +140,11 @@ def _coco_box(image: int, box: Floats, label: np.int64) -> dict[str, Any]:
 def voc07_average_precision(images: Iterable[DetectedImage]) -> dict[str, float]:
     """Compute the average precision at 11 recalls by the rules of Pascal VOC 2007; see `coco_average_precision`.
 
-    A detection belongs to the object of its class that it overlaps most. It is right if that overlap exceeds the
-    threshold and no detection of a higher score belongs to the object. It is ignored if the object is difficult.
-    detectron2, which MoCo and VirTex use, applies the same rules at every overlap. Unlike this function, detectron2
-    rounds scores to three decimals and boxes to one, and skips a recall of exactly 0.3, 0.6 or 0.7.
+    A detection belongs to the object with the largest overlap among objects of the same class. The detection is correct
+    if the overlap exceeds the threshold, and no detection with a higher score belongs to the object. If the object is
+    difficult, the detection is ignored. detectron2, which MoCo and VirTex use, applies the same rules at every overlap.
+    Unlike this function, detectron2 rounds scores to three decimals and boxes to one, and skips a recall of exactly
+    0.3, 0.6 or 0.7.
 
     Source: M. Everingham et al., "The Pascal Visual Object Classes (VOC) Challenge"; detectron2,
         evaluation/pascal_voc_evaluation.py.

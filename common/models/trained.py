@@ -200,7 +200,7 @@ class TrainedModel(nn.Module):
     def samples(
         self, modality: Modality, items: Sequence[Any], skipped: list[tuple[int, str]] | None = None
     ) -> Iterator[tuple[int, Any]]:
-        """Yield the position and `read_<modality>` of each readable item; raise if there is none. See `embed`."""
+        """Yield position and content of each item that `read_<modality>` can read. Raise if none can. See `embed`."""
         from common.data.media import MediaError
         from common.data.regions import RegionError
 

@@ -113,7 +113,7 @@ def image_grid(rows: Sequence[GridRow], title: str = "") -> Figure:
 
 
 def plain(text: str, longest: int = 200) -> str:
-    """Prepare text for a figure: one line, truncated, no formulas, `NO_FONT` for characters without a font."""
+    """Prepare text for a figure: one line, truncated, no formulas. `NO_FONT` replaces characters without a font."""
     text = " ".join(text.split())
     text = text if len(text) <= longest else text[: longest - 3] + "..."
     drawn = "".join(character if ord(character) in _characters() else "\0" for character in text)

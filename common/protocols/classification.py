@@ -270,7 +270,7 @@ class ActionRecognition(Classification):
 class LinearProbes(Classification):
     """Linear classifiers on the stages of a frozen video encoder, trained side by side.
 
-    Averages the clips of a video like `ActionRecognition`; logs `test/<stage>_top1`, and the maximum `test/best_top1`.
+    Averages over a video's clips like `ActionRecognition`. Logs `test/<stage>_top1`, and the maximum `test/best_top1`.
 
     Args:
         video_encoder: encoder with `forward_stages` and `stage_channels`.
@@ -396,7 +396,7 @@ class LinearClassification(Classification):
         return {name: torch.where(valid[name], loss, torch.nan) for name, loss in losses.items()}
 
     def total(self, losses: Tensor) -> Tensor:
-        """Add the losses of the classifiers that have not diverged; NaN if all have."""
+        """Add the losses of all classifiers that have not diverged. Return NaN if all have diverged."""
         return torch.where(losses.detach().isnan().all(), torch.nan, losses.nansum())
 
     def curves(self, logits: Mapping[str, Tensor], losses: Mapping[str, Tensor], batch: Batch) -> dict[str, Tensor]:

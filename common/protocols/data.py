@@ -42,7 +42,7 @@ STATISTICS_CLIPS = 10_000
 
 
 class AudioVisualData(ShardedDataModule):
-    """Base of the data modules of clips. `video` and `audio` define a clip; for the rest see ShardedDataModule."""
+    """Base of the data modules of clips. `video` and `audio` define a clip. ShardedDataModule explains the rest."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class AudioVisualData(ShardedDataModule):
         return {}
 
     def audio_statistics(self, listing: Listing, sounds: Dataset[Any] | None = None) -> dict[str, np.ndarray]:
-        """Load `audio.statistics`, or compute each bin's mean and deviation [F] from the listed clips once.
+        """Return each bin's `mean` and `std` [F]. Load `audio.statistics`, or compute and cache them from the clips.
 
         `sounds` is a data set with an item per clip: `audio` in unnormalized decibels. If None, only read the cache.
         """
@@ -345,7 +345,7 @@ class ClassificationData(ImageData):
 
 
 def hold_out(listing: Listing, share: float, required: bool = False) -> tuple[Listing, Listing]:
-    """Split off an evenly spaced share of a listing; raise if it is empty, unless `share` is 0 and not `required`."""
+    """Split off an evenly spaced share of a listing. It may only be empty if `share` is 0 and not `required`."""
     held_out = np.diff(np.floor(np.arange(len(listing) + 1) * share + 0.5)) > 0
     if (share or required) and not held_out.any():
         raise ValueError(f"data.held_out_fraction={share} holds out none of {len(listing)} images; raise it")

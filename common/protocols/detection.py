@@ -60,11 +60,11 @@ PICTURES, LEAST_SCORE = 6, 0.5
 
 
 class Detection(pl.LightningModule):
-    """Faster R-CNN on a residual network: the fourth stage makes the map, the fifth is the head. Everything learns.
+    """Faster R-CNN on a residual network. The fourth stage makes the feature map, and the fifth is the head.
 
-    Batch normalization is fine-tuned, and the last stage is followed by an additional layer of it. Because a device has
-    only a few images, several devices need `trainer.sync_batchnorm: true`. Before the test, the statistics are
-    recomputed from training batches with the final weights.
+    All layers are trained, including batch normalization; an additional layer of it follows the last stage. Because a
+    device has only a few images, several devices need `trainer.sync_batchnorm: true`. Before the test, the statistics
+    are recomputed from training batches with the final weights.
 
     Logs percentages: `test/ap`, `test/ap50` and `test/ap75` by the rules of VOC 2007, as in the published tables, and
     `test/coco_ap`, `test/coco_ap50` and `test/coco_ap75` by COCO's rules. Every image counts once, on any number of

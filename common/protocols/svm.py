@@ -152,8 +152,8 @@ class MultiLabelSVM(FeatureSVM):
 
     Args:
         image_encoder: encoder with `forward_map`.
-        pool: side of the grid to average the last map to; 2 for the 8192 features of VirTex v0.9.
-        costs, folds: the values of C to choose from, and the folds of the cross-validation.
+        pool: side of the grid to which the last feature map is averaged. VirTex v0.9 uses 2 (8192 features).
+        costs, folds: values of C to choose from, and number of folds of the cross-validation.
         positive_weight: weight of a positive sample, relative to a negative one.
 
     Shapes:

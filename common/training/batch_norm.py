@@ -5,8 +5,8 @@ normalized separately, and devices that share a group exchange statistics. `comm
 form a group.
 
 Running statistics come from a batch's first group, as in DDP and DataParallel, which keep the first device's buffers.
-Training doesn't read running statistics, so `share_buffers` sends them to the other devices only before a test or a
-checkpoint.
+Training doesn't read running statistics, so `share_buffers` sends them to the other devices only when validation or the
+end of training needs them.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from common.types import NonNegativeInt, PositiveInt
 
 
 class StepSeed(Callback):
-    """Seeds the global generators before each training batch from (seed, batch, rank), so a resumed run is exact."""
+    """Makes resumed runs exact: seeds the global generators from (seed, batch, rank) before each training batch."""
 
     def __init__(self, seed: NonNegativeInt = 0) -> None:
         self.seed = seed
@@ -148,7 +148,7 @@ class SamplesForAll(Callback):
 
 
 class EpochCount(Callback):
-    """Corrects the epoch count after a resume at the end of an epoch; otherwise the next resume trains too long."""
+    """Corrects the epoch count after resuming at the end of an epoch. Otherwise, the next resume trains too long."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -260,7 +260,7 @@ class Sessions(Callback):
 
 
 class Progress(Callback):
-    """Writes progress to a file every `every` seconds, which syncs the device. Deletes the file after training."""
+    """Writes progress to a file every `every` seconds, which waits for the device. Deletes the file after training."""
 
     def __init__(self, path: Path, every: float = 1.0) -> None:
         self.path, self.every = path, every

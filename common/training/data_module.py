@@ -36,7 +36,7 @@ LEAST_AHEAD, MOST_AHEAD = 2, 4
 
 
 class LateLoader(DataLoader[Any]):
-    """Starts its processes at the first batch: Lightning creates the iterator before it loads the checkpoint."""
+    """Starts its processes only at the first batch, because Lightning creates iterators before loading checkpoints."""
 
     def __iter__(self) -> Any:
         yield from super().__iter__()
@@ -275,7 +275,7 @@ class ShardedDataModule(pl.LightningDataModule):
     # -- record --------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return each training set's fingerprint and skipped files, and a learned vocabulary; all ranks call this."""
+        """Return fingerprint and skipped files of each training set, and a learned vocabulary. All ranks must call."""
         state: dict[str, Any] = {
             role: (self._training[role], items.skipped.flags.nonzero().flatten())
             for role, _, items in self._combined()

@@ -39,14 +39,14 @@ def _scales_its_loss(module: pl.LightningModule) -> bool:
 
 
 def refuse_half_weights(module: pl.LightningModule, rounded: str) -> None:
-    """Raise for half-precision weights; `rounded` says what they corrupt. Mixed precision keeps float32 weights."""
+    """Raise if weights have half precision. The error says that this rounds `rounded`. Mixed precision is fine."""
     precision = str(module.trainer.precision)
     if precision in ("bf16-true", "16-true"):
         raise ValueError(f"trainer.precision {precision} rounds {rounded}: use bf16-mixed")
 
 
 def refuse_clip_value(module: pl.LightningModule, field: str) -> None:
-    """Raise if the trainer sets clipping, which has no effect in a module that clips by `field` (or "nothing")."""
+    """Raise if the trainer sets clipping, because the module ignores that. `field` names its own setting."""
     if module.trainer.gradient_clip_val:
         raise ValueError(f"trainer.gradient_clip_val has no effect here: {field} clips the gradients")
 
@@ -97,7 +97,7 @@ def adamw(module: pl.LightningModule, rates: dict[str, float], weight_decay: flo
 
 
 class WrappedOptimizer(Optimizer):
-    """Base of optimizers that wrap others with disjoint parameters, and share their parameter groups and state."""
+    """Base of optimizers that wrap others with disjoint parameters. Shares the others' parameter groups and state."""
 
     def __init__(self, parts: Sequence[Optimizer]) -> None:
         self._parts = list(parts)
@@ -105,7 +105,7 @@ class WrappedOptimizer(Optimizer):
 
     @property  # type: ignore[override]
     def state(self) -> dict[Tensor, Any]:
-        """Return each parameter's state, shared with its part. Unlike in torch, reading doesn't add an entry."""
+        """Return each parameter's state, shared with the wrapped optimizers. Unlike in torch, reading adds no entry."""
         return {parameter: state for part in self._parts for parameter, state in part.state.items()}
 
     @state.setter

@@ -1,1 +1,1 @@
-"""Real data sets, one module each. A module reads the layout in which its set is distributed."""
+"""Real data sets, one module each. A module reads the layout in which the data set is distributed."""

@@ -61,7 +61,7 @@ class AudioSet(MediaDataset):
         in_list_order: keep the order of `clip_list` instead of sorting by name, so that clips match the rows of
             released memory banks. All clips must exist.
         trimmed: False if files are whole videos; ``start`` and ``end`` of a clip then select a part.
-        common_seconds: leave out clips whose picture and sound overlap for no longer than this; None = keep all.
+        common_seconds: keep only clips whose picture and sound overlap for more than this many seconds. None keeps all.
     """
 
     name = "audioset"

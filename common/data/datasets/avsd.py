@@ -83,7 +83,7 @@ class AVSD(MediaDataset):
         self.videos = None if videos is None else Path(videos).expanduser()
 
     def dialogs(self, split: str) -> list[Dialog]:
-        """Return the dialogues of a split, in the order of its listing."""
+        """Return the dialogues of a split, in the order of the listing."""
         split, _ = self._checked(split, None)
         return in_order(self._found(split, []))
 

@@ -333,13 +333,13 @@ WriteMedia = Callable[[Path], object]
 
 
 def write_lines(path: Path, lines: Iterable[str], newline: str = "\n") -> None:
-    """Write a text file, and create its folders."""
+    """Write a text file, and create missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}{newline}" for line in lines), encoding="utf-8", newline="")
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a JSON file without spaces, and create its folders."""
+    """Write a JSON file without spaces, and create missing folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
@@ -350,7 +350,7 @@ def placeholder(path: Path) -> None:
 
 
 def put(path: Path, write: WriteMedia) -> None:
-    """Let `write` make a file, after creating its folders."""
+    """Create missing folders, then call `write` with the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path)
 

@@ -109,7 +109,7 @@ class LanguageCaptioned(MediaDataset):
 
 
 class CaptionedDataset(LanguageCaptioned):
-    """A data set with captions and region features. Its pictures are optional."""
+    """A data set with captions and region features, whose pictures are optional."""
 
     further_layout = _REGION_LAYOUT
     #: Folders with a split's pictures `<key>.jpg`, relative to the root; the first that exists is used.

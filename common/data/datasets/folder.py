@@ -48,12 +48,12 @@ _DEALT = (2, 1, 3, 4, 5)
 
 @dataclass(frozen=True)
 class Entry:
-    """A file, or a part of a file, as described by the folder or the list; paths are relative to the root.
+    """A file, or a part of a file, described by folder names or the list. Paths are relative to the root.
 
     Args:
         split: "train", "validation" or "test"; "" if there are no splits.
         sound: separate sound file; "" if the file contains the sound.
-        start, end: part of the file in seconds; NaN = the file's limits.
+        start, end: part of the file in seconds; NaN means the file's start or end.
         captions: captions by language; the key "" is the data set's default language.
     """
 
@@ -285,7 +285,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
     An image can have several lines, one for each caption. If no image has tags, the classes are used as tags.
 
     Args:
-        language: language of the column `caption`, and of monolingual models.
+        language: language of the captions in the column `caption`, and of models with one language.
         regions: folder of region features; None = `regions` in the root.
     """
 
@@ -311,7 +311,7 @@ class FolderOfImages(LanguageCaptioned, OwnFolder):
         self._names: dict[str, dict[str, str]] = {}
 
     def annotations(self, split: str, listing: Listing | None = None) -> ImageAnnotations:
-        """Return captions and tags of a listing's images, in its order."""
+        """Return captions and tags of a listing's images, in the order of the listing."""
         listing = self.listing(split) if listing is None else listing
         items, _ = self._contents()
         row_of = {item.name: row for row, item in enumerate(items)}

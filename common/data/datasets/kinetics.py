@@ -45,7 +45,7 @@ class Kinetics400(MediaDataset):
     `replacement/` replaces a corrupted file of the same name. Classes are in alphabetical order.
 
     Args:
-        common_seconds: leave out clips whose picture and sound overlap for no longer than this; None = keep all.
+        common_seconds: keep only clips whose picture and sound overlap for more than this many seconds. None keeps all.
     """
 
     name = "kinetics400"

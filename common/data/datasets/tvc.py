@@ -79,7 +79,7 @@ class TVC(MediaDataset):
         self.clips = None if clips is None else Path(clips).expanduser()
 
     def moments(self, split: str) -> list[Moment]:
-        """Return the moments of a split, in the order of its listing."""
+        """Return the moments of a split, in the order of the listing."""
         split, _ = self._checked(split, None)
         return in_order(self._found(split, []))
 

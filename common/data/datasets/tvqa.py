@@ -103,7 +103,7 @@ class TVQA(MediaDataset):
     source = "http://tvqa.cs.unc.edu/download_tvqa.html; subtitles from https://github.com/jayleicn/TVRetrieval"
 
     def questions(self, split: str) -> Sequence[Question]:
-        """Return the questions of a split, in the order of its listing."""
+        """Return the questions of a split, in the order of the listing."""
         split, _ = self._checked(split, None)
         return Packed(in_order(self._found(split, [])))
 

@@ -102,7 +102,7 @@ def write_ucf101(
     newline: str = "\r\n",
     write: WriteMedia = placeholder,
 ) -> Path:
-    """Write UCF-101. Division k tests on the k-th block of `tested` groups and trains on the others."""
+    """Write UCF-101. Division k tests on the k-th block of `tested` groups, and trains on the other groups."""
     lists: dict[str, list[str]] = {}
     for group in range(groups):
         for clip in range(clips_per_group):

@@ -20,7 +20,7 @@ _SCORES = 1 << 24
 def first_ranked(
     image: Tensor, text: Tensor, identity: Tensor | None = None, candidates: int = 100, seed: int = 0
 ) -> Tensor:
-    """Test whether each image is closer to its text than to texts drawn from other images; [N] booleans.
+    """Return whether each image is closer to its text than to random texts of other images, bool [N].
 
     Compares inner products. Ties and NaN are misses, so a collapsed encoder scores 0.
 
