@@ -89,7 +89,7 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return {key: _plain(item) for key, item in value.items()}
-    raise ValueError(f"expected text, numbers, lists and mappings with keys of text, got {value!r:.100}")
+    raise ValueError(f"expected text, numbers, lists and mappings with string keys, got {value!r:.100}")
 
 
 def _keys(*keys: str, optional: str = "") -> AfterValidator:

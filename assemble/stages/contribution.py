@@ -76,8 +76,8 @@ def _impersonal(record: Record) -> Record:
     config = _without_names(record.config)
     if config_hash(config) != record.config_hash:
         raise ReportingError(
-            f"{record.stage} ({record.draw}): its configuration's hash covers a path or a name of this machine, so it "
-            "cannot be sent; rerun the stage with a relative path"
+            f"{record.stage} ({record.draw}): its configuration contains a path or a name of this machine, and without "
+            "it the configuration's hash would change; rerun the stage with a relative path"
         )
     data, hardware = _without_names(record.data), _without_names(record.hardware)
     return replace(record, config=config, data=data, hardware=hardware, wandb_run_id=None, media=[])

@@ -355,7 +355,7 @@ class MediaFile:
         if not len(indices):
             raise MediaError.of(self.path, f"no frame between {start:.3f} and {min(start + duration, end):.3f} s")
         step = 1.0 / self.video_fps
-        # A frame changes half a frame before its grid time, because time stamps may be rounded.
+        # Switch frames halfway between grid times, so that rounded time stamps don't select a neighboring frame.
         boundaries = (origin + (indices + np.float64(0.5)) * step).tolist()
         if (timed := self._decoded.video) is not None:
             first = next((place for place, (time, _) in enumerate(timed) if time >= boundaries[0] - step), len(timed))

@@ -26,7 +26,7 @@ SIDES: dict[str, str] = {"left": "right", "Left": "Right", "LEFT": "RIGHT"}
 SIDES |= {right: left for left, right in SIDES.items()}
 SIDE_WORD = re.compile(rf"\b({'|'.join(SIDES)})\b")
 
-# Tokenize this many texts or more with threads.
+# Use threads from this many texts on.
 MANY_TEXTS = 2000
 # Cache the pieces of this many words.
 KNOWN_WORDS = 2**16

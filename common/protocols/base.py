@@ -134,7 +134,7 @@ def check_num_classes(module: pl.LightningModule, num_classes: int | None = None
 
 
 def log_results(module: pl.LightningModule, metrics: Mapping[str, Tensor]) -> None:
-    """Log values that are equal on all processes, without averaging over processes, which would round the values."""
+    """Log values that are equal on all processes. Averaging them over processes would round them."""
     module.log_dict({name: value.float().to(module.device) for name, value in metrics.items()})
 
 

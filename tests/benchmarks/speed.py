@@ -75,7 +75,7 @@ def in_turns(
 
 
 def compare(what: str, peer: str, ours: Sequence[float], theirs: Sequence[float]) -> Line:
-    """Add a row that compares the seconds of two steps in the same rounds. See `Line` for `what` and `peer`."""
+    """Add a row that compares the times of two steps, round by round. See `Line` for `what` and `peer`."""
     ratios = [mine / other for mine, other in zip(ours, theirs, strict=True)]
     ratio = statistics.median(ratios)
     # Estimate the error of the median from the median deviation, which a single slow round does not change.

@@ -22,7 +22,7 @@ from common.data.transforms import CROP_TRIES
 PLAIN = ImageTransform(
     crop=16, resize=20, jitter=(0.0, 0.0, 0.0, 0.0), grayscale=0.0, blur=0.0, flip=0.0, mean=(0, 0, 0), std=(1, 1, 1)
 )
-# Positions of each random number among those that one view uses.
+# Index of each random number in the sequence that one view draws.
 TRIES = 2 * CROP_TRIES
 LEFT, TOP, JITTER, GRAY, BLUR, SIGMA, FLIP = range(TRIES, TRIES + 7)
 ORDER, STRENGTH = TRIES + 7, TRIES + 11
@@ -117,7 +117,8 @@ def test_the_fallback_equals_torchvision(size: tuple[int, int]) -> None:
 
 
 def test_the_first_crop_that_fits_is_taken() -> None:
-    # Try 1, nearly the whole area as a square, is too high. Try 2 has 2000 pixels and an aspect ratio of 2 / sqrt(3).
+    # Try 1 is a square of almost the full area, which is taller than the image. Try 2 fits: 2000 pixels with an aspect
+    # ratio of 2 / sqrt(3).
     values = [0.99, 0.5, 0.25, 0.75, *[0.0] * 16, 0.5, 0.5]
     assert random_area(100, 50, 0.2, 4 / 3, values) == (26, 4, 48, 42)
     values = [0.25, 0.25, *[0.0] * 18, 0.999, 0.999]

@@ -184,9 +184,10 @@ def test_negatives_are_distinct_and_uniform_without_siblings(layouts: Layouts) -
 
 
 def test_images_of_several_sets_are_pooled_by_key(layouts: Layouts, tmp_path: Path) -> None:
-    """Pool data sets like COCO and COCO-CN. The second one adds images, and only it may have regions of some images.
+    """Pool the images of two data sets by key. The second set adds images and brings their region features.
 
-    A data set with its own splits adds no images to its source, since COCO-CN may train on images that COCO tests.
+    If the second set has its own splits (COCO-CN), it adds no images to the pool of its source (COCO), because its
+    training images may be test images of COCO.
     """
     other = Layouts.write(tmp_path / "other", images=15)
     sets = {"one": layouts.sets()["multi30k_en"], "other": other.sets()["multi30k_fr"]}

@@ -147,8 +147,8 @@ class TestCrossModalSearch:
         assert run.callback_metrics["test/selected_epoch"] == 2
         assert run.callback_metrics["test/validation_recall_sum"] == pytest.approx(30)
 
-    # An epoch has three steps. Step 4 is within the second epoch, step 3 is saved at its start before validation, and
-    # step 9 ends the training.
+    # An epoch has three steps. Checkpoint 3 is saved after the first epoch, before its validation; checkpoint 4 is
+    # inside the second epoch; checkpoint 9 is saved after the last step.
     @pytest.mark.parametrize("step", [3, 4, 9])
     def test_a_resumed_run_selects_the_same(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         file = MetricsFile(tmp_path / "metrics.csv")

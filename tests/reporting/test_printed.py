@@ -1,4 +1,4 @@
-"""Compare what commands print and write about a made-up project with printed.txt. `SNAPSHOT=1` writes that file."""
+"""Run commands on a made-up project and compare their output with printed.txt. `SNAPSHOT=1` rewrites that file."""
 
 from __future__ import annotations
 

@@ -203,7 +203,7 @@ def test_the_original_answer_comes_first_where_it_is_a_reference(tokenizer: Text
     assert (sample["references"], sample["answer_text"], sample["labels"]) == ([], "", [])
 
 
-# -- text in the places of tokens --------------------------------------------------------------------------------------
+# -- words in place of modality tokens ---------------------------------------------------------------------------------
 
 
 def test_words_are_replaced_as_often_as_asked() -> None:
