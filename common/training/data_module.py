@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import signal
 import sys
@@ -325,10 +326,11 @@ def outlive_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        starter = multiprocessing.parent_process()  # known even if it has died
+        threading.Thread(target=_end_with, args=(starter and starter.pid,), daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _end_with(parent: int | None) -> None:
     sender = None
     while os.getppid() == parent != sender:
         information = signal.sigtimedwait([signal.SIGTERM], 1.0)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -221,12 +221,18 @@ def _hang(worker: int) -> None:
     time.sleep(LONG)
 
 
-@pytest.mark.parametrize("killed", [False, True])
-def test_a_loader_that_hangs_ends_with_its_parent(killed: bool) -> None:
+def _hang_as_an_orphan(worker: int) -> None:
+    starter = multiprocessing.parent_process()
+    until(lambda: starter is not None and os.getppid() != starter.pid)
+    _hang(worker)
+
+
+@pytest.mark.parametrize(("killed", "hang"), [(False, _hang), (True, _hang), (True, _hang_as_an_orphan)])
+def test_a_loader_that_hangs_ends_with_its_parent(killed: bool, hang: Callable[[int], None]) -> None:
     receiver, sender = multiprocessing.Pipe(duplex=False)
     child = os.fork()
     if child == 0:
-        batches = iter(DataLoader(list(range(2)), num_workers=1, worker_init_fn=_hang))  # type: ignore[arg-type]
+        batches = iter(DataLoader(list(range(2)), num_workers=1, worker_init_fn=hang))  # type: ignore[arg-type]
         sender.send(descendants(os.getpid()))
         if killed:
             time.sleep(LONG)
