@@ -69,6 +69,7 @@ def verify(
         print(f"{took}; commit papers/*/results/smoke/*.json with the change that explains it")
         return 0
     recorded = {paper.name: verification.read(paper, rehearsal) for paper in chosen}
+    floor = verification.FLOORS[device]
     results: dict[str, Any] = {}
     for paper in chosen:
         results[paper.name] = {"agrees": True}
@@ -79,11 +80,21 @@ def verify(
             planned = _recorded_stages(paper, wanted, recorded[paper.name]) if stages else None
             values = verification.measure(paper, wanted, jobs, _show, kind)
             _show("")
-            judge = _judge if kind == "32" else _describe
-            result, text = judge(paper, wanted, recorded[paper.name], values, planned)
+            differences, relative = verification.compare(recorded[paper.name], values, planned, floor)
+            largest = max((difference for _, difference in relative), default=0.0)
+            result: dict[str, Any] = {"largest": largest, **({"values": values} if accelerators else {})}
+            if kind == "32":
+                results[paper.name] |= {**result, "agrees": not differences, "differences": differences[:100]}
+                explains = f"{'another device' if accelerators else 'rounding'} explains {floor:.0e}"
+                agrees = f"agrees (largest difference {largest:.1e}, {explains}; {_jumps(recorded[paper.name])})"
+                text = f"{_size(values)}: {agrees}"
+                if differences:
+                    text = "\n".join(["differs", *_explained(paper, wanted, recorded[paper.name], values, differences)])
+            else:
+                half, most = _spread(relative)
+                results[paper.name][kind] = {**result, "half": half, "nine_of_ten": most}
+                text = f"{kind}: half of the losses differ by up to {half:.0e}, nine of ten by {most:.0e}"
             print(f"{paper.title:{width}}  {text}", flush=True)
-            result |= {"values": values} if accelerators else {}
-            results[paper.name] |= result if kind == "32" else {kind: result}
     about = {"isa": isa, "machine": records.hardware(accelerators, isa), "versions": records.versions()}
     about |= {"git": records.git_state(checkout()), "ended": datetime.now(UTC).isoformat(timespec="seconds")}
     write_atomically(folder / "result.json", json.dumps({**about, "papers": results}, indent=1, default=vars) + "\n")
@@ -108,33 +119,11 @@ def _recorded_stages(paper: Paper, wanted: Any, fingerprint: Any) -> list[str]:
     return recorded
 
 
-def _judge(paper: Paper, wanted: Any, fingerprint: Any, values: Any, planned: Any) -> tuple[dict[str, Any], str]:
-    """Decide whether rounding explains all differences. Return entries for result.json, and what to print."""
-    from assemble.stages.verify import FLOORS, compare
-
-    device, cause = ("cpu", "rounding") if wanted.hardware == "cpu" else ("cuda", "another device")
-    differences, relative = compare(fingerprint, values, planned, FLOORS[device])
-    largest = max((difference for _, difference in relative), default=0.0)
-    result = {"agrees": not differences, "largest": largest, "differences": differences[:100]}
-    if not differences:
-        explains = f"largest difference {largest:.1e}, {cause} explains {FLOORS[device]:.0e}; {_jumps(fingerprint)}"
-        return result, f"{_size(values)}: agrees ({explains})"
-    log = (wanted.runs / "log.txt").read_text(encoding="utf-8").splitlines()
-    failed = [line.strip() for line in log if line.startswith("  FAILED")]
-    return result, "\n".join(["differs", *_explained(paper, wanted, fingerprint, values, differences, failed)])
-
-
-def _describe(paper: Paper, wanted: Any, fingerprint: Any, values: Any, planned: Any) -> tuple[dict[str, Any], str]:
-    """Summarize how much a lower precision changes values. Return entries for result.json, and what to print."""
-    from assemble.stages.verify import compare
-
-    _, relative = compare(fingerprint, values, planned)
+def _spread(relative: Sequence[tuple[str, float]]) -> tuple[float, float]:
+    """Return the relative differences that half and nine of ten of the losses do not exceed."""
     losses = [0.0, *sorted(difference for quantity, difference in relative if quantity == "train/loss")]
     half, most = (losses[len(losses) * tenths // 10] for tenths in (5, 9))
-    largest = max((difference for _, difference in relative), default=0.0)
-    text = f"half of the losses differ by up to {half:.0e}, nine of ten by {most:.0e}"
-    kind = "bf16" if "bf16-mixed" in wanted.arguments else "tf32"
-    return {"largest": largest, "half": half, "nine_of_ten": most}, f"{kind}: {text}"
+    return half, most
 
 
 def _gpu() -> list[str]:
@@ -161,9 +150,7 @@ def _jumps(fingerprint: Any) -> str:
     return f"{count} value{'s' * (count != 1)} may differ by more"
 
 
-def _explained(
-    paper: Paper, wanted: Any, fingerprint: Any, values: Any, differences: Sequence[Any], failed: Sequence[str]
-) -> Iterator[str]:
+def _explained(paper: Paper, wanted: Any, fingerprint: Any, values: Any, differences: Sequence[Any]) -> Iterator[str]:
     """Say where a run first differs (stage, step, quantity), and which differing stages start from that stage."""
     from assemble.stages.verify import code_of, descendants
 
@@ -187,6 +174,8 @@ def _explained(
         yield f"  and     {_difference_text(difference, fingerprint, values)}"
     if len(apart) > 4:
         yield f"          and {len(apart) - 4} more stages that do not start from it"
+    log = (wanted.runs / "log.txt").read_text(encoding="utf-8").splitlines()
+    failed = [line.strip() for line in log if line.startswith("  FAILED")]
     yield from (f"  failed  {line.removeprefix('FAILED ')}" for line in failed[:3])
     revision = str(fingerprint.made["revision"])[:8]
     changed = code.differing(fingerprint.code, code_of(paper, wanted.rehearsal))
