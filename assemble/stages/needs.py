@@ -151,10 +151,8 @@ def _state(status: DatasetStatus, splits: set[object], fold: object, regions: bo
     paths_of = getattr(dataset, "region_paths", None)
     if regions and paths_of and not any(map(paths_of, dataset.splits)):
         return "", f"incomplete: no region features in {dataset.root}"
-    unlike = [note for note in status.notes if f" {dataset.unit}, published " in note]
-    published = {note.partition(":")[0]: note.rpartition(", ")[2] for note in unlike}
     counts = [
-        f"{part} {count:,}" + (f" ({published[part]})" if part in published else "")
+        f"{part} {count:,}" + (f" ({status.unlike[part]})" if part in status.unlike else "")
         for part, count in status.counts.items()
     ]
     return f"yes, {', '.join(counts[:2])}{' ...' if len(counts) > 2 else ''} {dataset.unit}", ""

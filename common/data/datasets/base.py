@@ -207,6 +207,7 @@ class MediaDataset(ABC):
         """Report which files of every split exist and which are missing. Use cached listings if no file has changed."""
         counts: dict[str, int] = {}
         notes: list[str] = []
+        unlike: dict[str, str] = {}
         layouts: list[str] = []
         problems: list[str] = []
         for split, fold in self.parts():
@@ -232,23 +233,28 @@ class MediaDataset(ABC):
             if listing.missing:
                 example = ", ".join(listing.missing_names[:2])
                 notes.append(f"{part}: {listing.missing:,} listed {self.unit} are missing, such as {example}")
-            notes += self._unlike_published(part, len(listing), self.published_count(split, fold))
+            if published := self._unlike_published(len(listing), self.published_count(split, fold)):
+                unlike[part] = published
+                notes.append(f"{part}: {len(listing):,} {self.unit}, {published}")
             if self.published_classes() not in (None, len(listing.classes)):
                 notes.append(f"{part}: {len(listing.classes)} classes, published {self.published_classes()}")
             notes += [f"{part}: {note}" for note in listing.notes]
-        return DatasetStatus(self, "; ".join(dict.fromkeys(layouts)), counts, problems, tuple(dict.fromkeys(notes)))
+        layout = "; ".join(dict.fromkeys(layouts))
+        return DatasetStatus(self, layout, counts, problems, tuple(dict.fromkeys(notes)), unlike)
 
-    def _unlike_published(self, part: str, count: int, published: int | None) -> list[str]:
+    def _unlike_published(self, count: int, published: int | None) -> str:
+        """Return the published number of items in words if `count` differs from it, else an empty text."""
         if published is None or abs(count - published) <= self.count_tolerance * published:
-            return []
-        return [f"{part}: {count:,} {self.unit}, published {'about ' if self.count_tolerance else ''}{published:,}"]
+            return ""
+        return f"published {'about ' if self.count_tolerance else ''}{published:,}"
 
 
 @dataclass(frozen=True)
 class DatasetStatus:
     """Status of a data set's folder, for the overview of ``make data-<paper>``.
 
-    `counts` holds the number of items of each available split and fold.
+    `counts` holds the number of items of each available split and fold. `unlike` holds the published number, in words,
+    where it differs.
     """
 
     dataset: MediaDataset
@@ -256,6 +262,7 @@ class DatasetStatus:
     counts: Mapping[str, int]
     problems: Sequence[str] = ()
     notes: tuple[str, ...] = ()
+    unlike: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def present(self) -> bool:

@@ -154,6 +154,7 @@ class CaptionedDataset(LanguageCaptioned):
     def status(self) -> DatasetStatus:
         counts: dict[str, int] = {}
         notes: list[str] = []
+        unlike: dict[str, str] = {}
         problems: list[str] = []
         for split in self.splits:
             for language in self.languages:
@@ -164,11 +165,13 @@ class CaptionedDataset(LanguageCaptioned):
                     problems.append(str(error))
                     continue
                 counts[part] = len(captions)
-                notes += self._unlike_published(part, len(captions), self.published_count(split))
+                if published := self._unlike_published(len(captions), self.published_count(split)):
+                    unlike[part] = published
+                    notes.append(f"{part}: {len(captions):,} {self.unit}, {published}")
             if any(part.split()[0] == split for part in counts):
                 notes += [*self.region_notes(split), *self._picture_notes(split)]
         layout = "captions by image" if counts else ""
-        return DatasetStatus(self, layout, counts, problems, tuple(dict.fromkeys(notes)))
+        return DatasetStatus(self, layout, counts, problems, tuple(dict.fromkeys(notes)), unlike)
 
     def _picture_notes(self, split: str) -> list[str]:
         try:
