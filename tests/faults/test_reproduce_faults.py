@@ -90,13 +90,14 @@ def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) 
     """Let the worker without a stage die while this worker holds the lock of the pool's queue."""
     pool = schedule._pool(2)
     stopping = threading.Thread(target=pool.shutdown, daemon=True)
+    workers: list[multiprocessing.process.BaseProcess] = []
     try:
         ended = pool.submit(schedule.start_stage, _Begun(tmp_path, trains=False))  # type: ignore[arg-type]
         trains = pool.submit(schedule.start_stage, _Begun(tmp_path, trains=True))  # type: ignore[arg-type]
+        workers += pool._processes.values()  # type: ignore[attr-defined]
+        assert len(workers) == 2
         assert isinstance(ended.exception(LONG), StageError)
         until((tmp_path / "began True").exists)
-        workers = list(pool._processes.values())  # type: ignore[attr-defined]
-        assert len(workers) == 2
         for worker in workers:
             worker.terminate()
         stopping.start()
@@ -105,7 +106,7 @@ def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) 
         assert isinstance(trains.exception(0), BrokenProcessPool)
         assert (tmp_path / "saved").exists()
     finally:
-        for worker in multiprocessing.active_children():
+        for worker in workers:  # other tests keep children of their own
             worker.kill()
 
 
