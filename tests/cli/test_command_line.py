@@ -110,11 +110,12 @@ def test_make_refuses_a_variable_that_it_does_not_know() -> None:
     done = make("-j2", "plan-avid", "SEEDS=0 1", "OMP_NUM_THREADS=2", "WANDB_MODE=offline", "PYTHON=python3.11")
     assert "plan avid --scale mini --seeds 0 1 " in done.stdout
     assert done.returncode == 0
-    # The pages must not use any other variable.
+    # The pages and `make help` must not use any other variable.
     pages = [*project_root().glob("*.md"), *project_root().glob("docs/*.md"), *project_root().glob("papers/*/*.md")]
     text = "".join(page.read_text(encoding="utf-8") for page in pages)
-    used = {name for line in re.findall(r"\bmake [^`\n]*", text) for name in re.findall(r"\b([A-Z_]+)=", line)}
-    assert {"SCALE", "FILE", "GROWTH"} <= used
+    lines = [*re.findall(r"\bmake [^`\n]*", text), make("help").stdout]
+    used = {name for line in lines for name in re.findall(r"\b([A-Z_]+)=", line)}
+    assert {"SCALE", "FILE", "GROWTH", "RERUN"} <= used
     assert make("plan-avid", *(f"{name}=1" for name in sorted(used))).returncode == 0
 
 
