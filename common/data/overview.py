@@ -19,11 +19,15 @@ from common.files import read_yaml
 
 def report(datasets: Sequence[MediaDataset], console: Console | None = None) -> list[DatasetStatus]:
     console = console or files.console()
-    statuses = []
+    statuses, printed = [], set()
     for dataset in datasets:
         with console.status(f"Checking {dataset.title}"):
             statuses.append(dataset.status())
-        print_entry(console, dataset.full_title, _state(statuses[-1]), _details(statuses[-1]))
+        entry = (dataset.full_title, _state(statuses[-1]), _details(statuses[-1]))
+        # Recipes may read the same files with different options.
+        if str(entry) not in printed:
+            print_entry(console, *entry)
+        printed.add(str(entry))
     return statuses
 
 

@@ -47,9 +47,9 @@ def test_the_overview_says_what_is_there_and_how_to_get_the_rest() -> None:
         Stated(layout="folders", counts={"train": 1234, "test": 2}),
         Stated(**whole, notes=("one", "two")),
         Stated(**whole, problems=["no test\n  Layout", "no list"]),
-        Stated(layout="", counts={}, problems=["nothing"]),
+        *[Stated(layout="", counts={}, problems=["nothing"])] * 2,  # printed once
     )
-    assert [status.present for status in statuses] == [True, True, False, False]
+    assert [status.present for status in statuses] == [True, True, False, False, False]
     place, terms, source = "Path: /known [x]", ["Size: 1 GB", "License: mine"], "Get it from: here"
     one = [place, "Clips: all 1", *terms]
     lacking = ["Expected:", "  a/", "  b/", "  regions/", source]
