@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from common.data.annotations import LanguageCaptions
+from common.data.datasets.captioned import LanguageCaptioned
 from common.data.text import XLMRTokenizer
 from common.files import cache_folder, exclusive, make_folder, settled, stamp_of, write_whole
 from papers.m3p.masking import Ints
@@ -24,13 +24,15 @@ Tokens = npt.NDArray[np.integer[Any]]
 
 
 class CaptionTokens:
-    """The captions of a set in one language. Each caption is tokenized only once."""
+    """The captions of a split of a data set in one language. Each caption is tokenized only once."""
 
-    def __init__(self, captions: LanguageCaptions, tokenizer: XLMRTokenizer) -> None:
-        self.captions = captions
-        self.texts: Sequence[str] = captions.captions.column
+    def __init__(self, dataset: LanguageCaptioned, split: str, language: str, tokenizer: XLMRTokenizer) -> None:
+        self.dataset = dataset
+        self.split = split
+        self.captions = dataset.captions(split, language)
+        self.texts: Sequence[str] = self.captions.captions.column
         self.tokenizer = tokenizer
-        self._tokens = stream_tokens(self.texts, tokenizer, captions.fingerprint())
+        self._tokens = stream_tokens(self.texts, tokenizer, self.captions.fingerprint())
         # A closing token follows every caption, and no piece has its id.
         self._ends = np.flatnonzero(self._tokens == tokenizer.end_id)
 

@@ -29,9 +29,8 @@ from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
 from papers.m3p.captions import CaptionPool, CaptionTokens, pad_captions
 from papers.m3p.encoder import M3P, similar_lengths
-from papers.m3p.pairs import LanguageSet, RegionItems
+from papers.m3p.images import RegionItems
 
-TEST = "test"
 #: Seconds between two saves of partial scores.
 SAVE_EVERY = 60.0
 
@@ -51,15 +50,15 @@ class EvaluationSet:
     def __init__(
         self,
         name: str,
-        source: LanguageSet,
         images: RegionItems,
         captions: CaptionTokens,
         each: int | None = None,
         longest: int | None = None,
     ) -> None:
         self.name = name
-        self.source = source
         self.images = images
+        self.dataset, self.split = captions.dataset, captions.split
+        self.language = captions.captions.language
         self.texts = captions.texts
         pool = CaptionPool([captions], images.keys)
         chosen = [(int(number), image) for image in range(len(pool)) for number in pool.of(image)[:each]]
@@ -73,7 +72,7 @@ class EvaluationSet:
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
         """Read the picture of an image, uint8 [H, W, 3]. None if the set has regions but no pictures."""
         try:
-            return np.asarray(read_image(self.source.dataset.image_path(self.images.keys[image], TEST)))
+            return np.asarray(read_image(self.dataset.image_path(self.images.keys[image], self.split)))
         except MediaError:
             return None
 
@@ -195,7 +194,7 @@ class RetrievalTest:
             recalls |= {f"{test_set.name}_{name}": value for name, value in measured.items() if "mean" not in name}
         for path in folder.glob(f"*.{rank()}.pt"):
             path.unlink()
-        others = [recalls[f"{test_set.name}_mr"] for test_set in self.sets if test_set.source.language != "en"]
+        others = [recalls[f"{test_set.name}_mr"] for test_set in self.sets if test_set.language != "en"]
         if others:
             recalls["non_english_mr"] = torch.stack(others).mean()
         return {name: value.float().to(device) for name, value in recalls.items()}

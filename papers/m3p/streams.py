@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from papers.m3p.masking import DEFAULT_MASKING, NO_LABEL, WORD_NOISE, Ints, mask_words
-from papers.m3p.pairs import PairCollator, PairItems
+from common.data.text import XLMRTokenizer
+from papers.m3p.masking import DEFAULT_MASKING, NO_LABEL, WORD_NOISE, Ints, Masking, mask_words
+from papers.m3p.pairs import PairItems
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,7 @@ def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str,
 
 # -- steps -------------------------------------------------------------------------------------------------------------
 
-#: `xmlm`: text blocks; `relations`: `PairCollator` batches; `index`: their images, to report a non-finite loss.
+#: `xmlm`: text blocks; `relations`: `PairItems` batches; `index`: their images, to report a non-finite loss.
 Step = dict[str, Any]
 #: Numbers of an epoch's independent random streams.
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
@@ -119,8 +120,9 @@ class MultitaskSteps(Dataset[Step]):
     streams: Sequence[LanguageStream]
     languages: Sequence[float]
     pairs: Sequence[PairItems]
-    collator: PairCollator
     schedule: Schedule
+    tokenizer: XLMRTokenizer
+    masking: Masking | None = None
     rank: int = 0
     world_size: int = 1
     _epoch: tuple[int, list[Ints], Ints] | None = None
@@ -136,11 +138,11 @@ class MultitaskSteps(Dataset[Step]):
             [self._block((epoch, step, draw), group, *source) for draw, source in enumerate(sources[step].tolist())]
             for group, sources in enumerate(languages)
         ]
-        samples = [self._pairs(epoch, number, turn) for number, turn in relations[step].tolist()]
+        samples = [(self.pairs[number], self._pairs(epoch, number, turn)) for number, turn in relations[step].tolist()]
         return {
             "xmlm": [self._rows(groups) for groups in zip(*blocks)],
-            "relations": [self.collator(batch) for batch in samples],
-            "index": torch.tensor([int(sample["index"]) for batch in samples for sample in batch]),
+            "relations": [pairs.collate(batch) for pairs, batch in samples],
+            "index": torch.tensor([int(sample["index"]) for _, batch in samples for sample in batch]),
         }
 
     def draws(self, epoch: int) -> tuple[list[Ints], Ints]:
@@ -168,14 +170,15 @@ class MultitaskSteps(Dataset[Step]):
     def _block(self, place: tuple[int, int, int], group: int, number: int, turn: int) -> dict[str, Any]:
         """Make a group's rows of the text block at `place`: epoch, step and draw."""
         groups = (group,) if group else ()  # group 0's seed has no group number, to match recorded runs
-        stream, tokenizer = self.streams[number], self.collator.tokenizer
+        stream, tokenizer = self.streams[number], self.tokenizer
         again, block = divmod(turn, len(stream))
         tokens = stream.block(int(self._order(len(stream), place[0], again, number, _TEXT_ORDER, *groups)[block]))
         # Draw for the rows of all ranks, so that masking doesn't depend on the number of ranks.
         rng = np.random.default_rng((self.schedule.seed, *place, _TEXT_NOISE, *groups))
         noise, valid = rng.random((*tokens.shape, WORD_NOISE)), tokens != tokenizer.pad_id
         maskable = valid & (np.arange(tokens.shape[1]) > 0)  # includes closing tokens inside a row
-        masking, sizes = self.collator.masking or DEFAULT_MASKING, (tokenizer.mask_id, tokenizer.vocabulary_size)
+        sizes = tokenizer.mask_id, tokenizer.vocabulary_size
+        masking = self.masking or DEFAULT_MASKING
         masked, labels = mask_words(tokens, maskable, noise, *sizes, masking, each_row=False)
         return {"tokens": masked, "token_mask": valid, "labels": labels, "languages": np.full(len(tokens), number)}
 

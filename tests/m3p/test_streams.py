@@ -76,7 +76,7 @@ def test_a_schedule_depends_on_seed_and_epoch_alone() -> None:
     def schedule(seed: int = 0, groups: int = 1) -> MultitaskSteps:
         nothing: Any = None
         plan = Schedule(4000, 1, xmlm_steps=3, relation_steps=3, text_groups=groups, seed=seed)
-        return MultitaskSteps([], [0.5, 0.3, 0.2, 0.0], [nothing] * 2, nothing, plan)
+        return MultitaskSteps([], [0.5, 0.3, 0.2, 0.0], [nothing] * 2, plan, nothing)
 
     one, other = schedule(), schedule()
     _ = other.draws(3), other.draws(1)
