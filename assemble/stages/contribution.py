@@ -158,7 +158,9 @@ def checker(paper: Paper, folder: Path) -> Callable[[Record], str]:
             or {record.config_hash, config_hash(record.config)} != {config_hash(request.configuration.config)}
         ):
             return "its configuration is not that of the recipe here, or was edited; update one of the two"
-        if not record.given and record.lineage_hash != request.lineage:
+        parents = {name: (parent.stage, parent.lineage) for name, parent in request.parents.items()}
+        stated = {name: (parent["stage"], parent["lineage_hash"]) for name, parent in record.parents.items()}
+        if not record.given and (record.lineage_hash, stated) != (request.lineage, parents):
             return "it starts from stages of other configurations"
         wrong = [stage for stage in record.given if not _of_the_authors(record, stage, source)]
         return f"the file for {wrong[0]} is not the one that papers/{paper.name}/tables.yaml names" if wrong else ""

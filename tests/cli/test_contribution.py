@@ -188,6 +188,7 @@ def other_seed(hashed: bool) -> Callable[[Files], Files]:
         (other_seed(hashed=False), "not that of the recipe"),
         (other_seed(hashed=True), "not that of the recipe"),
         (record_with(lineage_hash="0" * 12), "other configurations"),
+        (record_with(parents={}), "other configurations"),
         (record_with(git={"revision": "a" * 40, "dirty": True}), "uncommitted"),
     ],
 )  # fmt: skip
