@@ -60,7 +60,8 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
     wanted = Selection(scale="smoke", seeds=(0, 1, 2), runs=tmp_path, data=tmp_path, stages=("esc@avid",))
     planned = {schedule._name(item): item for item in plan_stages("avid", wanted)}
     finish(planned["avid seed 2"], 30.0)
-    write_atomically(planned["avid seed 0"].request.directory / "checkpoints" / "last.ckpt", "")
+    for seed in (0, 2):
+        write_atomically(planned[f"avid seed {seed}"].request.checkpoint(), "")
     ran: list[str] = []
 
     def run(item: Planned) -> Record:
