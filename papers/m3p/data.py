@@ -323,10 +323,9 @@ class PretrainingData(RegionTextData):
                     f"data.{name} ({getattr(self, name)}) must be divisible by the number of processes "
                     f"({trainer.world_size})"
                 )
-        probabilities = language_probabilities(self.sentences, self.language_alpha) if self.streams else {}
         steps = MultitaskSteps(
             self.streams,
-            list(probabilities.values()),
+            language_probabilities(list(self.sentences.values()), self.language_alpha),
             self.training_pairs,
             self.schedule,
             self.tokenizer,

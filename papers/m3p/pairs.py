@@ -231,37 +231,35 @@ class PairItems(RegionItems):
 
     def _join(self, groups: Sequence[PairGroup]) -> dict[str, Tensor]:
         pairs = len(groups) * len(groups[0])
-        tokens, lengths = pad_captions([caption for group in groups for caption in group.captions], self.tokenizer)
+        tokens = pad_captions([pieces for group in groups for pieces in group.captions], self.tokenizer).numpy()
         regions = pad_regions([image for group in groups for image in group.images], self.max_regions)
         # Repeat a group's single caption or image for each of its pairs.
-        tokens, lengths = (np.repeat(rows, pairs // len(rows), axis=0) for rows in (tokens, lengths))
+        tokens = np.repeat(tokens, pairs // len(tokens), axis=0)
         regions = {name: np.repeat(rows, pairs // len(rows), axis=0) for name, rows in regions.items()}
         columns: dict[str, npt.NDArray[Any]] = {
             "tokens": tokens,
-            "token_mask": np.arange(tokens.shape[1]) < lengths[:, None] + 2,
+            "token_mask": tokens != self.tokenizer.pad_id,
             "regions": regions["regions"],
             "boxes": regions["boxes"],
             "region_mask": regions["region_mask"],
             **self.candidates.rows(groups),
         }
         if self.masking is not None:
-            columns |= self._masked(groups, tokens, lengths, regions, self.masking)
+            columns |= self._masked(groups, tokens, regions, self.masking)
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 
     def _masked(
         self,
         groups: Sequence[PairGroup],
         tokens: Ints,
-        lengths: Ints,
         regions: Mapping[str, npt.NDArray[Any]],
         masking: Masking,
     ) -> dict[str, npt.NDArray[Any]]:
         """Return masked tokens and regions, and what to predict: places in the true pairs' sequences, and targets."""
         noise = {name: np.concatenate([group.noise[name] for group in groups]) for name in groups[0].noise}
-        position = np.arange(tokens.shape[1])
         masked_tokens, words = mask_words(
             tokens,
-            (position > 0) & (position <= lengths[:, None]),
+            tokens > self.tokenizer.end_id,  # neither boundary tokens nor padding
             noise["words"][:, : tokens.shape[1]],
             self.tokenizer.mask_id,
             self.tokenizer.vocabulary_size,

@@ -65,9 +65,8 @@ class EvaluationSet:
         self.numbers, self.owner = torch.tensor(chosen).T.contiguous()
         width = min(captions.longest() + 2, longest or sys.maxsize)
         pieces = [captions.pieces(number)[: width - 2] for number, _ in chosen]
-        tokens, lengths = pad_captions(pieces, captions.tokenizer, width)
-        self.tokens = torch.from_numpy(tokens)
-        self.token_mask = torch.from_numpy(np.arange(width) < lengths[:, None] + 2)
+        self.tokens = pad_captions(pieces, captions.tokenizer, width)
+        self.token_mask = self.tokens != captions.tokenizer.pad_id
 
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
         """Read the picture of an image, uint8 [H, W, 3]. None if the set has regions but no pictures."""
@@ -125,16 +124,15 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
     """Choose columns [N * k] of the scores, with exactly k captions per image: the first k, or all of them repeated.
 
     The released code chooses k at random. Copies of a caption count separately among the best K results.
-    `caption_image` int64 [M] is the row of each caption's image; every row occurs.
+    `caption_image` int64 [M] is the row of each caption's image. Every row must occur.
 
     Source: [8] and [10].
     """
     order = caption_image.argsort(stable=True)
     counts = caption_image.bincount()
     starts = counts.cumsum(0) - counts
-    described = counts.nonzero()[:, 0]
-    offset = torch.arange(captions_per_image)[None] % counts[described, None]
-    return order[(starts[described, None] + offset).flatten()]
+    offset = torch.arange(captions_per_image)[None] % counts[:, None]
+    return order[(starts[:, None] + offset).flatten()]
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,13 +45,13 @@ class LanguageStream:
         return np.where(inside, self.tokens[np.where(inside, position, 0)], self.end_id).astype(np.int64)
 
 
-def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str, float]:
-    """Return each language's probability, proportional to (its share)^alpha.
+def language_probabilities(counts: Sequence[int], alpha: float) -> list[float]:
+    """Return the probability of each language, proportional to (its share of the sentences)^alpha.
 
     Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """
-    weights = (np.array(list(counts.values()), dtype=np.float64) / sum(counts.values())) ** alpha
-    return dict(zip(counts, (weights / weights.sum()).tolist()))
+    weights = (np.array(counts, dtype=np.float64) / sum(counts)) ** alpha
+    return (weights / weights.sum()).tolist()
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
@@ -125,7 +125,7 @@ class MultitaskSteps(Dataset[Step]):
     masking: Masking | None = None
     rank: int = 0
     world_size: int = 1
-    _epoch: tuple[int, list[Ints], Ints] | None = None
+    _epoch: tuple[int, Ints, Ints] | None = None
     _orders: dict[tuple[int, ...], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -134,19 +134,19 @@ class MultitaskSteps(Dataset[Step]):
     def __getitem__(self, key: tuple[int, int]) -> Step:
         epoch, step = key
         languages, relations = self.draws(epoch)
-        blocks = [
-            [self._block((epoch, step, draw), group, *source) for draw, source in enumerate(sources[step].tolist())]
-            for group, sources in enumerate(languages)
-        ]
+        texts = [self._text((epoch, step, draw), sources) for draw, sources in enumerate(languages[step].tolist())]
         samples = [(self.pairs[number], self._pairs(epoch, number, turn)) for number, turn in relations[step].tolist()]
         return {
-            "xmlm": [self._rows(groups) for groups in zip(*blocks)],
+            "xmlm": texts,
             "relations": [pairs.collate(batch) for pairs, batch in samples],
             "index": torch.tensor([int(sample["index"]) for _, batch in samples for sample in batch]),
         }
 
-    def draws(self, epoch: int) -> tuple[list[Ints], Ints]:
-        """Draw the languages of each group of rows, and the caption sets, for an epoch. Cache the last result."""
+    def draws(self, epoch: int) -> tuple[Ints, Ints]:
+        """Draw the languages [steps, draws, groups, 2] and the caption sets [steps, draws, 2] of an epoch.
+
+        The last axis is that of `draw_sources`. Cache the last result.
+        """
         if self._epoch is None or self._epoch[0] != epoch:
             plan = self.schedule
             rng = np.random.default_rng((plan.seed, epoch))
@@ -156,7 +156,7 @@ class MultitaskSteps(Dataset[Step]):
             for group in range(1, plan.text_groups):
                 rng = np.random.default_rng((plan.seed, epoch, group, 0, _LANGUAGES))
                 languages.append(draw_sources(self.languages, plan.steps, plan.xmlm_steps, rng))
-            self._epoch = (epoch, languages, relations)
+            self._epoch = (epoch, np.stack(languages, axis=2), relations)
         return self._epoch[1:]
 
     def _order(self, count: int, epoch: int, again: int, *source: int) -> Ints:
@@ -167,8 +167,19 @@ class MultitaskSteps(Dataset[Step]):
             last = self._orders[source] = ((epoch, again), rng.permutation(count))
         return last[1]
 
+    def _text(self, place: tuple[int, int, int], sources: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Make this rank's rows of the text block at `place`: epoch, step, draw. Rows of different groups alternate."""
+        groups = [self._block(place, group, *source) for group, source in enumerate(sources)]
+        joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
+        flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
+        block = {name: rows[self.rank :: self.world_size] for name, rows in flat.items()}
+        labels = block.pop("labels").ravel()
+        places = np.flatnonzero(labels != NO_LABEL)
+        block |= {"word_places": places, "word_targets": labels[places]}
+        return {name: torch.from_numpy(rows) for name, rows in block.items()}
+
     def _block(self, place: tuple[int, int, int], group: int, number: int, turn: int) -> dict[str, Any]:
-        """Make a group's rows of the text block at `place`: epoch, step and draw."""
+        """Make the rows of a group from a language's stream. The stream was drawn `turn` times before in the epoch."""
         groups = (group,) if group else ()  # group 0's seed has no group number, to match recorded runs
         stream, tokenizer = self.streams[number], self.tokenizer
         again, block = divmod(turn, len(stream))
@@ -181,16 +192,6 @@ class MultitaskSteps(Dataset[Step]):
         masking = self.masking or DEFAULT_MASKING
         masked, labels = mask_words(tokens, maskable, noise, *sizes, masking, each_row=False)
         return {"tokens": masked, "token_mask": valid, "labels": labels, "languages": np.full(len(tokens), number)}
-
-    def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return this rank's rows of a text block. Rows of different groups alternate."""
-        joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
-        flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
-        block = {name: rows[self.rank :: self.world_size] for name, rows in flat.items()}
-        labels = block.pop("labels").ravel()
-        places = np.flatnonzero(labels != NO_LABEL)
-        block |= {"word_places": places, "word_targets": labels[places]}
-        return {name: torch.from_numpy(rows) for name, rows in block.items()}
 
     def _pairs(self, epoch: int, number: int, turn: int) -> list[dict[str, Any]]:
         pairs, batch_size = self.pairs[number], self.schedule.batch_size
