@@ -55,8 +55,7 @@ class RegionTextData(ShardedDataModule):
         region_network: checkpoint of a `RegionNetwork` that computes the regions; None reads feature files.
         candidates, vlm_candidates: N, and whether `Groups` or `InBatch` chooses the candidates.
         exclude_siblings: always true; in the released code, a negative may be a caption of the same image.
-        max_regions: use only the first `max_regions` regions. Text starts after `max_regions` positions, even if an
-            image has fewer regions. A smaller number saves time, but a trained model only fits one number.
+        max_regions: regions per image, the first ones. A smaller number saves time, but a trained model fits only one.
         validation_split: split of the training sets on which to compare weights; None for no validation.
         validation_items: number of captions to use: first one caption of every image, then a second one of every image,
             and so on; None for all.
@@ -135,10 +134,6 @@ class RegionTextData(ShardedDataModule):
         return [self.sets[name] for name in names]
 
     # -- files ---------------------------------------------------------------------------------------------------------
-
-    def prepare_data(self) -> None:
-        if self.world is not None:
-            self.world.prepare()
 
     def setup(self, stage: str) -> None:
         self.tokenizer.prepare()
@@ -348,7 +343,7 @@ class RetrievalData(RegionTextData):
 
     Args:
         train_sets: sets to fine-tune on. An image's captions from several sets are pooled.
-        captions_per_image: captions to draw per image in every epoch. Captions repeat if an image has fewer.
+        captions_per_image: captions to draw per image in every epoch; see `PairItems`.
         kwargs: see RegionTextData and ShardedDataModule. To embed texts in a language later, set `languages` as in
             pre-training.
 
