@@ -120,10 +120,16 @@ def select(records: Iterable[Record], paper: str, scale: str, given: bool = Fals
 
     def other_parent(record: Record) -> str | None:
         """Find a parent that was replaced after the record was measured."""
-        for parent in record.parents.values():
-            key = (parent["stage"], record.draw)
-            if key in newest and (key not in kept or kept[key].lineage_hash != parent["lineage_hash"]):
-                return parent["stage"]
+        for start in record.parents.values():
+            key = (start["stage"], record.draw)
+            parent = kept.get(key)
+            checkpoints = parent.checkpoints.values() if parent else ()  # old records have none
+            if key in newest and (
+                parent is None
+                or parent.lineage_hash != start["lineage_hash"]
+                or (checkpoints and start.get("digest") not in checkpoints)
+            ):
+                return start["stage"]
         return None
 
     current = {record.stage: record.configuration for record in sorted(newest.values(), key=lambda r: r.started)}

@@ -120,12 +120,12 @@ def source_file(module: str) -> Path | None:
     return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
 
 
-def parse(text: str) -> ast.Module:
+def parse(source: str | bytes) -> ast.Module:
     # Python 3.11 miscounts its depth when the garbage collector runs finalizers while it builds a tree.
     enabled = gc.isenabled()
     gc.disable()
     try:
-        return ast.parse(text)
+        return ast.parse(source)
     finally:
         if enabled:
             gc.enable()
@@ -151,14 +151,15 @@ def _loaded(module: str) -> tuple[str, str, frozenset[str]] | None:
     ours = module.partition(".")[0] in ("common", "papers")
     path = module.replace(".", "/") + ("/__init__.py" if file.stem == "__init__" else ".py")
     package = module if file.stem == "__init__" else module.rpartition(".")[0]
-    text = file.read_text(encoding="utf-8")
-    hashes = f"{_code_hash(text)}:{_hash(text)}"
-    return path if ours else module, hashes, frozenset(_imports(parse(text), package))
+    source = file.read_bytes()
+    hashes = f"{_code_hash(source)}:{_hash(source)}"
+    return path if ours else module, hashes, frozenset(_imports(parse(source), package))
 
 
 def _imports(tree: ast.Module, package: str) -> Iterator[str]:
-    """List the modules that a file imports, including imports inside functions but not under `TYPE_CHECKING`."""
+    """List the modules that a file imports, also inside functions or by name, but not under `TYPE_CHECKING`."""
     waiting: list[ast.AST] = [tree]
+    tops = ("common.", "papers.", f"{package.partition('.')[0]}.")
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -171,6 +172,10 @@ def _imports(tree: ast.Module, package: str) -> Iterator[str]:
             for alias in node.names:  # `from package import module` and `from module import name` look the same.
                 whole = f"{base}.{alias.name}"
                 yield whole if source_file(whole) else base
+        elif isinstance(node, ast.Constant):  # `import_module("mine.helper")`, or a class path in a registry
+            text = str(node.value)
+            names = (text, text.rpartition(".")[0]) if text.startswith(tops) else ()
+            yield from (name for name in names if (file := source_file(name)) and file.stem != "__init__")
         else:
             waiting += ast.iter_child_nodes(node)
 
@@ -185,17 +190,17 @@ def _now(name: str, recorded: str) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _hashes_now(file: Path, stamp: tuple[int, ...], recorded: str) -> str:
-    text = file.read_text(encoding="utf-8")
+    source = file.read_bytes()
     try:
-        return recorded if recorded.endswith(f":{_hash(text)}") else _code_hash(text)
-    except SyntaxError:  # The file is being edited.
+        return recorded if recorded.endswith(f":{_hash(source)}") else _code_hash(source)
+    except (SyntaxError, ValueError):  # The file is being edited.
         return ""
 
 
-def _code_hash(text: str) -> str:
+def _code_hash(source: bytes) -> str:
     parts: list[str] = []
-    _write_tree(parse(text), parts)
-    return _hash(" ".join(parts))
+    _write_tree(parse(source), parts)
+    return _hash(" ".join(parts).encode())
 
 
 def _write_tree(node: Any, parts: list[str]) -> None:
@@ -215,5 +220,5 @@ def _write_tree(node: Any, parts: list[str]) -> None:
         parts.append(repr(node))
 
 
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:8]

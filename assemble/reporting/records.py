@@ -106,12 +106,25 @@ def _checked_as(kind: Any) -> GetPydanticSchema:
     return GetPydanticSchema(lambda _, handler: handler(kind))
 
 
-_Name = Annotated[str, Field(min_length=1)]
+def _of_kinds(**kinds: type) -> AfterValidator:
+    def check(given: dict[str, Any]) -> dict[str, Any]:
+        for name, kind in kinds.items():
+            if not isinstance(given.get(name, kind()), kind):
+                raise ValueError(f"{name}: expected {kind.__name__}, got {given[name]!r:.100}")
+        return given
+
+    return AfterValidator(check)
+
+
+_Text = Annotated[str, AfterValidator(printable)]
+_Name = Annotated[_Text, Field(min_length=1)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Plain = Annotated[dict[str, Any], BeforeValidator(_plain)]
-_GIT = dict[str, str | bool | list[str] | None]
+_GIT = dict[str, _Text | bool | list[_Text] | None]
 _ISA = dict[str, Annotated[str, one_of(INSTRUCTION_SETS)] | None]
-_HARDWARE = dict[str, str | int | float | list[str] | _ISA]
+_HARDWARE = Annotated[
+    dict[str, _Text | int | float | list[_Text] | _ISA], _of_kinds(cpu=str, accelerators=list, isa=dict)
+]
 
 
 @dataclass(frozen=True, config=ConfigDict(strict=True, extra="forbid"))
@@ -147,15 +160,15 @@ class Record:
     row: str | None
     scale: Annotated[str, one_of(SCALES)]
     seed: _Count
-    metrics: dict[str, Annotated[float | None, AfterValidator(_finite)]]
+    metrics: dict[_Text, Annotated[float | None, AfterValidator(_finite)]]
     config_hash: _Name
     lineage_hash: _Name
     config: _Plain
     git: Annotated[dict[str, Any], _checked_as(_GIT)]
     started: _Name
     selection: _Name = "last"
-    deviations: list[Annotated[dict[str, str], _keys("field", "reason")]] = field(default_factory=list)
-    ours: list[Annotated[dict[str, str], _keys("field", "value")]] = field(default_factory=list)
+    deviations: list[Annotated[dict[str, _Text], _keys("field", "reason")]] = field(default_factory=list)
+    ours: list[Annotated[dict[str, _Text], _keys("field", "value")]] = field(default_factory=list)
     parents: dict[str, Annotated[dict[str, str], _keys("stage", "lineage_hash", optional="digest")]] = field(
         default_factory=dict
     )
@@ -164,7 +177,7 @@ class Record:
     )
     checkpoints: dict[str, str] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, _Text] = field(default_factory=dict)
     hardware: Annotated[dict[str, Any], _checked_as(_HARDWARE)] = field(default_factory=dict)
     precision: _Name = "32-true"
     global_batch: _Count = 0

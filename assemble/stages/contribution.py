@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from assemble.reporting.papers import SCALES, Paper, paper_named
+from assemble.reporting.draws import INSTRUCTION_SETS
+from assemble.reporting.papers import SCALES, Paper, paper_named, project_root
 from assemble.reporting.records import RECORD_FILE, Record, config_hash
 from assemble.reporting.schema import parse_json
 from assemble.reporting.tables import Tables, expand, load
 from assemble.stages.request import Selection, StageRequest, requests_for
 from common.errors import ReportingError
-from common.files import MOST_BYTES, open_regular, parsing, read_bytes
+from common.files import MOST_BYTES, open_regular, parsing, read_bytes, read_text
 
 #: GitHub takes attachments up to 25 MB.
 MOST_PACKED, MOST_UNPACKED, MOST_FILES = 25_000_000, 4 * MOST_BYTES, 10_000
@@ -29,6 +30,8 @@ VERIFY, CURVES = "verify.json", "metrics.csv"
 _NAME = re.compile(
     rf"verify\.json|\w+/({'|'.join(SCALES)})/seed\d+(-\w+)*/\w[\w@-]*/(record\.json|metrics\.csv)", re.ASCII
 )
+#: Fields of a record, besides its configuration, that may hold names and paths.
+_CLEANED = ("data", "hardware", "metrics", "ours", "deviations", "code", "selection", "precision")
 #: An absolute path, up to a character that can't be part of it. The slashes of a URL don't match.
 _PATH = r"(?<![\w./])/(?!/)[^\n'\",;)\]}]+"
 
@@ -53,7 +56,7 @@ def pack(paper: Paper, records: Sequence[Record], runs: Path) -> dict[str, bytes
         folder = record.folder(Path())
         files[(folder / RECORD_FILE).as_posix()] = _impersonal(record).to_json().encode()
         if (curves := record.folder(runs) / CURVES).is_file():
-            files[(folder / CURVES).as_posix()] = read_bytes(curves)
+            files[(folder / CURVES).as_posix()] = _without_names(read_text(curves)).encode()
     if result := verified(paper, runs / "verify" / "result.json"):
         files[VERIFY] = json.dumps(_without_names(result), indent=1).encode()
     return files
@@ -79,21 +82,38 @@ def _impersonal(record: Record) -> Record:
             f"{record.stage} ({record.draw}): its configuration contains a path or a name of this machine, and without "
             "it the configuration's hash would change; rerun the stage with a relative path"
         )
-    data, hardware = _without_names(record.data), _without_names(record.hardware)
-    return replace(record, config=config, data=data, hardware=hardware, wandb_run_id=None, media=[])
+    cleaned = {name: _without_names(getattr(record, name)) for name in _CLEANED}
+    return replace(record, config=config, **cleaned, wandb_run_id=None, media=[])
 
 
-def _without_names(value: Any) -> Any:
+def _without_names(value: Any, private: str = "") -> Any:
     """Return plain data without loggers, absolute paths, keys, and the names of this machine and its user."""
+    private = private or _private()
     if isinstance(value, str):
-        keys = (text for name, text in os.environ.items() if re.search("KEY|TOKEN|SECRET|PASSWORD", name))
-        names = {socket.gethostname(), Path.home().name, os.environ.get("USER", ""), *keys} - {"", "root"}
-        return re.sub("|".join([_PATH, *(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names)]), "<private>", value)
+        return re.sub(private, "<private>", value, flags=re.IGNORECASE)
     if isinstance(value, list):
-        return [_without_names(item) for item in value]
+        return [_without_names(item, private) for item in value]
     if isinstance(value, dict):
-        return {key: _without_names(item) for key, item in value.items() if key != "logger"}
+        named = {_without_names(key, private): item for key, item in value.items() if key != "logger"}
+        return {key: _without_names(item, private) for key, item in named.items()}
     return value
+
+
+def _private() -> str:
+    """Return a pattern of absolute paths, keys, and the names of this machine and its user."""
+    host, keys = socket.gethostname(), (v for k, v in os.environ.items() if re.search("KEY|TOKEN|SECRET|PASSWORD", k))
+    names = {host, host.partition(".")[0], Path.home().name, *map(os.environ.get, ("USER", "LOGNAME")), *keys}
+    # Longest first, since a host's name may begin with the user's. `_` separates words, as in `ann_data`.
+    words = sorted({name for name in names if name and name.lower() not in _public()}, key=len, reverse=True)
+    return "|".join([_PATH, *(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])" for word in words)])
+
+
+@functools.cache
+def _public() -> frozenset[str]:
+    """Return the words of the recipes, tables and formats, which say nothing about a user named like one of them."""
+    root = project_root()
+    texts = map(read_text, [*root.glob("configs/**/*.yaml"), *root.glob("papers/*/tables.yaml")])
+    return frozenset(re.findall(r"[^\W_]+", " ".join([*texts, *INSTRUCTION_SETS, "root step"]).lower()))
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -138,7 +158,9 @@ def checker(paper: Paper, folder: Path) -> Callable[[Record], str]:
             or {record.config_hash, config_hash(record.config)} != {config_hash(request.configuration.config)}
         ):
             return "its configuration is not that of the recipe here, or was edited; update one of the two"
-        if not record.given and record.lineage_hash != request.lineage:
+        parents = {name: (parent.stage, parent.lineage) for name, parent in request.parents.items()}
+        stated = {name: (parent["stage"], parent["lineage_hash"]) for name, parent in record.parents.items()}
+        if not record.given and (record.lineage_hash, stated) != (request.lineage, parents):
             return "it starts from stages of other configurations"
         wrong = [stage for stage in record.given if not _of_the_authors(record, stage, source)]
         return f"the file for {wrong[0]} is not the one that papers/{paper.name}/tables.yaml names" if wrong else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from assemble.reporting.papers import paper_named
 from assemble.stages.layers import classes_in
 from assemble.stages.plan import Planned
 from assemble.stages.recipe_data import dataset_of, entries_read, files_in
+from assemble.stages.request import StageRequest
 from common.data.overview import look_at
 from common.errors import StageError, printable
 
@@ -91,11 +92,11 @@ def needs_of(planned: Sequence[Planned]) -> Needs:
     statuses: dict[str, DatasetStatus] = {}
     rows: dict[tuple[str, str, str], list[Planned]] = {}
     blocked: set[tuple[int, str]] = set()
-    waiting = [item for item in planned if not item.done]
+    waiting, done = [item for item in planned if not item.done], {item.request.key for item in planned if item.done}
     for item in waiting:
         if any(parent.key in blocked for parent in item.request.parents.values()):
             blocked.add(item.request.key)
-        for row in dict.fromkeys(_read_by(item, statuses)):
+        for row in dict.fromkeys([*_read_by(item, statuses), *_lost_checkpoints(item.request, done)]):
             rows.setdefault(row, []).append(item)
             if row[-1]:
                 blocked.add(item.request.key)
@@ -122,6 +123,15 @@ def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tupl
         file = look_at(path, data)
         lacks = f" (without {', '.join(file.missing)})" if file.missing and file.path.exists() else ""
         yield file.file.title, "yes", "" if file.present else f"missing: {file.path}{lacks}"
+
+
+def _lost_checkpoints(request: StageRequest, done: Collection[tuple[int, str]]) -> Iterator[tuple[str, str, str]]:
+    """Yield a row for each finished parent whose checkpoint is missing. Without a child to run, nobody needs it."""
+    for name, parent in request.parents.items():
+        path = request.start(name)
+        if parent.given is None and parent.key in done and path is not None and not path.is_file():
+            problem = f"missing: {path}; restore it, or delete {parent.directory} to train {parent.stage} again"
+            yield f"checkpoint of {parent.stage}", "", problem
 
 
 def _status(entry: dict[str, Any], data: Path, statuses: dict[str, DatasetStatus]) -> DatasetStatus:

@@ -146,7 +146,7 @@ def _stages_to_run(paper: str, selection: Selection, keep: bool, skip_missing: b
 
 
 def _check_files(planned: Sequence[Planned]) -> None:
-    """Check tensor names and shapes in the files that replace stages, if any stage is left to run."""
+    """Check checksums, tensor names and shapes in the files that replace stages, if any stage is left to run."""
     given = {item.request.stage: item for item in planned if item.request.given is not None}
     if not given or all(item.done for item in planned):
         return
@@ -154,16 +154,17 @@ def _check_files(planned: Sequence[Planned]) -> None:
 
     import_lightning()
     from assemble.stages.synthetic import built_without_files
-    from common.encoders.checkpoint_files import CheckpointError
+    from common.encoders.checkpoint_files import CheckpointError, require_intact
 
     for stage, item in given.items():
         check = getattr(optional_part(item.request.paper, "weights"), "check", None)
-        if check is not None:
-            cli = built_without_files(item.run)
-            try:
+        try:
+            require_intact(item.request.checkpoint())
+            if check is not None:
+                cli = built_without_files(item.run)
                 check(item.request.checkpoint(), cli.model, cli.datamodule)
-            except CheckpointError as error:
-                raise StageError(f"the file for {stage} cannot replace it: {error}") from None
+        except CheckpointError as error:
+            raise StageError(f"the file for {stage} cannot replace it: {error}") from None
 
 
 def say(text: str) -> None:

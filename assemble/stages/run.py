@@ -134,11 +134,16 @@ def stage_configuration(request: StageRequest, required: bool = True) -> dict[st
         path = request.start(name)
         if path is None:
             continue
-        if required and (not path.is_file() or (parent.given is None and finished_record(parent) is None)):
+        if required and parent.given is None and finished_record(parent) is None:
             raise StageError(
-                f"{request.stage} starts from {path} ({name}), which does not exist or does not belong to a finished "
-                f"stage with this configuration; first run `assemble reproduce {paper_named(request.paper).short} "
+                f"{request.stage} starts from {parent.stage} ({name}), which is not finished with this configuration; "
+                f"first run `assemble reproduce {paper_named(request.paper).short} "
                 f"--scale {request.scale} --stages {parent.stage}` with the same --seeds, --hardware and --runs"
+            )
+        if required and not path.is_file():
+            raise StageError(
+                f"{request.stage} starts from {path} ({name}), which is missing: restore it, or delete "
+                f"{parent.directory} to train {parent.stage} again"
             )
         if path.is_file():
             config = merge(config, place(config, name, str(path)))

@@ -97,7 +97,7 @@ def below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """Describe missing, unexpected and wrongly shaped tensors in `found`. Empty if all tensors fit."""
+    """Describe missing, unexpected, wrongly shaped and non-finite tensors in `found`. Empty if all tensors fit."""
     shapes = [
         f"{key} {_form(found[key])} instead of {list(value.shape)}"
         for key, value in expected.items()
@@ -107,13 +107,20 @@ def differences(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> 
         ("missing", [key for key in expected if key not in found]),
         ("unexpected", [key for key in found if key not in expected]),
         ("other shape", shapes),
+        # A file of a few bytes can claim any shape, so values count only if all shapes fit.
+        ("not finite", [] if shapes else [key for key in expected if key in found and not _finite(found[key])]),
     ]
     return "; ".join(f"{len(names)} {what}: {first_of(names)}" for what, names in parts if names)
 
 
+def _finite(value: Tensor) -> bool:
+    return not value.is_floating_point() or bool(value.float().isfinite().all())
+
+
 def _form(value: Tensor) -> str:
-    """Describe a tensor: shape, and any layout, quantization or missing content that prevents copying it."""
+    """Describe a tensor: shape, and any layout, quantization, type or missing content that prevents copying it."""
     kinds = {str(value.layout): value.layout != torch.strided, "quantized": value.is_quantized, "meta": value.is_meta}
+    kinds["complex"] = value.is_complex()
     return " ".join([str(list(value.shape)), *(kind for kind, applies in kinds.items() if applies)])
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from common.data.annotations import LanguageCaptions
-from common.data.text import XLMRTokenizer
+from common.data.datasets.captioned import LanguageCaptioned
+from common.data.text import XLMRTokenizer, pad_tokens
 from common.files import cache_folder, exclusive, make_folder, settled, stamp_of, write_whole
 from papers.m3p.masking import Ints
 
@@ -24,13 +25,15 @@ Tokens = npt.NDArray[np.integer[Any]]
 
 
 class CaptionTokens:
-    """The captions of a set in one language. Each caption is tokenized only once."""
+    """The captions of a split of a data set in one language. Each caption is tokenized only once."""
 
-    def __init__(self, captions: LanguageCaptions, tokenizer: XLMRTokenizer) -> None:
-        self.captions = captions
-        self.texts: Sequence[str] = captions.captions.column
+    def __init__(self, dataset: LanguageCaptioned, split: str, language: str, tokenizer: XLMRTokenizer) -> None:
+        self.dataset = dataset
+        self.split = split
+        self.captions = dataset.captions(split, language)
+        self.texts: Sequence[str] = self.captions.captions.column
         self.tokenizer = tokenizer
-        self._tokens = stream_tokens(self.texts, tokenizer, captions.fingerprint())
+        self._tokens = stream_tokens(self.texts, tokenizer, self.captions.fingerprint())
         # A closing token follows every caption, and no piece has its id.
         self._ends = np.flatnonzero(self._tokens == tokenizer.end_id)
 
@@ -94,15 +97,10 @@ def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
     return np.concatenate([order, rng.integers(count, size=max(wanted - count, 0))])
 
 
-def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 0) -> tuple[Ints, Ints]:
-    """Add boundary tokens and padding. Return tokens int64 [P, L], L >= `width`, and numbers of pieces int64 [P]."""
-    lengths = np.array([len(caption) for caption in captions], dtype=np.int64)
-    tokens = np.full((len(captions), max(int(lengths.max(initial=0)) + 2, width)), tokenizer.pad_id, dtype=np.int64)
-    position = np.arange(tokens.shape[1])
-    tokens[:, 0] = tokenizer.start_id
-    tokens[(position > 0) & (position <= lengths[:, None])] = np.concatenate(captions)
-    tokens[np.arange(len(captions)), lengths + 1] = tokenizer.end_id
-    return tokens, lengths
+def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 1) -> Tensor:
+    """Add boundary tokens to the pieces of captions, and padding: int64 [P, L] with L at least `width`."""
+    rows = [(tokenizer.start_id, *pieces, tokenizer.end_id) for pieces in captions]
+    return pad_tokens(rows, tokenizer.pad_id, width)
 
 
 # -- tokens of many texts ----------------------------------------------------------------------------------------------

@@ -117,23 +117,16 @@ class CodeSwitcher:
     def _entry(self, word: str) -> dict[str, list[str]]:
         """Return the translations of a word by language. Add the word's punctuation to each translation."""
         if word not in self._entries:
-            first, last = 0, len(word)
+            core = word
             if self.strip_punctuation and word not in self._words:
-                while first < last and _is_mark(word[first]):
-                    first += 1
-                while first < last and _is_mark(word[last - 1]):
-                    last -= 1
-            core = word[first:last]
+                core = word.strip("".join(sign for sign in word if unicodedata.category(sign)[0] == "P"))
             languages = self._words.get(core) or (self._words.get(core.lower()) if self.lower_case else None) or {}
+            first = word.index(core)
+            before, after = word[:first], word[first + len(core) :]
             self._entries[word] = {
-                language: [f"{word[:first]}{text}{word[last:]}" for text in texts]
-                for language, texts in languages.items()
+                language: [f"{before}{text}{after}" for text in texts] for language, texts in languages.items()
             }
         return self._entries[word]
-
-
-def _is_mark(sign: str) -> bool:
-    return unicodedata.category(sign)[0] == "P"
 
 
 def read_dictionary(path: Path) -> list[tuple[str, str]]:

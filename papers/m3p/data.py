@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
 from torch.utils.data import DataLoader, Subset
 
+from common.data.datasets.captioned import LanguageCaptioned
 from common.data.datasets.wikipedia import WikipediaText
 from common.data.listing import spread
 from common.data.text import XLMRTokenizer
@@ -16,22 +18,31 @@ from common.data.worlds.base import World
 from common.training.data_module import ShardedDataModule
 from common.training.examples import Example, RandomTensors
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveInt
-from papers.m3p.candidates import Candidates, Groups, InBatch
-from papers.m3p.captions import CaptionPool, CaptionTokens, file_identity, stream_tokens
+from papers.m3p.captions import CaptionTokens, file_identity, stream_tokens
 from papers.m3p.code_switching import CodeSwitcher
 from papers.m3p.encoder import M3PEncoder
 from papers.m3p.examples import example_step
+from papers.m3p.images import RegionItems
 from papers.m3p.masking import DEFAULT_MASKING, Masking
-from papers.m3p.pairs import LanguageSet, PairCollator, PairItems, RegionItems, find_images
+from papers.m3p.pairs import Candidates, Groups, InBatch, PairItems
 from papers.m3p.regions import prepare_regions
-from papers.m3p.search import TEST, EvaluationSet
+from papers.m3p.search import EvaluationSet
 from papers.m3p.streams import LanguageStream, MultitaskSteps, Schedule, language_probabilities
 
-TRAIN = "train"
+TRAIN, TEST = "train", "test"
 #: Number of captions per set to measure dictionary coverage with.
 COUNTED_CAPTIONS = 20_000
 #: Largest fraction of test images that may lack regions, because missing images raise recall.
 MOST_UNSEARCHED = 0.01
+
+
+@dataclass(eq=False)
+class LanguageSet:
+    """Captioned images in one language; a pre-training epoch shows `captions_per_image` captions of each image."""
+
+    dataset: LanguageCaptioned
+    language: str = "en"
+    captions_per_image: int = 1
 
 
 class RegionTextData(ShardedDataModule):
@@ -104,10 +115,9 @@ class RegionTextData(ShardedDataModule):
         self.test_batch_size = test_batch_size
         self.test_images, self.test_captions = test_images, test_captions
         self.cut_test_captions = cut_test_captions
-        self.collator = PairCollator(tokenizer, None, max_regions)
-        #: The tokens of a data set's captions, by split and language.
-        self.captions_of: Callable[[Any, str, str], CaptionTokens] = cache(
-            lambda dataset, split, language: CaptionTokens(dataset.captions(split, language), tokenizer)
+        #: The captions of a split of a set.
+        self.captions_of: Callable[[LanguageSet, str], CaptionTokens] = cache(
+            lambda captioned, split: CaptionTokens(captioned.dataset, split, captioned.language, tokenizer)
         )
         #: Pairs to train on, pairs to compare weights on, and sets to search; `setup` sets them.
         self.training_pairs: list[PairItems] = []
@@ -168,18 +178,12 @@ class RegionTextData(ShardedDataModule):
     def pairs_of(self, sets: Sequence[LanguageSet], captions_per_image: int, split: str = TRAIN) -> PairItems:
         """Pool the pairs of `sets` by image. Mask and code-switch captions only in the training split."""
         training = split == TRAIN
-        captions = [self.captions_of(captioned.dataset, split, captioned.language) for captioned in sets]
-        listing, keys, features = find_images(sets, captions, split, self.max_skipped_fraction)
         pairs = PairItems(
-            CaptionPool(captions, keys),
+            [self.captions_of(captioned, split) for captioned in sets],
             self.candidates,
-            max_pieces=self.tokenizer.max_tokens - 2,
-            captions_per_image=captions_per_image,
-            masked=training and self.masking is not None,
+            captions_per_image,
+            masking=self.masking if training else None,
             switcher=self.code_switching if training else None,
-            listing=listing,
-            keys=keys,
-            features=features,
             max_regions=self.max_regions,
             distributions=self.distributions,
             **self.item_options,
@@ -193,7 +197,7 @@ class RegionTextData(ShardedDataModule):
             raise ValueError("model.selection is best: set data.validation_split to the split to select by")
         count = min(len(self.validation), self.validation_items or len(self.validation))
         size = max(self.batch_size // self.trainer.world_size, 1)
-        return self.evaluation_loader(Subset(self.validation, range(count)), size, "validation", self.collator.step)
+        return self.evaluation_loader(Subset(self.validation, range(count)), size, "validation", self.validation.step)
 
     # -- search --------------------------------------------------------------------------------------------------------
 
@@ -202,16 +206,14 @@ class RegionTextData(ShardedDataModule):
         evaluation_sets: list[EvaluationSet] = []
         shared: dict[tuple[Any, ...], RegionItems] = {}
         limit = min(self.max_skipped_fraction, MOST_UNSEARCHED)
-        options = {**self.item_options, "max_skipped_fraction": limit, "max_regions": self.max_regions}
+        options = {**self.item_options, "max_skipped_fraction": limit}
         longest = self.tokenizer.max_tokens if self.cut_test_captions else None
         for name, captioned in self.test_sets.items():
-            dataset = captioned.dataset
-            captions = self.captions_of(dataset, TEST, captioned.language)
-            listing, keys, features = find_images([captioned], [captions], TEST, limit, self.test_images)
-            key = (type(dataset), dataset.root, features.paths, tuple(keys))
-            if key not in shared:
-                shared[key] = RegionItems(listing, keys, features, **options)
-            evaluation_sets.append(EvaluationSet(name, captioned, shared[key], captions, self.test_captions, longest))
+            captions = self.captions_of(captioned, TEST)
+            images = RegionItems([captions], self.max_regions, first=self.test_images, **options)
+            key = (type(captioned.dataset), captioned.dataset.root, images.features.paths, tuple(images.keys))
+            images = shared.setdefault(key, images)
+            evaluation_sets.append(EvaluationSet(name, images, captions, self.test_captions, longest))
         return evaluation_sets
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
@@ -228,7 +230,7 @@ class RegionTextData(ShardedDataModule):
     def _switched_texts(self, language: str) -> list[str]:
         """Return the training captions in the language to code-switch. Sample large sets."""
         sets = [captioned for captioned in self.training_sets if captioned.language == language]
-        columns = [self.captions_of(captioned.dataset, TRAIN, language).texts for captioned in sets]
+        columns = [self.captions_of(captioned, TRAIN).texts for captioned in sets]
         return [texts[number] for texts in columns for number in spread(len(texts), COUNTED_CAPTIONS)]
 
     def describe(self) -> dict[str, dict[str, Any]]:
@@ -321,13 +323,13 @@ class PretrainingData(RegionTextData):
                     f"data.{name} ({getattr(self, name)}) must be divisible by the number of processes "
                     f"({trainer.world_size})"
                 )
-        probabilities = language_probabilities(self.sentences, self.language_alpha) if self.streams else {}
         steps = MultitaskSteps(
             self.streams,
-            list(probabilities.values()),
+            language_probabilities(list(self.sentences.values()), self.language_alpha),
             self.training_pairs,
-            PairCollator(self.tokenizer, self.masking, self.max_regions),
             self.schedule,
+            self.tokenizer,
+            self.masking,
             trainer.global_rank,
             trainer.world_size,
         )
@@ -380,7 +382,7 @@ class RetrievalData(RegionTextData):
         self.training_pairs = [self.pairs_of(self.training_sets, self.captions_per_image)]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self.training_loader(self.training_pairs[0], collate_fn=self.collator.step)
+        return self.training_loader(self.training_pairs[0], collate_fn=self.training_pairs[0].step)
 
 
 def check_sizes(encoder: M3PEncoder, data: RegionTextData) -> None:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from common.training.examples import Example, RandomTensors, batches_of_epoch
-from papers.m3p.candidates import Groups
 from papers.m3p.encoder import M3P
 from papers.m3p.masking import DEFAULT_MASKING
+from papers.m3p.pairs import Groups
 
 #: Range of random word ids, which every vocabulary has.
 WORDS = (5, 900)
@@ -49,7 +49,7 @@ def _text(data: Any, size: int, draw: RandomTensors) -> dict[str, Tensor]:
 
 
 def _pairs(data: Any, model: M3P, size: int, draw: RandomTensors) -> dict[str, dict[str, Tensor]]:
-    """Make a batch of pairs of maximum length, with the fields that `PairCollator` makes."""
+    """Make a batch of pairs of maximum length, with the fields that `PairItems` makes."""
     length, count, masking = data.tokenizer.max_tokens, data.max_regions, data.masking
     width, classes = model.encoder.feature_dim, model.region_heads.classifier.out_features
     rows = size * data.candidates.count if isinstance(data.candidates, Groups) else size
@@ -72,7 +72,9 @@ def _pairs(data: Any, model: M3P, size: int, draw: RandomTensors) -> dict[str, d
         }
         if data.distributions:
             batch["region_distributions"] = draw.uniform(regions, classes).softmax(-1)
+    number = torch.arange(size)
     if isinstance(data.candidates, Groups):
-        batch["positive"] = torch.zeros(size, dtype=torch.int64)
-        return {"t2i": batch, "i2t": batch}
-    return {"in_batch": batch | {"group": torch.arange(size)}}
+        first = number * data.candidates.count
+        return dict.fromkeys(("t2i", "i2t"), batch | {"true": first, "false": first + 1})
+    pairs = {"true": number * (size + 1), "false": number * size + number.roll(-1)}
+    return {"in_batch": batch | {"group": number, **pairs}}

@@ -1,6 +1,6 @@
 """Training losses of M3P, computed from one forward pass per group of pairs.
 
-A text `block` comes from `MultitaskSteps`, and a `batch` of pairs from `PairCollator`.
+A text `block` comes from `MultitaskSteps`, and a `batch` of pairs from `PairItems.collate`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from common.losses.masked import (
     masked_region_kl,
     masked_region_regression,
 )
-from common.losses.matching import image_text_matching, in_batch_matching
+from common.losses.matching import candidate_matching, image_text_matching, in_batch_matching
 from common.memory.collective import share_of_mean
-from papers.m3p.candidates import candidates_of
-from papers.m3p.encoder import M3P
+from papers.m3p.encoder import M3P, all_pairs
 
 
 def text_terms(model: M3P, block: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -56,20 +55,21 @@ def pair_terms(
     def trains(*names: str) -> bool:
         return any(weights.get(name, 0.0) > 0 for name in names)
 
-    encoder, candidates = model.encoder, candidates_of(batch)
+    encoder, in_batch = model.encoder, "group" in batch
+    join = all_pairs if in_batch else _each_pair
     image = encoder.start_regions(batch["regions"], batch["boxes"], batch["region_mask"])
     text = encoder.start_text(batch["tokens"], batch["token_mask"], image.shape[1])
-    start = candidates.joined(image, text)
-    mask = candidates.joined(batch["region_mask"], batch["token_mask"])
-    true, false = candidates.true_and_false(batch)
+    start, mask = join(image, text), join(batch["region_mask"], batch["token_mask"])
+    true, false = batch["true"], batch["false"]
     aligned = trains("alignment", "itm")
     whole = torch.cat([true, false]) if aligned else true
     first, hidden = encoder.encode_pairs(start, mask, whole)
 
     logits = model.match_head(first).float()
     scores = logits.unflatten(0, (len(true), -1))
-    ce, bce = candidates.match(scores, batch)
-    terms = {"vlm_ce": ce, "vlm_bce": bce, "accuracy": _accuracy(scores.detach(), true % scores.shape[1])}
+    positive = true % scores.shape[1]
+    ce, bce = in_batch_matching(scores, batch["group"]) if in_batch else candidate_matching(scores, positive)
+    terms = {"vlm_ce": ce, "vlm_bce": bce, "accuracy": _accuracy(scores.detach(), positive)}
     if trains("contrast"):
         terms["contrast"], _ = embedding_contrast(model, batch, temperature)
     positions = hidden[: len(true)].flatten(0, 1)
@@ -86,6 +86,11 @@ def pair_terms(
         chosen = logits[whole]
         terms["itm"] = image_text_matching(torch.stack([torch.zeros_like(chosen), chosen], 1), matched.long())
     return terms
+
+
+def _each_pair(images: Tensor, texts: Tensor) -> Tensor:
+    """Concatenate rows [P, R, ...] and [P, L, ...] to pairs [P, R + L, ...]."""
+    return torch.cat([images, texts], dim=1)
 
 
 def _accuracy(scores: Tensor, target: Tensor) -> Tensor:

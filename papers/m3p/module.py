@@ -19,10 +19,10 @@ from common.training.optimizers import clip_by_norm, fused, warm_up_then_inverse
 from common.training.selection import BestWeights
 from common.types import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from papers.m3p import monitoring
-from papers.m3p.candidates import InBatch
 from papers.m3p.data import RegionTextData, check_sizes
 from papers.m3p.encoder import M3P
 from papers.m3p.loss import pair_terms, text_terms
+from papers.m3p.pairs import InBatch
 from papers.m3p.search import RetrievalTest
 from papers.m3p.weights import load_into_model
 

@@ -1,13 +1,10 @@
-"""Images as regions, pairs of image and caption, groups of candidates, and batches of them.
-
-A sample contains its random numbers; masking, padding and normalizing act on a whole batch ([6.2] and [9]).
-"""
+"""Pairs of images and captions: the candidates for each image and caption, as samples and batches ([6.2] and [9])."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,204 +12,173 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from common.data.datasets.captioned import LanguageCaptioned
-from common.data.item_dataset import Item, ItemDataset, Sample, TooManyBrokenFiles
-from common.data.listing import UNLABELED, Listing, file_names
+from common.data.item_dataset import Item, Sample
 from common.data.media import MediaError
-from common.data.regions import RegionError, RegionFeatures, Regions
-from common.data.sequences import Texts
-from common.data.text import XLMRTokenizer
-from papers.m3p.candidates import KINDS, Candidates, PairGroup
+from common.data.regions import Regions
 from papers.m3p.captions import CaptionPool, CaptionTokens, Tokens, forced_captions, pad_captions
 from papers.m3p.code_switching import CodeSwitcher
+from papers.m3p.images import RegionItems, pad_regions
 from papers.m3p.masking import NO_LABEL, REGION_NOISE, WORD_NOISE, Ints, Masking, mask_regions, mask_words
 
-
-@dataclass
-class LanguageSet:
-    """Captioned images in one language; a pre-training epoch shows `captions_per_image` captions of each image."""
-
-    dataset: LanguageCaptioned
-    language: str = "en"
-    captions_per_image: int = 1
+#: Maximum draws per candidate before an item fails; a draw may be the true pair, repeated or unreadable.
+ATTEMPTS = 100
 
 
-# -- images ------------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True, eq=False)
+class PairGroup:
+    """The candidates for one image or caption; for in-batch matching, a single true pair.
 
-
-def find_images(
-    sets: Sequence[LanguageSet],
-    captions: Sequence[CaptionTokens],
-    split: str,
-    max_missing: float,
-    first: int | None = None,
-) -> tuple[Listing, Sequence[str], RegionFeatures]:
-    """Find the images of some sets that have captions and regions. Return listing, keys, and features by key.
-
-    Read only the `first` images, and accept up to a fraction `max_missing` of images without regions. Sets share the
-    images with the same key. A set with its own split of COCO's images (COCO-CN) adds captions to COCO, but no images,
-    because some of its training images are COCO's test images. The released code also pools 113,287 images of COCO [9].
+    Args:
+        captions, images: pieces and regions; one caption and N images, N captions and one image, or one of each.
+        positive: position of the true pair.
+        noise: random numbers for masking: `text` [N], `words` [N, tokens, 3], `regions` [N, regions, 2]. Empty without
+            masking.
+        image_group: images with the same number show the same thing.
     """
-    datasets: list[Any] = [captioned.dataset for captioned in sets]
-    paths = tuple(dict.fromkeys(path for dataset in datasets for path in dataset.region_paths(split)))
-    features = datasets[0].regions(split)
-    if paths != features.paths:
-        features = RegionFeatures(paths, datasets[0].region_keys)
-    sources = [getattr(dataset, "coco", dataset).name for dataset in datasets]
-    whole = {source for source, dataset in zip(sources, datasets) if not dataset.own_splits}
-    adding = [
-        tokens.captions.keys
-        for source, dataset, tokens in zip(sources, datasets, captions)
-        if not (dataset.own_splits and source in whole)
-    ]
-    # Keep the `keys` object of a single set, which makes later comparisons fast.
-    keys: Sequence[str] = adding[0] if len(adding) == 1 else list(dict.fromkeys(key for keys in adding for key in keys))
-    keys = keys[:first] if first is not None and first < len(keys) else keys
-    total, missing = len(keys), features.missing(keys)
-    if missing:
-        lacking = set(missing)
-        keys = Texts(key for key in keys if key not in lacking)
-    name = "+".join(dict.fromkeys(dataset.name for dataset in datasets))
-    if len(missing) > max_missing * total or not len(keys):
-        raise TooManyBrokenFiles(
-            f"{name}, {split}: {len(missing)} of {total} images have no region features in "
-            f"{', '.join(map(str, paths))}, more than {100 * max_missing:g} %; first {', '.join(missing[:5])}. Extract "
-            "them, or for training raise data.max_skipped_fraction"
-        )
-    languages = ",".join(dict.fromkeys(captioned.language for captioned in sets))
-    listing = Listing(
-        name, f"{split}; {languages}", datasets[0].root, (), file_names(keys), np.full(len(keys), UNLABELED),
-        missing=len(missing), missing_names=tuple(missing[:20]),
-    )  # fmt: skip
-    return listing, keys, features
+
+    captions: list[Tokens]
+    images: list[Regions]
+    positive: int
+    noise: Mapping[str, npt.NDArray[np.float64]]
+    image_group: int = 0
+
+    def __len__(self) -> int:
+        return max(len(self.captions), len(self.images))
 
 
-class RegionItems(ItemDataset):
-    """Images as regions, for evaluation: `regions` and `index`. Caches all images if `cache_bytes` is large enough."""
+# -- candidates --------------------------------------------------------------------------------------------------------
 
-    def __init__(
-        self,
-        listing: Listing,
-        keys: Sequence[str],
-        features: RegionFeatures,
-        max_regions: int,
-        cache_bytes: int = 0,
-        distributions: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(listing, **options)
-        self.keys = keys
-        self.features = features
-        self.max_regions = max_regions
-        self.distributions = distributions
-        numbers = len(keys) * max_regions * (features.feature_size + 7)
-        self._cache: dict[int, Regions] | None = {} if numbers * 4 <= cache_bytes else None
 
-    def regions(self, image: int) -> Regions:
-        if self._cache is not None and image in self._cache:
-            return self._cache[image]
-        key = self.keys[image]
-        try:
-            stored = self.features[key]
-        except RegionError as error:
-            raise MediaError(f"{self.listing.name}, picture {key}: {error}") from error
-        if self.distributions and stored.distribution is None:
+@dataclass(frozen=True)
+class Groups:
+    """Draws N images for every caption (`t2i`) and N captions for every image (`i2t`) from the whole set.
+
+    Other captions of the image, and captions of images that show the same thing, also match, so they are never
+    negatives. The released pre-training code only excludes the caption itself. Row g * N + n of a batch is pair n of
+    group g.
+
+    Source: [6.2] and [9].
+    """
+
+    count: int
+
+    def check(self, pairs: PairItems, world_size: int) -> None:
+        most = len(pairs.pool) + 1 - int(np.bincount(pairs.pool.groups).max())
+        if not 2 <= self.count <= most:
+            listing = pairs.listing
             raise ValueError(
-                f"{self.listing.name}: data.distributions is true, but the region features have no `distribution`; "
-                "extract them with it, or set data.distributions to false"
+                f"data.candidates is {self.count}, but must be from 2 to {most}: {listing.name}, {listing.version}, "
+                f"has {len(pairs.pool)} images; or set data.vlm_candidates to in_batch"
             )
-        regions = stored.first(self.max_regions, self.distributions)
-        if self._cache is not None:
-            self._cache[image] = regions
-        return regions
 
-    def read(self, item: Item, rng: np.random.Generator) -> Sample:
-        return {"regions": self.regions(item.file)}
+    def draw(self, pairs: PairItems, image: int, caption: int, rng: np.random.Generator) -> dict[str, PairGroup]:
+        regions = pairs.regions(image)
+        # Draw the random numbers in this order: images for the caption, then captions for the image.
+        positive = int(rng.integers(self.count))
+        images = list(islice(self._readable(pairs, image, rng), self.count - 1))
+        images.insert(positive, regions)
+        noise = pairs.noise(self.count, rng)
+        t2i = PairGroup([pairs.pieces(caption, rng)], images, positive, noise)
+        positive = int(rng.integers(self.count))
+        others = [other for _, other in islice(self.negatives(pairs, image, rng), self.count - 1)]
+        noise = pairs.noise(self.count, rng)
+        captions = [pairs.pieces(number, rng) for number in [*others, caption]]
+        captions.insert(positive, captions.pop())
+        return {"t2i": t2i, "i2t": PairGroup(captions, [regions], positive, noise)}
 
-    def collate(self, samples: Sequence[Sample]) -> dict[str, Tensor]:
-        """Make a batch of images: the fields that `region_batch` returns, and `index` [B]."""
-        index = torch.stack([sample["index"] for sample in samples])
-        return region_batch([sample["regions"] for sample in samples], self.max_regions) | {"index": index}
+    def negatives(self, pairs: PairItems, image: int, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+        """Yield random other images, each at most once, with one of the image's captions."""
+        pool, drawn = pairs.pool, set[int]()
+        for _ in range(ATTEMPTS * self.count):
+            other = int(rng.integers(len(pool)))
+            captions = pool.of(other)
+            number = int(captions[int(rng.random() * len(captions))])
+            if other not in drawn and pool.groups[other] != pool.groups[image]:
+                drawn.add(other)
+                yield other, number
+        raise MediaError(f"{pairs.listing.name}: too few usable images to draw negatives from")
 
-    def fill_cache(self) -> None:
-        if self._cache is not None:
-            for file in range(len(self.listing)):
-                with contextlib.suppress(MediaError):  # `read` raises the error again and counts it
-                    self.regions(file)
+    def _readable(self, pairs: PairItems, image: int, rng: np.random.Generator) -> Iterator[Regions]:
+        """Yield the regions of negative images. Skip and count unreadable images."""
+        for other, _ in self.negatives(pairs, image, rng):
+            try:
+                yield pairs.regions(other)
+            except MediaError as error:
+                pairs.skipped.record(other, error)
 
-    def preview(self, item: int) -> npt.NDArray[np.uint8]:
-        raise ValueError("region features hold no picture")
+    def rows(self, groups: Sequence[PairGroup]) -> dict[str, Ints]:
+        """Return the rows [G] of the true pairs, and the rows [G] of one false pair per group."""
+        positive = np.array([group.positive for group in groups])
+        first = np.arange(len(groups)) * self.count
+        return {"true": first + positive, "false": first + (positive + 1) % self.count}
 
 
-def pad_regions(images: Sequence[Regions], rows: int) -> dict[str, npt.NDArray[Any]]:
-    """Stack the regions of several images, padded with zeros to `rows` each.
+@dataclass(frozen=True)
+class InBatch:
+    """Compares all images and captions of a batch of B true pairs. Only the miniature uses this class ([13.2]).
 
-    Text starts after the last region row. Its position affects the encoder's output, so it must not depend on the other
-    images of a batch, process or data set.
-
-    Returns:
-        `features` float32 [P, R, F], `boxes` float32 [P, R, 5], `classes` int64 [P, R], `mask` bool [P, R], and
-        `distribution` float32 [P, R, C] if the images have it.
+    Pair i * B + j has image i and caption j. Pairs with the same number in `group` [B] aren't negatives of each other.
     """
-    mask = np.arange(rows) < np.array([len(image) for image in images])[:, None]
-    columns: dict[str, npt.NDArray[Any]] = {"mask": mask}
-    for name, of in (
-        ("features", "features"), ("boxes", "box_vectors"), ("classes", "labels"), ("distribution", "distribution")
-    ):  # fmt: skip
-        parts = [getattr(image, of) for image in images]
-        if parts[0] is not None:
-            columns[name] = np.zeros((*mask.shape, *parts[0].shape[1:]), dtype=parts[0].dtype)
-            columns[name][mask] = np.concatenate(parts)
-    return columns
+
+    def check(self, pairs: PairItems, world_size: int) -> None:
+        if world_size > 1:
+            raise ValueError(
+                "trainer.devices: data.vlm_candidates in_batch compares all pairs of a batch on one device; "
+                "use one device, or set data.vlm_candidates to groups"
+            )
+
+    def draw(self, pairs: PairItems, image: int, caption: int, rng: np.random.Generator) -> dict[str, PairGroup]:
+        regions = pairs.regions(image)
+        pieces, noise = [pairs.pieces(caption, rng)], pairs.noise(1, rng)
+        return {"in_batch": PairGroup(pieces, [regions], 0, noise, int(pairs.pool.groups[image]))}
+
+    def rows(self, groups: Sequence[PairGroup]) -> dict[str, Ints]:
+        """Return the rows [B] of the true pairs and of one false pair per image, and `group`.
+
+        A false pair has the next caption of another group or, if all captions have the same group, the next caption.
+        """
+        group, size = np.array([group.image_group for group in groups]), len(groups)
+        number = np.arange(size)
+        distance = (number[None, :] - number[:, None]) % size
+        distance[group[:, None] == group[None, :]] = size
+        other = np.where((distance < size).any(1), distance.argmin(1), (number + 1) % size)
+        return {"group": group, "true": number * (size + 1), "false": number * size + other}
 
 
-def unit_length(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Scale vectors to length 1; zero vectors stay zero."""
-    lengths = np.sqrt(np.einsum("...f,...f->...", features, features))[..., None]
-    return features / np.maximum(lengths, np.float32(1e-12))
+Candidates = Groups | InBatch
 
 
-def region_batch(images: Sequence[Regions], rows: int) -> dict[str, Tensor]:
-    """Turn images into encoder inputs: `regions` [B, R, F], `boxes` [B, R, 5] and `region_mask` bool [B, R]."""
-    columns = pad_regions(images, rows)
-    return {
-        "regions": torch.from_numpy(unit_length(columns["features"])),
-        "boxes": torch.from_numpy(columns["boxes"]),
-        "region_mask": torch.from_numpy(columns["mask"]),
-    }
-
-
-# -- pairs -------------------------------------------------------------------------------------------------------------
+# -- samples and batches -----------------------------------------------------------------------------------------------
 
 
 class PairItems(RegionItems):
     """One caption of each image per pass, with candidates. A sample has a `PairGroup` of each kind.
 
+    A sample contains its random numbers; masking and padding act on a whole batch.
+
     Args:
-        pool: the captions, in the order of the images.
-        max_pieces: longest caption, without boundary tokens.
         captions_per_image: captions per image and epoch. Captions repeat if an image has fewer.
-        masked: whether to draw the random numbers for masking.
+        masking: None masks nothing.
         switcher: translates words of captions.
         options: see `RegionItems`.
     """
 
     def __init__(
         self,
-        pool: CaptionPool,
+        captions: Sequence[CaptionTokens],
         candidates: Candidates,
-        max_pieces: int,
         captions_per_image: int,
-        masked: bool,
+        masking: Masking | None,
         switcher: CodeSwitcher | None,
         **options: Any,
     ) -> None:
-        super().__init__(passes=captions_per_image, **options)
-        self.pool = pool
+        super().__init__(captions, passes=captions_per_image, **options)
+        self.pool = CaptionPool(captions, self.keys)
         self.candidates = candidates
-        self.max_pieces = max_pieces
-        self.masked = masked
+        self.masking = masking
         self.switcher = switcher
+        self.tokenizer = captions[0].tokenizer
+        self.max_pieces = self.tokenizer.max_tokens - 2  # without boundary tokens
 
     def read(self, item: Item, rng: np.random.Generator) -> Sample:
         return self.candidates.draw(self, item.file, self._caption(item), rng)
@@ -232,12 +198,12 @@ class PairItems(RegionItems):
         pieces = tokens.pieces(row)
         if self.switcher is not None and tokens.captions.language == self.switcher.source:
             text = self.switcher.switch(tokens.texts[row], rng)
-            pieces = np.array(tokens.tokenizer.pieces([text])[0], dtype=np.int64)
+            pieces = np.array(self.tokenizer.pieces([text])[0], dtype=np.int64)
         return pieces[: self.max_pieces]
 
     def noise(self, pairs: int, rng: np.random.Generator) -> dict[str, npt.NDArray[np.float64]]:
         """Draw the random numbers for masking some pairs."""
-        if not self.masked:
+        if self.masking is None:
             return {}
         return {
             "text": rng.random(pairs),
@@ -245,76 +211,61 @@ class PairItems(RegionItems):
             "regions": rng.random((pairs, self.max_regions, REGION_NOISE)),
         }
 
-
-@dataclass
-class PairCollator:
-    """Makes batches of `PairItems` samples with `max_regions` region rows, and masks them if `masking` is set."""
-
-    tokenizer: XLMRTokenizer
-    masking: Masking | None
-    max_regions: int
-
     def step(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Make a training step from samples, in the form of `MultitaskSteps`."""
         index = torch.tensor([int(sample["index"]) for sample in samples])
-        return {"xmlm": [], "relations": [self(samples)], "index": index}
+        return {"xmlm": [], "relations": [self.collate(samples)], "index": index}
 
-    def __call__(self, samples: Sequence[Sample]) -> dict[str, dict[str, Tensor]]:
-        """Make a batch of each kind in the samples. `Candidates.joined` combines the images and captions to pairs.
+    def collate(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """Make a batch of each kind in the samples, and mask it.
 
         Returns:
             `tokens` int64 [P, L], padded at the end, and `token_mask` bool [P, L]; `regions` float32 [P, R, F], of
-            length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; `positive` int64 [G], or `group`
-            int64 [P] for in-batch pairs. Masking adds what to predict of the true pairs: the places [K] of words or
-            regions in the G joined sequences of length R + L, and `word_targets`, or `region_classes`,
-            `region_features` and possibly `region_distributions`.
+            length 1 or 0, `boxes` float32 [P, R, 5] and `region_mask` bool [P, R]; rows of pairs, see
+            `Candidates.rows`. Masking adds what to predict of the true pairs: the places [K] of words or regions in the
+            G joined sequences of length R + L, and `word_targets`, or `region_classes`, `region_features` and possibly
+            `region_distributions`.
         """
-        batch: dict[str, dict[str, Tensor]] = {}
-        for kind, candidates in KINDS.items():
-            if kind in samples[0]:
-                groups: list[PairGroup] = [sample[kind] for sample in samples]
-                batch[kind] = self._join(groups) | candidates.targets(groups)
-        return batch
+        kinds = [kind for kind, group in samples[0].items() if isinstance(group, PairGroup)]
+        return {kind: self._join([sample[kind] for sample in samples]) for kind in kinds}
 
     def _join(self, groups: Sequence[PairGroup]) -> dict[str, Tensor]:
         pairs = len(groups) * len(groups[0])
-        tokens, lengths = pad_captions([caption for group in groups for caption in group.captions], self.tokenizer)
+        tokens = pad_captions([pieces for group in groups for pieces in group.captions], self.tokenizer).numpy()
         regions = pad_regions([image for group in groups for image in group.images], self.max_regions)
         # Repeat a group's single caption or image for each of its pairs.
-        tokens, lengths = (np.repeat(rows, pairs // len(rows), axis=0) for rows in (tokens, lengths))
+        tokens = np.repeat(tokens, pairs // len(tokens), axis=0)
         regions = {name: np.repeat(rows, pairs // len(rows), axis=0) for name, rows in regions.items()}
         columns: dict[str, npt.NDArray[Any]] = {
             "tokens": tokens,
-            "token_mask": np.arange(tokens.shape[1]) < lengths[:, None] + 2,
-            "regions": regions["features"],
+            "token_mask": tokens != self.tokenizer.pad_id,
+            "regions": regions["regions"],
             "boxes": regions["boxes"],
-            "region_mask": regions["mask"],
+            "region_mask": regions["region_mask"],
+            **self.candidates.rows(groups),
         }
         if self.masking is not None:
-            columns |= self._masked(groups, tokens, lengths, regions, self.masking)
-        columns["regions"] = unit_length(columns["regions"])
+            columns |= self._masked(groups, tokens, regions, self.masking)
         return {name: torch.from_numpy(column) for name, column in columns.items()}
 
     def _masked(
         self,
         groups: Sequence[PairGroup],
         tokens: Ints,
-        lengths: Ints,
         regions: Mapping[str, npt.NDArray[Any]],
         masking: Masking,
     ) -> dict[str, npt.NDArray[Any]]:
         """Return masked tokens and regions, and what to predict: places in the true pairs' sequences, and targets."""
         noise = {name: np.concatenate([group.noise[name] for group in groups]) for name in groups[0].noise}
-        position = np.arange(tokens.shape[1])
         masked_tokens, words = mask_words(
             tokens,
-            (position > 0) & (position <= lengths[:, None]),
+            tokens > self.tokenizer.end_id,  # neither boundary tokens nor padding
             noise["words"][:, : tokens.shape[1]],
             self.tokenizer.mask_id,
             self.tokenizer.vocabulary_size,
             masking,
         )
-        zeroed, classes = mask_regions(regions["classes"], regions["mask"], noise["regions"], masking)
+        zeroed, classes = mask_regions(regions["classes"], regions["region_mask"], noise["regions"], masking)
         # A pair has either masked words or masked regions; only true pairs are predicted.
         masks_words = noise["text"] < masking.text_fraction
         true = np.arange(len(groups)) * len(groups[0]) + [group.positive for group in groups]
@@ -323,7 +274,7 @@ class PairCollator:
         length = self.max_regions + tokens.shape[1]
         columns = {
             "tokens": np.where(masks_words[:, None], masked_tokens, tokens),
-            "regions": np.where((zeroed & ~masks_words[:, None])[:, :, None], np.float32(0), regions["features"]),
+            "regions": np.where((zeroed & ~masks_words[:, None])[:, :, None], np.float32(0), regions["regions"]),
             "word_places": word_row * length + self.max_regions + word,
             "word_targets": words[true[word_row], word],
             "region_places": region_row * length + region,

@@ -29,9 +29,8 @@ from common.metrics.gathering import RowsOncePerSample, gather_rows
 from common.metrics.retrieval import owner_rows, score_retrieval
 from papers.m3p.captions import CaptionPool, CaptionTokens, pad_captions
 from papers.m3p.encoder import M3P, similar_lengths
-from papers.m3p.pairs import LanguageSet, RegionItems
+from papers.m3p.images import RegionItems
 
-TEST = "test"
 #: Seconds between two saves of partial scores.
 SAVE_EVERY = 60.0
 
@@ -51,29 +50,28 @@ class EvaluationSet:
     def __init__(
         self,
         name: str,
-        source: LanguageSet,
         images: RegionItems,
         captions: CaptionTokens,
         each: int | None = None,
         longest: int | None = None,
     ) -> None:
         self.name = name
-        self.source = source
         self.images = images
+        self.dataset, self.split = captions.dataset, captions.split
+        self.language = captions.captions.language
         self.texts = captions.texts
         pool = CaptionPool([captions], images.keys)
         chosen = [(int(number), image) for image in range(len(pool)) for number in pool.of(image)[:each]]
         self.numbers, self.owner = torch.tensor(chosen).T.contiguous()
         width = min(captions.longest() + 2, longest or sys.maxsize)
         pieces = [captions.pieces(number)[: width - 2] for number, _ in chosen]
-        tokens, lengths = pad_captions(pieces, captions.tokenizer, width)
-        self.tokens = torch.from_numpy(tokens)
-        self.token_mask = torch.from_numpy(np.arange(width) < lengths[:, None] + 2)
+        self.tokens = pad_captions(pieces, captions.tokenizer, width)
+        self.token_mask = self.tokens != captions.tokenizer.pad_id
 
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:
         """Read the picture of an image, uint8 [H, W, 3]. None if the set has regions but no pictures."""
         try:
-            return np.asarray(read_image(self.source.dataset.image_path(self.images.keys[image], TEST)))
+            return np.asarray(read_image(self.dataset.image_path(self.images.keys[image], self.split)))
         except MediaError:
             return None
 
@@ -126,16 +124,15 @@ def exactly(caption_image: Tensor, captions_per_image: int) -> Tensor:
     """Choose columns [N * k] of the scores, with exactly k captions per image: the first k, or all of them repeated.
 
     The released code chooses k at random. Copies of a caption count separately among the best K results.
-    `caption_image` int64 [M] is the row of each caption's image; every row occurs.
+    `caption_image` int64 [M] is the row of each caption's image. Every row must occur.
 
     Source: [8] and [10].
     """
     order = caption_image.argsort(stable=True)
     counts = caption_image.bincount()
     starts = counts.cumsum(0) - counts
-    described = counts.nonzero()[:, 0]
-    offset = torch.arange(captions_per_image)[None] % counts[described, None]
-    return order[(starts[described, None] + offset).flatten()]
+    offset = torch.arange(captions_per_image)[None] % counts[:, None]
+    return order[(starts[:, None] + offset).flatten()]
 
 
 @dataclass
@@ -195,7 +192,7 @@ class RetrievalTest:
             recalls |= {f"{test_set.name}_{name}": value for name, value in measured.items() if "mean" not in name}
         for path in folder.glob(f"*.{rank()}.pt"):
             path.unlink()
-        others = [recalls[f"{test_set.name}_mr"] for test_set in self.sets if test_set.source.language != "en"]
+        others = [recalls[f"{test_set.name}_mr"] for test_set in self.sets if test_set.language != "en"]
         if others:
             recalls["non_english_mr"] = torch.stack(others).mean()
         return {name: value.float().to(device) for name, value in recalls.items()}

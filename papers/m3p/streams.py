@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,9 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from papers.m3p.masking import DEFAULT_MASKING, NO_LABEL, WORD_NOISE, Ints, mask_words
-from papers.m3p.pairs import PairCollator, PairItems
+from common.data.text import XLMRTokenizer
+from papers.m3p.masking import DEFAULT_MASKING, NO_LABEL, WORD_NOISE, Ints, Masking, mask_words
+from papers.m3p.pairs import PairItems
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,18 +45,18 @@ class LanguageStream:
         return np.where(inside, self.tokens[np.where(inside, position, 0)], self.end_id).astype(np.int64)
 
 
-def language_probabilities(counts: Mapping[str, int], alpha: float) -> dict[str, float]:
-    """Return each language's probability, proportional to (its share)^alpha.
+def language_probabilities(counts: Sequence[int], alpha: float) -> list[float]:
+    """Return the probability of each language, proportional to (its share of the sentences)^alpha.
 
     Source: [6.1], after Conneau et al., "XLM-R", section 3.1.
     """
-    weights = (np.array(list(counts.values()), dtype=np.float64) / sum(counts.values())) ** alpha
-    return dict(zip(counts, (weights / weights.sum()).tolist()))
+    weights = (np.array(counts, dtype=np.float64) / sum(counts)) ** alpha
+    return (weights / weights.sum()).tolist()
 
 
 # -- steps -------------------------------------------------------------------------------------------------------------
 
-#: `xmlm`: text blocks; `relations`: `PairCollator` batches; `index`: their images, to report a non-finite loss.
+#: `xmlm`: text blocks; `relations`: `PairItems` batches; `index`: their images, to report a non-finite loss.
 Step = dict[str, Any]
 #: Numbers of an epoch's independent random streams.
 _TEXT_ORDER, _PAIR_ORDER, _TEXT_NOISE, _LANGUAGES = range(4)
@@ -119,11 +120,12 @@ class MultitaskSteps(Dataset[Step]):
     streams: Sequence[LanguageStream]
     languages: Sequence[float]
     pairs: Sequence[PairItems]
-    collator: PairCollator
     schedule: Schedule
+    tokenizer: XLMRTokenizer
+    masking: Masking | None = None
     rank: int = 0
     world_size: int = 1
-    _epoch: tuple[int, list[Ints], Ints] | None = None
+    _epoch: tuple[int, Ints, Ints] | None = None
     _orders: dict[tuple[int, ...], tuple[tuple[int, int], Ints]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -132,19 +134,19 @@ class MultitaskSteps(Dataset[Step]):
     def __getitem__(self, key: tuple[int, int]) -> Step:
         epoch, step = key
         languages, relations = self.draws(epoch)
-        blocks = [
-            [self._block((epoch, step, draw), group, *source) for draw, source in enumerate(sources[step].tolist())]
-            for group, sources in enumerate(languages)
-        ]
-        samples = [self._pairs(epoch, number, turn) for number, turn in relations[step].tolist()]
+        texts = [self._text((epoch, step, draw), sources) for draw, sources in enumerate(languages[step].tolist())]
+        samples = [(self.pairs[number], self._pairs(epoch, number, turn)) for number, turn in relations[step].tolist()]
         return {
-            "xmlm": [self._rows(groups) for groups in zip(*blocks)],
-            "relations": [self.collator(batch) for batch in samples],
-            "index": torch.tensor([int(sample["index"]) for batch in samples for sample in batch]),
+            "xmlm": texts,
+            "relations": [pairs.collate(batch) for pairs, batch in samples],
+            "index": torch.tensor([int(sample["index"]) for _, batch in samples for sample in batch]),
         }
 
-    def draws(self, epoch: int) -> tuple[list[Ints], Ints]:
-        """Draw the languages of each group of rows, and the caption sets, for an epoch. Cache the last result."""
+    def draws(self, epoch: int) -> tuple[Ints, Ints]:
+        """Draw the languages [steps, draws, groups, 2] and the caption sets [steps, draws, 2] of an epoch.
+
+        The last axis is that of `draw_sources`. Cache the last result.
+        """
         if self._epoch is None or self._epoch[0] != epoch:
             plan = self.schedule
             rng = np.random.default_rng((plan.seed, epoch))
@@ -154,7 +156,7 @@ class MultitaskSteps(Dataset[Step]):
             for group in range(1, plan.text_groups):
                 rng = np.random.default_rng((plan.seed, epoch, group, 0, _LANGUAGES))
                 languages.append(draw_sources(self.languages, plan.steps, plan.xmlm_steps, rng))
-            self._epoch = (epoch, languages, relations)
+            self._epoch = (epoch, np.stack(languages, axis=2), relations)
         return self._epoch[1:]
 
     def _order(self, count: int, epoch: int, again: int, *source: int) -> Ints:
@@ -165,22 +167,9 @@ class MultitaskSteps(Dataset[Step]):
             last = self._orders[source] = ((epoch, again), rng.permutation(count))
         return last[1]
 
-    def _block(self, place: tuple[int, int, int], group: int, number: int, turn: int) -> dict[str, Any]:
-        """Make a group's rows of the text block at `place`: epoch, step and draw."""
-        groups = (group,) if group else ()  # group 0's seed has no group number, to match recorded runs
-        stream, tokenizer = self.streams[number], self.collator.tokenizer
-        again, block = divmod(turn, len(stream))
-        tokens = stream.block(int(self._order(len(stream), place[0], again, number, _TEXT_ORDER, *groups)[block]))
-        # Draw for the rows of all ranks, so that masking doesn't depend on the number of ranks.
-        rng = np.random.default_rng((self.schedule.seed, *place, _TEXT_NOISE, *groups))
-        noise, valid = rng.random((*tokens.shape, WORD_NOISE)), tokens != tokenizer.pad_id
-        maskable = valid & (np.arange(tokens.shape[1]) > 0)  # includes closing tokens inside a row
-        masking, sizes = self.collator.masking or DEFAULT_MASKING, (tokenizer.mask_id, tokenizer.vocabulary_size)
-        masked, labels = mask_words(tokens, maskable, noise, *sizes, masking, each_row=False)
-        return {"tokens": masked, "token_mask": valid, "labels": labels, "languages": np.full(len(tokens), number)}
-
-    def _rows(self, groups: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Return this rank's rows of a text block. Rows of different groups alternate."""
+    def _text(self, place: tuple[int, int, int], sources: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Make this rank's rows of the text block at `place`: epoch, step, draw. Rows of different groups alternate."""
+        groups = [self._block(place, group, *source) for group, source in enumerate(sources)]
         joined = {name: np.stack([group[name] for group in groups], axis=1) for name in groups[0]}
         flat = {name: rows.reshape(-1, *rows.shape[2:]) for name, rows in joined.items()}
         block = {name: rows[self.rank :: self.world_size] for name, rows in flat.items()}
@@ -188,6 +177,21 @@ class MultitaskSteps(Dataset[Step]):
         places = np.flatnonzero(labels != NO_LABEL)
         block |= {"word_places": places, "word_targets": labels[places]}
         return {name: torch.from_numpy(rows) for name, rows in block.items()}
+
+    def _block(self, place: tuple[int, int, int], group: int, number: int, turn: int) -> dict[str, Any]:
+        """Make the rows of a group from a language's stream. The stream was drawn `turn` times before in the epoch."""
+        groups = (group,) if group else ()  # group 0's seed has no group number, to match recorded runs
+        stream, tokenizer = self.streams[number], self.tokenizer
+        again, block = divmod(turn, len(stream))
+        tokens = stream.block(int(self._order(len(stream), place[0], again, number, _TEXT_ORDER, *groups)[block]))
+        # Draw for the rows of all ranks, so that masking doesn't depend on the number of ranks.
+        rng = np.random.default_rng((self.schedule.seed, *place, _TEXT_NOISE, *groups))
+        noise, valid = rng.random((*tokens.shape, WORD_NOISE)), tokens != tokenizer.pad_id
+        maskable = valid & (np.arange(tokens.shape[1]) > 0)  # includes closing tokens inside a row
+        sizes = tokenizer.mask_id, tokenizer.vocabulary_size
+        masking = self.masking or DEFAULT_MASKING
+        masked, labels = mask_words(tokens, maskable, noise, *sizes, masking, each_row=False)
+        return {"tokens": masked, "token_mask": valid, "labels": labels, "languages": np.full(len(tokens), number)}
 
     def _pairs(self, epoch: int, number: int, turn: int) -> list[dict[str, Any]]:
         pairs, batch_size = self.pairs[number], self.schedule.batch_size

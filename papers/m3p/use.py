@@ -17,7 +17,7 @@ from common.models.safe_builder import path_of
 from common.models.trained import Items, Modality, Trained, TrainedModel, with_arguments, without_sources
 from papers.m3p import encoder
 from papers.m3p.encoder import M3PEncoder, similar_lengths
-from papers.m3p.pairs import region_batch
+from papers.m3p.images import region_batch
 from papers.m3p.regions import RegionNetwork, read_region_network, region_rows
 
 

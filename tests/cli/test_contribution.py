@@ -109,8 +109,12 @@ def test_an_archive_names_neither_the_machine_nor_its_user(
     record["config"]["trainer"]["logger"] = [{"class_path": "WandbLogger", "init_args": {"entity": "lees-lab"}}]
     record["config"]["trainer"]["default_root_dir"] = f"{folder}/on {host}"
     record["data"]["notes"] = {"notes": [f"read from {home}/esc50, shared by annlee on {host} with {key}", "~alee/x"]}
-    record |= {"wandb_run_id": "lees-run", "media": ["media/lees.png"]}
+    record["data"][f"{home}/esc50"] = {"skipped_names": ["AnnLee_clips/1.wav", "gpu7/2.wav"]}
+    record["ours"] = [{"field": "data.root", "value": f"{home}/esc50"}]
+    record |= {"wandb_run_id": "lees-run", "media": ["media/lees.png"], "code": {"annlee.loss": "a:b"}}
     (folder / RECORD).write_text(json.dumps(record))
+    with (folder / RECORD).with_name("metrics.csv").open("a") as curves:
+        curves.write(f"0,train/annlee,1.0\n0,{home}/loss,2.0\n")
     verify = {"machine": {"cpu": f"of {host}"}, "papers": {"avid_cma": {"agrees": True}, "mct": {"agrees": False}}}
     (folder / "verify" / "result.json").write_text(json.dumps(verify))
     packed = contents(contribute(folder))
@@ -119,6 +123,11 @@ def test_an_archive_names_neither_the_machine_nor_its_user(
     for text in ("lee", "gpu7", key, str(tmp_path), "logger", "mct"):
         assert text not in everything, text
     assert "read from <private>, shared by <private> on <private> with <private>" in everything
+    assert "\n0,train/<private>,1.0\n0,<private>,2.0\n" in everything
+    # The name of this user is a word of the recipes.
+    monkeypatch.setenv("USER", "train")
+    assert json.loads(contents(contribute(folder))[RECORD])["config_hash"] == record["config_hash"]
+    assert "learning_rate" in contents(contribute(folder))[RECORD.replace("esc@", "")].decode()
 
     record["config"]["data"]["init_args"]["split"] = str(home)  # the hash covers this field
     (folder / RECORD).write_text(json.dumps({**record, "config_hash": config_hash(record["config"])}))
@@ -179,6 +188,7 @@ def other_seed(hashed: bool) -> Callable[[Files], Files]:
         (other_seed(hashed=False), "not that of the recipe"),
         (other_seed(hashed=True), "not that of the recipe"),
         (record_with(lineage_hash="0" * 12), "other configurations"),
+        (record_with(parents={}), "other configurations"),
         (record_with(git={"revision": "a" * 40, "dirty": True}), "uncommitted"),
     ],
 )  # fmt: skip

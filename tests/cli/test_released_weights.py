@@ -127,3 +127,9 @@ def test_a_released_file_stands_for_a_stage(
     assert "run  seed 0  avid" in capsys.readouterr().out
     assert main(["plan", "avid", *flags]) == 0
     assert "done   seed 0  esc@avid" in capsys.readouterr().out
+    # A damaged byte changes a weight without changing names and shapes.
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    assert main(["reproduce", "avid", *flags]) == 2
+    assert "damaged, the checksum of its part" in capsys.readouterr().err

@@ -96,6 +96,21 @@ def test_another_architecture_changes_nothing(tmp_path: Path) -> None:
         load_encoder(network(2), deeper, PREFIXES)
 
 
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (torch.tensor(1e6).half(), "1 not finite: conv1.weight"),  # too large for half precision
+        (torch.tensor(1j), r"conv1.weight \[.*\] complex instead of"),
+    ],
+)
+def test_values_that_no_network_can_have_are_refused(value: Tensor, problem: str, tmp_path: Path) -> None:
+    state = {name: entry.half() for name, entry in state_of(network()).items()}
+    load_encoder(network(), saved(tmp_path / "half.pth", state), PREFIXES)
+    state["conv1.weight"] = value.expand(state["conv1.weight"].shape)
+    with pytest.raises(CheckpointError, match=problem):
+        load_encoder(network(), saved(tmp_path / "spoiled.pth", state), PREFIXES)
+
+
 class Malice:
     """An object that runs code when unpickled."""
 

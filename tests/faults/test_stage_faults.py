@@ -27,12 +27,26 @@ from tests.trained import copied_avid
 
 def test_cma_without_avid(tmp_path: Path) -> None:
     with pytest.raises(
-        StageError, match=r"starts from .*last.ckpt .*first run `assemble reproduce avid --scale smoke --stages avid`"
+        StageError, match=r"starts from avid .*first run `assemble reproduce avid --scale smoke --stages avid`"
     ):
         run_stage(request("avid/avid_cma", tmp_path))
     for recipe in ("avid/cma", "avid/ablation_cma"):  # the tables have no such stages, so the message names no command
         with pytest.raises(ValueError, match=r"(?s)CMA starts from a trained AVID: .*model.warm_start"):
             run_stage(request(recipe, tmp_path))
+
+
+def test_a_finished_parent_without_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parent = copied_avid(tmp_path)
+    parent.checkpoint().unlink()
+    advice = f"last.ckpt; restore it, or delete {parent.directory} to train avid again"
+    flags = ["avid", "--scale", "smoke", "--runs", str(tmp_path), "--stages", "avid_cma"]
+    assert main(["reproduce", *flags]) == 2
+    assert advice in capsys.readouterr().out
+    assert main(["plan", *flags]) == 0
+    assert advice in capsys.readouterr().out
+    with pytest.raises(StageError, match=rf"starts from .*last.ckpt .* delete {parent.directory} to train avid again"):
+        run_stage(request("avid/avid_cma", tmp_path))
+    assert main(["reproduce", *flags[:-1], "avid"]) == 0  # nobody needs the checkpoint
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,8 @@ from common.data.datasets.wikipedia import WikipediaText
 from common.data.regions import Regions, write_regions
 from common.data.text import XLMRTokenizer
 from papers.m3p.code_switching import CodeSwitcher
-from papers.m3p.data import PretrainingData, RetrievalData
+from papers.m3p.data import LanguageSet, PretrainingData, RetrievalData
 from papers.m3p.encoder import M3P, M3PEncoder
-from papers.m3p.pairs import LanguageSet
 from tests.m3p.tiny import tiny_sizes
 from tests.protocols.parts import attached, trainer
 

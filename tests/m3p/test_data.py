@@ -62,7 +62,7 @@ def test_pairs_in_a_batch(layouts: Layouts) -> None:
         (relation,) = step["relations"]
         assert relation.keys() == {"in_batch"}
         group = relation["in_batch"]
-        assert "positive" not in group
+        assert group["true"].tolist() == [7 * pair for pair in range(6)]
         pictures = pictures_of(group)
         assert pictures == [number_of(text) for text in texts_of(group, data)]
         assert group["group"].unique().shape == (6,)
@@ -164,13 +164,13 @@ def test_a_step_of_fine_tuning(layouts: Layouts) -> None:
         (relation,) = step["relations"]
         for group in relation.values():
             assert group.keys() == {
-                "tokens", "token_mask", "regions", "boxes", "region_mask", "positive"
+                "tokens", "token_mask", "regions", "boxes", "region_mask", "true", "false"
             }  # fmt: skip
             texts = [number_of(text) // 8 for text in texts_of(group, data)]
             same = torch.tensor([text == picture for text, picture in zip(texts, pictures_of(group))]).view(4, 4)
             # Other captions of the same image never serve as negatives.
-            assert torch.equal(same.nonzero()[:, 1], group["positive"])
-            assert same.sum() == 4
+            assert torch.equal(same.flatten().nonzero()[:, 0], group["true"])
+            assert torch.equal(group["true"] // 4, group["false"] // 4)
 
 
 def test_negatives_are_distinct_and_uniform_without_siblings(layouts: Layouts) -> None:
@@ -232,10 +232,10 @@ def test_sets_to_search_in(layouts: Layouts) -> None:
     assert all(batch["regions"].shape[1:] == (4, WIDTH) for batch in images)
     assert [n for batch in images for n in pictures_of(batch)] == list(range(5))
     for one in data.evaluation_sets:
-        repeats = 5 if one.source.language in ("en", "de") else 1
+        repeats = 5 if one.language in ("en", "de") else 1
         assert one.numbers.tolist() == list(range(5 * repeats))
         assert one.owner.tolist() == np.repeat(range(5), repeats).tolist()
-        expected = [sentence(one.source.language, 8 * image + place) for image in range(5) for place in range(repeats)]
+        expected = [sentence(one.language, 8 * image + place) for image in range(5) for place in range(repeats)]
         assert texts_of({"tokens": one.tokens}, data) == list(one.texts) == expected
     assert data.evaluation_sets[0].picture(0) is None
 

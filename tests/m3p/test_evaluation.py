@@ -147,7 +147,7 @@ def test_a_test_joins_images_captions_and_sets(kind: type[RetrievalTest], tmp_pa
     captions = {"tokens": gallery[2], "token_mask": gallery[3], "owner": owners}
     sets = [
         SimpleNamespace(
-            name=f"multi30k_{one}", source=SimpleNamespace(language=one), images=0, numbers=torch.arange(CAPTIONS),
+            name=f"multi30k_{one}", language=one, images=0, numbers=torch.arange(CAPTIONS),
             **captions,
         )
         for one in ("en", "de")

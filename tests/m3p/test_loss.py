@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from common.losses.alignment import word_region_alignment
 from common.losses.matching import image_text_matching, in_batch_matching
 from common.memory.collective import share_of_mean
-from papers.m3p.candidates import InBatch
 from papers.m3p.encoder import M3P, M3PEncoder
 from papers.m3p.loss import pair_terms, text_terms
+from papers.m3p.pairs import InBatch, PairGroup
 from papers.m3p.weights import RELEASED
 from tests.m3p.tiny import MASKED, arrays, joint, placed, tiny_model, tiny_sizes, valid, values
 
@@ -133,12 +133,13 @@ def test_alignment_and_matching_are_of_a_true_and_the_next_pair_of_each_group(ki
 
 
 def test_a_false_pair_never_shows_the_same_where_another_does_not() -> None:
-    true, false = InBatch.true_and_false({"group": torch.tensor([4, 4, 9])})
-    assert true.tolist() == [0, 4, 8]
+    def rows(*groups: int) -> dict[str, list[int]]:
+        pairs = InBatch().rows([PairGroup([], [], 0, {}, group) for group in groups])
+        return {name: column.tolist() for name, column in pairs.items()}
+
     # Image 0's next caption shows the same image, so the negative is the caption after the next.
-    assert false.tolist() == [0 * 3 + 2, 1 * 3 + 2, 2 * 3 + 0]
-    _, false = InBatch.true_and_false({"group": torch.tensor([4, 4, 4])})
-    assert false.tolist() == [1, 3 + 2, 6 + 0]
+    assert rows(4, 4, 9) == {"group": [4, 4, 9], "true": [0, 4, 8], "false": [0 * 3 + 2, 1 * 3 + 2, 2 * 3 + 0]}
+    assert rows(4, 4, 4)["false"] == [1, 3 + 2, 6 + 0]
 
 
 def test_accuracy_is_the_share_of_groups_whose_true_pair_scores_highest() -> None:

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import Callback
 from common.training.optimizers import warm_up_then_inverse_sqrt
 from papers.m3p.loss import pair_terms, text_terms
 from papers.m3p.module import M3PModule
-from papers.m3p.pairs import PairCollator
 from tests.m3p.layouts import Layouts, quiet_trainer, small_model
 from tests.m3p.tiny import MASKED
 
@@ -187,9 +186,8 @@ def test_accuracy_is_that_of_every_validation_item_once(layouts: Layouts, tmp_pa
     assert own.best is not None
     hits = count = 0.0
     own.eval()
-    collate = PairCollator(used.tokenizer, None, used.max_regions)
     for item in range(7):
-        for group in collate([used.validation[item]]).values():
+        for group in used.validation.collate([used.validation[item]]).values():
             with torch.no_grad():
                 hits += float(pair_terms(own.model, group, {})["accuracy"])
             count += 1

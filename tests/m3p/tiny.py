@@ -61,12 +61,17 @@ def joint(
 
 
 def placed(group: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert pairs from the released code's labels of all words and regions to the format of `PairCollator`."""
+    """Convert pairs from the released code's labels of all words and regions to the format of `PairItems`."""
     rows = torch.arange(len(group["tokens"]))
     if "positive" in group:
-        rows = rows[:: len(rows) // len(group["positive"])] + group["positive"]
+        count = len(rows) // len(group["positive"])
+        positive = group["positive"]
+        pairs = {"true": rows[::count] + positive, "false": rows[::count] + (positive + 1) % count}
+        rows = pairs["true"]
     else:
-        group = {"group": rows, **group}
+        count = len(rows)
+        pairs = {"group": rows, "true": rows * (count + 1), "false": rows * count + (rows + 1) % count}
+    group = {**pairs, **{name: value for name, value in group.items() if name != "positive"}}
     words, regions = group["word_labels"][rows], group["region_labels"][rows]
     length = words.shape[1] + regions.shape[1]
     (row, word), (other, region) = ((labels >= 0).nonzero(as_tuple=True) for labels in (words, regions))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from assemble.reporting.aggregate import TableResult, collect, deviations_of
 from assemble.reporting.draws import Draw
 from assemble.reporting.records import Record
@@ -52,6 +54,19 @@ def test_measured_on_another_parent(project: Path, make_record: MakeRecord) -> N
     assert table("mini", [child("old")]).cells["New", "esc"].values == {Draw(0): 1.0}  # no parent's record to compare
     stale = table("mini", [parent, child("old")])
     assert stale.cells["New", "esc"].values == {}
+    assert "`base`, which it starts from, was trained again" in stale.notes[0]
+
+
+@pytest.mark.parametrize("start", [{"digest": "old"}, {}])
+def test_measured_on_a_checkpoint_that_was_trained_again(
+    start: dict[str, str], project: Path, make_record: MakeRecord
+) -> None:
+    parent = make_record("base", 0, lineage_hash="current", checkpoints={"best": "b", "last": "new"})
+    parents = {"x": {"stage": "base", "lineage_hash": "current", "digest": "new"}}
+    assert table("mini", [parent, make_record("esc@base", 0, 1.0, parents=parents)]).measured
+    parents = {"x": {"stage": "base", "lineage_hash": "current", **start}}
+    stale = table("mini", [parent, make_record("esc@base", 0, 1.0, parents=parents)])
+    assert not stale.measured
     assert "`base`, which it starts from, was trained again" in stale.notes[0]
 
 

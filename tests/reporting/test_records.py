@@ -96,6 +96,7 @@ def test_seed_is_in_the_hash_but_not_in_the_configuration() -> None:
         ("metrics.a", {"metrics": {"a": "high"}}),
         ("config", {"config": {"path": Path("/x")}}),
         ("hardware.isa", {"hardware": {"isa": {"requested": "avx9"}}}),
+        *((f"hardware: {name}", {"hardware": {name: 3}}) for name in ("cpu", "accelerators", "isa")),
         ("media.0", {"media": [3]}),
         ("wall_seconds", {"wall_seconds": float("nan")}),
         ("schema", {"schema": 2}),
@@ -105,6 +106,13 @@ def test_seed_is_in_the_hash_but_not_in_the_configuration() -> None:
 def test_wrong_fields_are_named(named: str, fields: dict) -> None:
     with pytest.raises(ValueError, match=rf"^{named}"):
         Record.of(dataclasses.asdict(a_record()) | fields)
+
+
+def test_control_characters_are_made_visible() -> None:
+    text = "\x1b[2J"
+    fields: dict[str, Any] = {"started": text, "git": {"revision": text, "dirty": False}, "hardware": {"cpu": text}}
+    fields |= {"metrics": {text: 1.0}, "deviations": [{"field": text, "reason": text}], "precision": text}
+    assert r"\u001b" not in a_record(**fields).to_json()
 
 
 def test_values_that_json_lacks() -> None:

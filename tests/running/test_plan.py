@@ -60,7 +60,8 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
     wanted = Selection(scale="smoke", seeds=(0, 1, 2), runs=tmp_path, data=tmp_path, stages=("esc@avid",))
     planned = {schedule._name(item): item for item in plan_stages("avid", wanted)}
     finish(planned["avid seed 2"], 30.0)
-    write_atomically(planned["avid seed 0"].request.directory / "checkpoints" / "last.ckpt", "")
+    for seed in (0, 2):
+        write_atomically(planned[f"avid seed {seed}"].request.checkpoint(), "")
     ran: list[str] = []
 
     def run(item: Planned) -> Record:
@@ -235,17 +236,28 @@ def test_a_fingerprint_counts_code_and_not_its_layout(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     loss = "import typing\nif typing.TYPE_CHECKING:\n    import mine.types\n"
     loss += "def loss(x):\n    from . import scale\n    return x / 2\n"
+    named = 'from importlib import import_module\nhelper = import_module("mine.helper")\nTERMS = ("mine.term.Term",)\n'
     write_package(
-        tmp_path, model="import torch\nfrom mine.loss import loss\n", loss=loss, scale="S = 1\n", types="T = 1\n"
+        tmp_path,
+        model="import torch\nfrom mine.loss import loss\nimport mine.named\n",
+        loss=loss,
+        scale="S = 1\n",
+        types="T = 1\n",
+        named=named,
+        helper="H = 1\n",
+        term="class Term: ...\n",
     )
     files = code.fingerprint(["mine.model", "assemble.reporting.render", "papers.mct.monitoring", "papers.mct.loss"])
-    assert {"mine.model", "mine.loss", "mine.scale", "papers/mct/loss.py"} <= files.keys()  # `scale` is a lazy import
+    names = {"model", "loss", "scale", "named", "helper", "term"}  # `scale` is a lazy import
+    assert {"papers/mct/loss.py", *(f"mine.{name}" for name in names)} <= files.keys()
     assert not any("types" in name or name.startswith(("torch", "assemble", "papers/mct/mon")) for name in files)
     assert code.changed(files) == []
     write_package(
         tmp_path, loss=loss.replace("x):", 'x):\n    """Halve."""\n\n    # half').replace("x / 2", "(x  /  2)")
     )
-    assert code.changed(files) == []
+    for encoded in (b"\xef\xbb\xbfH = 1\n", b"# coding: latin-1\n# \xe9\nH = 1\n"):
+        (tmp_path / "mine" / "helper.py").write_bytes(encoded)
+        assert code.changed(files) == []
     write_package(tmp_path, scale="S = 2\n")
     assert code.changed(files) == ["mine.scale"]
     write_package(tmp_path, loss=loss.replace("x / 2", "x / 4"))
