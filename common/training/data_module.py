@@ -141,8 +141,8 @@ class ShardedDataModule(pl.LightningDataModule):
             world.place(dataset)
 
     def prepare_data(self) -> None:
-        if self.dataset is not None and self.world is not None:
-            self.world.prepare((self.dataset.name,))
+        if self.world is not None:
+            self.world.prepare(None if self.dataset is None else (self.dataset.name,))
 
     @property
     def credit(self) -> str:

@@ -42,10 +42,6 @@ class CaptionTokens:
         first = self._ends[number - 1] + 1 if number else 0
         return self._tokens[first : self._ends[number]]
 
-    def longest(self) -> int:
-        """Return the largest number of pieces in a caption."""
-        return int(np.diff(self._ends, prepend=-1).max(initial=1)) - 1
-
 
 class CaptionPool:
     """The images `keys`, in this order, with their captions in one or more languages."""
@@ -97,10 +93,9 @@ def forced_captions(count: int, wanted: int, rng: np.random.Generator) -> Ints:
     return np.concatenate([order, rng.integers(count, size=max(wanted - count, 0))])
 
 
-def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer, width: int = 1) -> Tensor:
-    """Add boundary tokens to the pieces of captions, and padding: int64 [P, L] with L at least `width`."""
-    rows = [(tokenizer.start_id, *pieces, tokenizer.end_id) for pieces in captions]
-    return pad_tokens(rows, tokenizer.pad_id, width)
+def pad_captions(captions: Sequence[Tokens], tokenizer: XLMRTokenizer) -> Tensor:
+    """Add boundary tokens to the pieces of captions, and padding: int64 [P, L]."""
+    return pad_tokens([(tokenizer.start_id, *pieces, tokenizer.end_id) for pieces in captions], tokenizer.pad_id)
 
 
 # -- tokens of many texts ----------------------------------------------------------------------------------------------

@@ -99,6 +99,7 @@ class CodeSwitcher:
             by_language.update(dict.fromkeys(self._entry(word), count))
         covered = sum(count for word, count in counts.items() if self._entry(word))
         return {
+            "version": f"{self.source} to {','.join(self.targets)}",
             "samples": counts.total(),
             "covered": round(covered / total, 4),
             "covered_by_language": {target: round(by_language[target] / total, 4) for target in self.targets},

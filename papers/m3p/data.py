@@ -55,8 +55,7 @@ class RegionTextData(ShardedDataModule):
         region_network: checkpoint of a `RegionNetwork` that computes the regions; None reads feature files.
         candidates, vlm_candidates: N, and whether `Groups` or `InBatch` chooses the candidates.
         exclude_siblings: always true; in the released code, a negative may be a caption of the same image.
-        max_regions: use only the first `max_regions` regions. Text starts after `max_regions` positions, even if an
-            image has fewer regions. A smaller number saves time, but a trained model only fits one number.
+        max_regions: regions per image, the first ones. A smaller number saves time, but a trained model fits only one.
         validation_split: split of the training sets on which to compare weights; None for no validation.
         validation_items: number of captions to use: first one caption of every image, then a second one of every image,
             and so on; None for all.
@@ -115,16 +114,11 @@ class RegionTextData(ShardedDataModule):
         self.test_batch_size = test_batch_size
         self.test_images, self.test_captions = test_images, test_captions
         self.cut_test_captions = cut_test_captions
-        #: The captions of a split of a set.
-        self.captions_of: Callable[[LanguageSet, str], CaptionTokens] = cache(
-            lambda captioned, split: CaptionTokens(captioned.dataset, split, captioned.language, tokenizer)
-        )
+        self.captions_of: Callable[[LanguageSet, str], CaptionTokens] = cache(self._captions_of)
         #: Pairs to train on, pairs to compare weights on, and sets to search; `setup` sets them.
         self.training_pairs: list[PairItems] = []
         self.validation: PairItems | None = None
         self.evaluation_sets: list[EvaluationSet] = []
-        #: Shares of the training captions' words with a dictionary entry; `setup` measures them for training.
-        self.coverage: dict[str, Any] = {}
         if world is not None:
             for captioned in [*self.sets.values(), *self.training_sets]:
                 world.place(captioned.dataset)
@@ -141,16 +135,7 @@ class RegionTextData(ShardedDataModule):
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
-    def prepare_data(self) -> None:
-        if self.world is not None:
-            self.world.prepare()
-
     def setup(self, stage: str) -> None:
-        if self.region_network is not None:
-            splits = [split for split in (TRAIN, self.validation_split) if split is not None]
-            used = [(captioned, split) for captioned in self.training_sets for split in splits]
-            for captioned, split in [*used, *((captioned, TEST) for captioned in self.test_sets.values())]:
-                captioned.dataset.regions_root = prepare_regions(captioned.dataset, split, self.region_network)
         self.tokenizer.prepare()
         if self.code_switching is not None:
             self.code_switching.prepare()
@@ -160,8 +145,6 @@ class RegionTextData(ShardedDataModule):
             self.read_training()
             if self.validation_split is not None:
                 self.validation = self.pairs_of(self.training_sets, self.captions_per_image, self.validation_split)
-            if self.code_switching is not None:
-                self.coverage = self.code_switching.coverage(self._switched_texts(self.code_switching.source))
 
     @abstractmethod
     def read_training(self) -> None:
@@ -174,6 +157,13 @@ class RegionTextData(ShardedDataModule):
         return self.stated_languages or sorted(of_sets if self.text is None else self.text.languages)
 
     # -- pairs ---------------------------------------------------------------------------------------------------------
+
+    def _captions_of(self, captioned: LanguageSet, split: str) -> CaptionTokens:
+        """Read the captions of a split, and compute the regions of its images if there is a region network."""
+        dataset = captioned.dataset
+        if self.region_network is not None:
+            dataset.regions_root = prepare_regions(dataset, split, self.region_network)
+        return CaptionTokens(dataset, split, captioned.language, self.tokenizer)
 
     def pairs_of(self, sets: Sequence[LanguageSet], captions_per_image: int, split: str = TRAIN) -> PairItems:
         """Pool the pairs of `sets` by image. Mask and code-switch captions only in the training split."""
@@ -207,13 +197,13 @@ class RegionTextData(ShardedDataModule):
         shared: dict[tuple[Any, ...], RegionItems] = {}
         limit = min(self.max_skipped_fraction, MOST_UNSEARCHED)
         options = {**self.item_options, "max_skipped_fraction": limit}
-        longest = self.tokenizer.max_tokens if self.cut_test_captions else None
+        max_pieces = self.tokenizer.max_tokens - 2 if self.cut_test_captions else None
         for name, captioned in self.test_sets.items():
             captions = self.captions_of(captioned, TEST)
             images = RegionItems([captions], self.max_regions, first=self.test_images, **options)
             key = (type(captioned.dataset), captioned.dataset.root, images.features.paths, tuple(images.keys))
             images = shared.setdefault(key, images)
-            evaluation_sets.append(EvaluationSet(name, images, captions, self.test_captions, longest))
+            evaluation_sets.append(EvaluationSet(name, images, captions, self.test_captions, max_pieces))
         return evaluation_sets
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
@@ -227,17 +217,13 @@ class RegionTextData(ShardedDataModule):
 
     # -- record --------------------------------------------------------------------------------------------------------
 
-    def _switched_texts(self, language: str) -> list[str]:
-        """Return the training captions in the language to code-switch. Sample large sets."""
-        sets = [captioned for captioned in self.training_sets if captioned.language == language]
-        columns = [self.captions_of(captioned, TRAIN).texts for captioned in sets]
-        return [texts[number] for texts in columns for number in spread(len(texts), COUNTED_CAPTIONS)]
-
     def describe(self) -> dict[str, dict[str, Any]]:
-        described = super().describe()
-        if self.code_switching is not None and self.coverage:
-            version = f"{self.code_switching.source} to {','.join(self.code_switching.targets)}"
-            described["code-switching (dictionaries)"] = {"version": version, **self.coverage}
+        described, switcher = super().describe(), self.code_switching
+        if switcher is not None and self.training_pairs:
+            sets = [captioned for captioned in self.training_sets if captioned.language == switcher.source]
+            columns = [self.captions_of(captioned, TRAIN).texts for captioned in sets]
+            texts = [texts[number] for texts in columns for number in spread(len(texts), COUNTED_CAPTIONS)]
+            described["code-switching (dictionaries)"] = switcher.coverage(texts)
         return described
 
     def example_batch(self, module: Any, size: int, draw: RandomTensors) -> Example:
@@ -357,7 +343,7 @@ class RetrievalData(RegionTextData):
 
     Args:
         train_sets: sets to fine-tune on. An image's captions from several sets are pooled.
-        captions_per_image: captions to draw per image in every epoch. Captions repeat if an image has fewer.
+        captions_per_image: captions to draw per image in every epoch; see `PairItems`.
         kwargs: see RegionTextData and ShardedDataModule. To embed texts in a language later, set `languages` as in
             pre-training.
 

@@ -8,7 +8,6 @@ only the position that the match head reads, processes share the work, and an in
 from __future__ import annotations
 
 import hashlib
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ class EvaluationSet:
 
     Args:
         each: number of captions per image to use, the first ones; None for all.
-        longest: tokens per caption, including boundary tokens. Longer captions are cut; None cuts none.
+        max_pieces: longer captions are cut; None cuts none.
 
     Shapes:
         numbers int64 [M] of the captions in `texts`; owner int64 [M], positions of their images
@@ -53,7 +52,7 @@ class EvaluationSet:
         images: RegionItems,
         captions: CaptionTokens,
         each: int | None = None,
-        longest: int | None = None,
+        max_pieces: int | None = None,
     ) -> None:
         self.name = name
         self.images = images
@@ -63,9 +62,8 @@ class EvaluationSet:
         pool = CaptionPool([captions], images.keys)
         chosen = [(int(number), image) for image in range(len(pool)) for number in pool.of(image)[:each]]
         self.numbers, self.owner = torch.tensor(chosen).T.contiguous()
-        width = min(captions.longest() + 2, longest or sys.maxsize)
-        pieces = [captions.pieces(number)[: width - 2] for number, _ in chosen]
-        self.tokens = pad_captions(pieces, captions.tokenizer, width)
+        pieces = [captions.pieces(number)[:max_pieces] for number, _ in chosen]
+        self.tokens = pad_captions(pieces, captions.tokenizer)
         self.token_mask = self.tokens != captions.tokenizer.pad_id
 
     def picture(self, image: int) -> npt.NDArray[np.uint8] | None:

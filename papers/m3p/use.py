@@ -126,7 +126,7 @@ class M3P(encoder.M3P, TrainedModel):
         """Return ids [B, L] and their mask [B, L], on the CPU."""
         rows = [self.tokenizer.encode(text) for text in self.read_all("text", texts)]
         ids = pad_tokens(rows, self.tokenizer.pad_id)
-        return ids, torch.arange(ids.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
+        return ids, ids != self.tokenizer.pad_id
 
     # -- out of a finished stage or an export --------------------------------------------------------------------------
 

@@ -115,7 +115,7 @@ def test_captions_are_switched_as_fed(layouts: Layouts) -> None:
     # The captions of the group `i2t` are switched separately. The group `t2i` repeats one caption, switched once.
     once = texts_of(steps(data)[0]["relations"][0]["t2i"], data)
     assert len(set(once[:4])) == 1
-    assert data.coverage["covered"] == 1.0
+    assert data.describe()["code-switching (dictionaries)"]["covered"] == 1.0
 
 
 # -- fine-tuning -------------------------------------------------------------------------------------------------------
