@@ -30,7 +30,7 @@ from assemble.reporting.papers import (
     runs_root,
 )
 from common import files
-from common.errors import ReportingError, StageError, optional_package, printable
+from common.errors import ReportingError, StageError, optional_package
 
 if TYPE_CHECKING:
     from assemble.reporting.promote import Promotion
@@ -395,8 +395,8 @@ def _show_contribution(paper: Paper, records: Sequence[Record], result: Path) ->
 
     given = sum(bool(record.given) for record in records)
     print(f"stages:    {len(records)}" + (f", {given} of them from the authors' weights" if given else ""))
-    print(printable(f"machine:   {', '.join(sorted({machine_of(record) for record in records}))}"))
-    print(printable(f"revision:  {', '.join(sorted({str(record.git['revision'])[:12] for record in records}))}"))
+    print(f"machine:   {', '.join(sorted({machine_of(record) for record in records}))}")
+    print(f"revision:  {', '.join(sorted({str(record.git['revision'])[:12] for record in records}))}")
     if verify := verified(paper, result):
         print(f"verify:    {'agrees' if verify['papers'][paper.name]['agrees'] else 'differs'}")
     else:
