@@ -72,7 +72,7 @@ def test_other_languages_can_be_rendered(tmp_path: Path, language: str) -> None:
     assert len(known.tag_names) > 150
 
 
-@pytest.mark.parametrize(("probe", "classes"), [("glyph", 16), ("colour", 6), ("count", 3)])
+@pytest.mark.parametrize(("probe", "classes"), [("glyph", 16), ("colour", 6), ("count", 3), ("coloured_glyph", 96)])
 def test_imagenet(rendered: Callable[[type[World]], Any], probe: Any, classes: int) -> None:
     world = rendered(ShapesWorld)
     other = tiny(ShapesWorld, world.folder.parent, probe=probe)
@@ -82,15 +82,17 @@ def test_imagenet(rendered: Callable[[type[World]], Any], probe: Any, classes: i
     assert root.name == f"imagenet-{probe}"
     names = dict(line.split(" ", 1) for line in (root / "LOC_synset_mapping.txt").read_text().splitlines())
     assert len(names) == classes
+    shown = {folder.name for folder in (*(root / "train").iterdir(), *(root / "val").iterdir())}
     dataset = ImageNet(root)
     for split, count in (("train", 48), ("val", 32)):
         listing = dataset.listing(split)
-        assert (len(listing), len(listing.classes)) == (count, classes)
+        assert (len(listing), set(listing.classes)) == (count, shown)
     index = 7
     _, attributes = repeated_scene(np.random.default_rng([6, 6, index, 0]), index % 16)
     path = next((root / "train").glob(f"*/*_{index + 1}.JPEG"))
     said = {"glyph": GLYPHS[attributes.glyph], "colour": COLOUR_NAMES[attributes.colour]}
     said["count"] = ("two", "three", "four")[attributes.count - 2]
+    said["coloured_glyph"] = f"{said['colour']} {said['glyph']}"
     assert names[path.parent.name] == said[probe]
 
 

@@ -28,7 +28,7 @@ from common.data.worlds.glyphs import (
 )
 from common.types import Fraction, NonNegativeInt, PictureSide, PositiveInt
 
-Probe = Literal["glyph", "colour", "count"]
+Probe = Literal["glyph", "colour", "count", "coloured_glyph"]
 
 CAPTIONS_PER_IMAGE = 5
 COUNT_WORDS = ("two", "three", "four")
@@ -231,13 +231,19 @@ class ShapesWorld(World):
         write_voc(folder, images, GLYPHS, parts)
 
     def _fill_imagenet(self, root: Path, write: Write) -> None:
-        names = {"glyph": GLYPHS, "colour": COLOUR_NAMES, "count": COUNT_WORDS}[self.probe]
+        both = tuple(f"{colour} {glyph}" for glyph in GLYPHS for colour in COLOUR_NAMES)
+        classes = {"glyph": GLYPHS, "colour": COLOUR_NAMES, "count": COUNT_WORDS, "coloured_glyph": both}
         for split, count in (("train", self.parameters["probe_train"]), ("val", self.parameters["probe_test"])):
             for number, (shown, _, picture) in enumerate(self._drawn(f"probe/{split}", count), 1):
-                labels = {"glyph": shown.glyph, "colour": shown.colour, "count": COUNTS.index(shown.count)}
+                labels = {
+                    "glyph": shown.glyph,
+                    "colour": shown.colour,
+                    "count": COUNTS.index(shown.count),
+                    "coloured_glyph": shown.glyph * len(COLOUR_NAMES) + shown.colour,
+                }
                 path = imagenet_path(root, split, labels[self.probe], number)
                 write(path, partial(write_jpeg, path, picture.image))
-        write_class_names(root, names)
+        write_class_names(root, classes[self.probe])
 
 
 def _instances(scene: Scene, picture: Picture) -> tuple[Instance, ...]:
