@@ -327,6 +327,19 @@ def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
     run_stage(stage)
 
 
+def _start_rank(rank: int, stage: StageRequest, moment: str, port: str) -> int:
+    """Run a rank in a new process, and return the ID of this process."""
+    if process := os.fork():
+        return process
+    status = 1
+    try:
+        _run_rank(rank, stage, moment, port)
+    except (Preempted, SystemExit) as stop:
+        status = stop.status if isinstance(stop, Preempted) else stop.code
+    finally:
+        os._exit(status)
+
+
 @pytest.mark.parametrize(
     ("name", "moment", "step"),
     [
@@ -345,26 +358,22 @@ def test_two_ranks_end_soon_after_the_same_step(
     stage, port = request(name, tmp_path, *without, layer=over(_layer(), 2)), free_port()
     group = os.fork()
     if group == 0:
-        status = 1
-        try:
-            os.setpgid(0, 0)
-            rank = 0 if os.fork() else 1
-            _run_rank(rank, stage, moment, port)
-        except (Preempted, SystemExit) as stop:
-            status = stop.status if isinstance(stop, Preempted) else stop.code
-        finally:
-            (tmp_path / f"status{rank}").write_text(str(status), encoding="utf-8")
-            os._exit(status)
+        os.setpgid(0, 0)
+        # If one rank started the other and ended first, the other would end with it.
+        processes = [_start_rank(rank, stage, moment, port) for rank in range(2)]
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+        (tmp_path / "statuses").write_text(str(statuses), encoding="utf-8")
+        os._exit(0)
     try:
         until((tmp_path / "reached").exists)
         until(lambda: not group_runs(group), "a rank waits", 40)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(group, 0)[1])
-    assert status == 128 + signal.SIGTERM
+        os.waitpid(group, 0)
     # If rank 1 returned an error, the launcher would kill rank 0 before rank 0 saved the checkpoint.
-    assert (tmp_path / "status1").read_text(encoding="utf-8") == "0"
+    assert (tmp_path / "statuses").read_text(encoding="utf-8") == str([128 + signal.SIGTERM, 0])
     assert "Traceback" not in capfd.readouterr().out
     last = stage.directory / "checkpoints" / "last.ckpt"
     assert (torch.load(last, weights_only=True)["global_step"] if last.exists() else None) == step
