@@ -120,7 +120,7 @@ def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns =
         console.print(f"\n{paper_named(name).title}", style="bold")
         for judged in ([claim for f in shown for claim in f.claims], [check for f in shown for check in f.checks]):
             if judged:
-                console.print(render.rich_judged(judged, console.width))
+                console.print(render.rich_judged(judged))
         if not any((*f.claims, *f.checks) for f in shown):
             console.print("no claim at the measured scales" if shown else "nothing measured yet")
     console.print(LEGEND, style="dim", markup=False)
