@@ -323,7 +323,7 @@ def wandb_report(
 ) -> int:
     """Publish tables and claims of each paper as a W&B report and as a view of the project.
 
-    Without a paper, also publish one report of all papers. Without a key, only write the reports to files.
+    Without a key, only write the reports to files.
     """
     from assemble.reporting import render
     from assemble.reporting.wandb_server import why_no_key, why_unreachable
@@ -337,8 +337,6 @@ def wandb_report(
     owner = entity or os.environ.get("WANDB_ENTITY", "") or (reporting.default_entity() if sending else "")
     measured = [(paper_named(name), render.records_of(name, runs)) for name in _names(papers)]
     reports = {paper.name: reporting.paper_report(paper, records, owner) for paper, records in measured}
-    if not papers:
-        reports["."] = reporting.overview_report(measured, owner)
     for place, report in reports.items():
         path = runs_root() / place / "wandb-report.json"
         reporting.write(report, path)

@@ -518,7 +518,8 @@ def write(pages: Mapping[Path, str | None]) -> list[Path]:
 
 def rich_table(shown: View) -> RichTable:
     """Lay out a table for a terminal. The values of a metric share a column, as in Markdown."""
-    order = f" Cells are {' / '.join(max(shown.kinds.values(), key=len))}." if shown.paired else ""
+    kinds: tuple[str, ...] = max(shown.kinds.values(), key=len, default=())
+    order = f" Cells are {' / '.join(kinds)}." if shown.paired else ""
     table = RichTable(
         title=escape(f"{shown.title} ({shown.scale})"),
         box=box.SIMPLE_HEAD,
