@@ -86,6 +86,7 @@ def test_the_line_of_a_running_stage(tmp_path: Path) -> None:
 def test_a_terminal_shows_all_stages_at_once_and_clears_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[str, Any] = {}
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("time.time", lambda: 0.0)
     monkeypatch.setattr("rich.live.Live", lambda **options: shown.update(options) or nullcontext())
     with Watch() as watch:
         for name in ("avid", "cma"):
