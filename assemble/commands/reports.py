@@ -90,7 +90,11 @@ def tables(
             filled = [f for f in filled if f.result.measured]
         else:
             filled = render.fill_best(source, records, tables or None)
-        render.print_tables(filled, console)
+        for f in filled:
+            render.print_table(f, console)
+        for heading, lines in render.remarks(filled).items():
+            for line in (f"{heading}:", *lines):
+                console.print(line, markup=False, style="dim")
         if not filled:
             console.print(f"{name}: nothing measured", markup=False)
         if runs is not None and (note := code.other_code(records)):

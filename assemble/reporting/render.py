@@ -571,11 +571,3 @@ def print_table(filled: Filled, console: Console, measured_only: bool = False) -
 
 def _run(judged: Sequence[Judged]) -> list[Judged]:
     return [claim for claim in judged if claim.verdict != NOT_RUN]
-
-
-def print_tables(filled: Sequence[Filled], console: Console) -> None:
-    for f in filled:
-        print_table(f, console)
-    for heading, lines in remarks(filled).items():
-        for line in (f"{heading}:", *lines):
-            console.print(line, markup=False, style="dim")
