@@ -83,13 +83,12 @@ def tables(
     console = files.console()
     for name in names:
         source, records = load(name), render.records_of(name, runs)
-        if scale:
-            filled = render.fill_both(source, scale, records, tables or None)
-        elif runs is not None:
-            filled = [f for s in SCALES for f in render.fill_both(source, s, records, tables or None)]
-            filled = [f for f in filled if f.result.measured]
-        else:
+        if scale is None and runs is None:
             filled = render.fill_best(source, records, tables or None)
+        else:
+            scales = [scale] if scale else SCALES
+            filled = [f for s in scales for f in render.fill_both(source, s, records, tables or None)]
+            filled = [f for f in filled if scale or f.result.measured]
         for f in filled:
             render.print_table(f, console)
         for heading, lines in render.remarks(filled).items():
@@ -139,7 +138,6 @@ def power(
     metric: Annotated[str, "id or label of a column"],
     table: Annotated[str, "id of the table, needed if several tables have the metric"] = "",
     gap: Annotated[float | None, "true difference between the rows; default: the recorded mean"] = None,
-    power: Annotated[float, "probability of separating the rows, from 0.1 to 0.99"] = 0.8,
     scale: Scale = "mini",
     runs: Runs = None,
 ) -> int:
@@ -160,8 +158,6 @@ def power(
     from assemble.reporting.tables import expand, load
     from assemble.stages.plan import default_jobs, side_by_side
 
-    if not 0.1 <= power <= 0.99:
-        raise ReportingError(f"--power is a probability from 0.1 to 0.99, got {power}")
     if gap is not None and not math.isfinite(gap):
         raise ReportingError(f"--gap is a finite number, got {gap}")
     source, recorded = load(paper), find_promoted(paper, scale)
@@ -171,13 +167,13 @@ def power(
     interval = " to ".join(f"{end:+.3g}" for end in interval_of(differences) or ())
     wanted = abs(mean if gap is None else gap)
     spreads = (spread, *planning.spread_range(spread, count))
-    needed, *ends = (planning.runs_for(wanted, deviation, power) for deviation in spreads)
+    needed, *ends = (planning.runs_for(wanted, deviation, planning.POWER) for deviation in spreads)
     most = planning.MOST_RUNS
     counts = [f"{number:,}" if number <= most else f"over {most:,}" for number in (needed, *ends)]
     print(f"{pair.result.table.id} ({scale}), {pair.metric.title}: {pair.row.label} over {pair.over.label}")
     print(f"recorded: {mean:+.3g} ({interval}; n={count}), standard deviation over runs {spread:.3g}")
-    least = planning.smallest_gap(spread, count, power)
-    print(f"{count} runs separate a gap of {least:.3g} or more with {100 * power:.0f} % power")
+    least = planning.smallest_gap(spread, count, planning.POWER)
+    print(f"{count} runs separate a gap of {least:.3g} or more with {100 * planning.POWER:.0f} % power")
     print(f"a gap of {wanted:.3g} needs {counts[0]} paired runs (95 % range of the spread: {counts[1]} to {counts[2]})")
     if needed > most:
         return 0
