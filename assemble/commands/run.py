@@ -242,6 +242,8 @@ def plan(
             lines: Iterable[str] = itertools.chain(first, ["", *needs.lines()])
         else:
             lines = estimating.estimate_lines(runs, utilization)
+            if selection.hardware == "cpu" and selection.scale in ("paper", "single"):
+                print("--hardware cpu: estimates for one GPU that takes the whole batch; --hardware gpu8 has eight")
         for line in lines:
             print(line, flush=True)
     else:
