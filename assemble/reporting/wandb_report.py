@@ -60,26 +60,6 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> w
     return _report(f"{paper.title}: published and measured", entity, blocks)
 
 
-def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: str = "") -> wr.Report:
-    """Build the report of all papers: claims with verdicts, and panels of each paper's first table."""
-    blocks: list[Any] = [wr.TableOfContents()]
-    for paper, records in papers:
-        source = load(paper.name)
-        blocks.append(wr.H2(paper.title))
-        if filled := [f for f in render.fill_best(source, records) if f.result.measured]:
-            scales = {f.result.scale for f in filled}
-            judged = [f for f in render.fill_all(source, records) if f.result.scale in scales]
-            items: list[Any] = [
-                f"{j.verdict} at {j.scale}: {j.check.text} (paper: {j.paper}; {j.origin or 'ours'}: {j.outcome})"
-                for f in judged
-                for j in f.claims
-            ]
-            blocks += [wr.UnorderedList(items=items), _table_panels(source, filled[0])]
-        else:
-            blocks.append(wr.P("Nothing was measured yet."))
-    return _report("Representation Assemble: overview", entity, blocks)
-
-
 def _report(title: str, entity: str, blocks: list[Any]) -> wr.Report:
     return wr.Report(project=project(), entity=entity, title=title, blocks=blocks, width="fluid")
 

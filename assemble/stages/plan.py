@@ -96,13 +96,6 @@ def other_code(planned: Sequence[Planned]) -> str:
     return code.sentence([item.changed for item in planned])
 
 
-def count_by_request(paper: str, selection: Selection) -> int:
-    """Count the tables that a selection omits, in whole or in part, because they run only on request."""
-    narrowed = selection.everything or selection.tables or selection.rows or selection.stages or selection.given
-    tables, scale = () if narrowed else load(paper).tables, selection.scale
-    return sum(any(table.made_by_request(row, scale) for row in table.rows) for table in tables)
-
-
 def state_of(request: StageRequest) -> tuple[bool, str]:
     """Return whether a stage is done, and why it runs or is skipped."""
     if request.given is not None:

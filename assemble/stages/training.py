@@ -173,7 +173,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
             record = finished_record(parent)
             parent_id = (record and record.wandb_run_id) or run_id(parent)
             used[f"{parent_id}-{run.start_from}"] = parent.checkpoint(run.start_from)
-        loggers.note_files(wandb, used, "checkpoint", used=True)
+        loggers.note_checkpoints(wandb, used, used=True)
     return wandb
 
 
@@ -242,12 +242,10 @@ def _record_of(
 
 
 def _note_results(wandb: StageWandbLogger, request: StageRequest, record: records.Record) -> None:
-    """Log the stage's checkpoints and record to its W&B run."""
+    """Log the stage's checkpoints to its W&B run."""
     about = {"config_hash": record.config_hash, "lineage_hash": request.lineage, "steps": record.steps}
     kept = {f"{wandb.version}-{path.stem}": path for path in _checkpoints(request)}
-    loggers.note_files(wandb, kept, "checkpoint", used=False, **about)
-    written = {f"{wandb.version}-record": request.directory / "record.json"}
-    loggers.note_files(wandb, written, "record", used=False, **about)
+    loggers.note_checkpoints(wandb, kept, used=False, **about)
 
 
 def _checkpoints(request: StageRequest) -> list[Path]:
