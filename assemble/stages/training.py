@@ -164,7 +164,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
             "given": given,
             "hardware": request.hardware,
         },
-        whole=request.published,
+        whole=request.scale == "paper",
         notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
     )
     if wandb is not None:
@@ -186,8 +186,7 @@ def _summary_of(request: StageRequest, metrics: Mapping[str, float | None]) -> d
         for name, value in summaries(request.directory / "metrics.csv").items()
         if name.endswith((":min", ":max"))
     }
-    summary = {**metrics, **cells, **ends}
-    return {k: v for k, v in summary.items() if request.published or not k.startswith("published/")}
+    return {**metrics, **cells, **ends}
 
 
 def _record_of(
