@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -58,14 +57,8 @@ def test_a_writer_sees_the_suffix_and_its_own_errors_stay_what_they_are(tmp_path
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.b.npz"]
 
 
-@pytest.fixture(scope="module")
-def dead() -> int:
-    """Return the process id of a process that ended."""
-    process = multiprocessing.get_context("spawn").Process(target=int)
-    process.start()
-    process.join()
-    assert process.pid is not None
-    return process.pid
+#: An id larger than that of any process.
+DEAD = 9_999_999
 
 
 def aged(*paths: Path) -> None:
@@ -74,10 +67,10 @@ def aged(*paths: Path) -> None:
         os.utime(path, (old, old))
 
 
-def test_what_killed_processes_left_is_swept(tmp_path: Path, dead: int) -> None:
+def test_what_killed_processes_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = temporary_of(tmp_path / "last.ckpt")
-    theirs = tmp_path / ours.name.replace(str(os.getpid()), str(dead))
-    fresh = tmp_path / f".new.0f3a8c11.{dead}.tmp.json"
+    monkeypatch.setattr(os, "getpid", lambda: DEAD)
+    theirs, fresh = temporary_of(tmp_path / "last.ckpt"), temporary_of(tmp_path / "new.json")
     for path in (ours, theirs, fresh):
         path.write_text("half")
     aged(ours, theirs)
@@ -86,10 +79,10 @@ def test_what_killed_processes_left_is_swept(tmp_path: Path, dead: int) -> None:
     sweep(tmp_path / "absent")
 
 
-def test_files_of_other_programs_are_not_swept(tmp_path: Path, dead: int) -> None:
-    names = [".notes.4194000.tmp", ".foo.4194002.tmp.txt", f".page.{dead}.tmp", f".x.0F3A8C11.{dead}.tmp", ".hidden"]
-    names += [f"x.0f3a8c11.{dead}.tmp", f".x.0f3a8c11.{dead}.tmp.a.b", ".x.0f3a8c11.99999999999999999999.tmp"]
-    folders = [".cfg.4194001.tmp", f".export.0f3a8c11.{dead}.tmp"]
+def test_files_of_other_programs_are_not_swept(tmp_path: Path) -> None:
+    names = [".notes.4194000.tmp", ".foo.4194002.tmp.txt", f".page.{DEAD}.tmp", f".x.0F3A8C11.{DEAD}.tmp", ".hidden"]
+    names += [f"x.0f3a8c11.{DEAD}.tmp", f".x.0f3a8c11.{DEAD}.tmp.a.b", ".x.0f3a8c11.99999999999999999999.tmp"]
+    folders = [".cfg.4194001.tmp", f".export.0f3a8c11.{DEAD}.tmp"]
     for name in names:
         (tmp_path / name).write_text("mine")
     for name in folders:
@@ -156,14 +149,13 @@ def test_a_file_of_an_untrusted_folder_is_in_that_folder(tmp_path: Path) -> None
     (tmp_path / "run" / "media" / "link").symlink_to("file")
     (tmp_path / "run" / "up").symlink_to("..")
     (tmp_path / "linked").symlink_to("run")
-    opened = len(os.listdir("/proc/self/fd"))
     for folder in ("run", "linked"):  # the folder itself may be a link
         with open_inside(tmp_path / folder, "media/file") as file:
             assert file.read() == b"mine"
     for name in ("media/link", "up/secret", "../secret", "media/../../secret", str(tmp_path / "secret"), "media", "."):
         with pytest.raises((OSError, ValueError)):
             open_inside(tmp_path / "run", name)
-    assert len(os.listdir("/proc/self/fd")) == opened
+    assert not [file for file in Path("/proc/self/fd").iterdir() if tmp_path.name in os.path.realpath(file)]
 
 
 def test_a_disk_without_locks_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

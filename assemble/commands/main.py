@@ -56,8 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parsed(given: list[str]) -> Callable[[], int]:
     """Parse a command line into a command and its arguments. `--help` and `--version` print and exit."""
-    if given == ["help"]:
-        given = ["--help"]
     if not given or given[0].startswith("-"):
         if given and given[0] not in (options := ("-h", "--help", "--version")):
             raise StageError(f"there is no option {given[0]!r}: {nearest(given[0], options)}")

@@ -25,8 +25,8 @@ from assemble.reporting.papers import (
     SCALES,
     Paper,
     checkout,
-    existing_papers,
     paper_named,
+    papers_named,
     runs_root,
 )
 from common import files
@@ -50,7 +50,7 @@ FreshRuns = Annotated[
 
 
 def _names(papers: Sequence[str]) -> list[str]:
-    return [paper.name for paper in [paper_named(name) for name in papers] or existing_papers()]
+    return [paper.name for paper in papers_named(papers)]
 
 
 def tables(
@@ -83,14 +83,17 @@ def tables(
     console = files.console()
     for name in names:
         source, records = load(name), render.records_of(name, runs)
-        if scale:
-            filled = render.fill_both(source, scale, records, tables or None)
-        elif runs is not None:
-            filled = [f for s in SCALES for f in render.fill_both(source, s, records, tables or None)]
-            filled = [f for f in filled if f.result.measured]
-        else:
+        if scale is None and runs is None:
             filled = render.fill_best(source, records, tables or None)
-        render.print_tables(filled, console)
+        else:
+            scales = [scale] if scale else SCALES
+            filled = [f for s in scales for f in render.fill_both(source, s, records, tables or None)]
+            filled = [f for f in filled if scale or f.result.measured]
+        for f in filled:
+            render.print_table(f, console)
+        for heading, lines in render.remarks(filled).items():
+            for line in (f"{heading}:", *lines):
+                console.print(line, markup=False, style="dim")
         if not filled:
             console.print(f"{name}: nothing measured", markup=False)
         if runs is not None and (note := code.other_code(records)):
@@ -120,7 +123,7 @@ def claims(papers: PaperNames = (), *, scale: OneScale = None, runs: FreshRuns =
         console.print(f"\n{paper_named(name).title}", style="bold")
         for judged in ([claim for f in shown for claim in f.claims], [check for f in shown for check in f.checks]):
             if judged:
-                console.print(render.rich_judged(judged, console.width))
+                console.print(render.rich_judged(judged))
         if not any((*f.claims, *f.checks) for f in shown):
             console.print("no claim at the measured scales" if shown else "nothing measured yet")
     console.print(LEGEND, style="dim", markup=False)
@@ -135,7 +138,6 @@ def power(
     metric: Annotated[str, "id or label of a column"],
     table: Annotated[str, "id of the table, needed if several tables have the metric"] = "",
     gap: Annotated[float | None, "true difference between the rows; default: the recorded mean"] = None,
-    power: Annotated[float, "probability of separating the rows, from 0.1 to 0.99"] = 0.8,
     scale: Scale = "mini",
     runs: Runs = None,
 ) -> int:
@@ -156,8 +158,6 @@ def power(
     from assemble.reporting.tables import expand, load
     from assemble.stages.plan import default_jobs, side_by_side
 
-    if not 0.1 <= power <= 0.99:
-        raise ReportingError(f"--power is a probability from 0.1 to 0.99, got {power}")
     if gap is not None and not math.isfinite(gap):
         raise ReportingError(f"--gap is a finite number, got {gap}")
     source, recorded = load(paper), find_promoted(paper, scale)
@@ -167,13 +167,13 @@ def power(
     interval = " to ".join(f"{end:+.3g}" for end in interval_of(differences) or ())
     wanted = abs(mean if gap is None else gap)
     spreads = (spread, *planning.spread_range(spread, count))
-    needed, *ends = (planning.runs_for(wanted, deviation, power) for deviation in spreads)
+    needed, *ends = (planning.runs_for(wanted, deviation, planning.POWER) for deviation in spreads)
     most = planning.MOST_RUNS
     counts = [f"{number:,}" if number <= most else f"over {most:,}" for number in (needed, *ends)]
     print(f"{pair.result.table.id} ({scale}), {pair.metric.title}: {pair.row.label} over {pair.over.label}")
     print(f"recorded: {mean:+.3g} ({interval}; n={count}), standard deviation over runs {spread:.3g}")
-    least = planning.smallest_gap(spread, count, power)
-    print(f"{count} runs separate a gap of {least:.3g} or more with {100 * power:.0f} % power")
+    least = planning.smallest_gap(spread, count, planning.POWER)
+    print(f"{count} runs separate a gap of {least:.3g} or more with {100 * planning.POWER:.0f} % power")
     print(f"a gap of {wanted:.3g} needs {counts[0]} paired runs (95 % range of the spread: {counts[1]} to {counts[2]})")
     if needed > most:
         return 0
@@ -323,7 +323,7 @@ def wandb_report(
 ) -> int:
     """Publish tables and claims of each paper as a W&B report and as a view of the project.
 
-    Without a paper, also publish one report of all papers. Without a key, only write the reports to files.
+    Without a key, only write the reports to files.
     """
     from assemble.reporting import render
     from assemble.reporting.wandb_server import why_no_key, why_unreachable
@@ -337,8 +337,6 @@ def wandb_report(
     owner = entity or os.environ.get("WANDB_ENTITY", "") or (reporting.default_entity() if sending else "")
     measured = [(paper_named(name), render.records_of(name, runs)) for name in _names(papers)]
     reports = {paper.name: reporting.paper_report(paper, records, owner) for paper, records in measured}
-    if not papers:
-        reports["."] = reporting.overview_report(measured, owner)
     for place, report in reports.items():
         path = runs_root() / place / "wandb-report.json"
         reporting.write(report, path)

@@ -6,9 +6,9 @@ import itertools
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from assemble.commands.data import data_root
 from assemble.commands.parsing import Option, PaperName, PaperNames, Runs, Scale, StageName, at_least, parse_seed
@@ -119,40 +119,29 @@ def _one_stage(name: str, overrides: Sequence[str], options: OneStage, rerun: bo
     use(options.isa)
     from assemble.stages.request import find_request
 
-    selection = _selection(name.partition("/")[0], options)
-    return find_request(name, replace(selection, seeds=(options.seed,), rerun=rerun), overrides)
+    selection = _selection(name.partition("/")[0], options, seeds=(options.seed,), rerun=rerun)
+    return find_request(name, selection, overrides)
 
 
 def _many_stages(paper: str, options: ManyStages) -> Selection:
     if len(set(options.seeds)) < len(options.seeds):
         raise StageError(f"--seeds {' '.join(map(str, options.seeds))}: give each seed once")
-    return replace(
-        _selection(paper, options),
-        seeds=tuple(options.seeds),
-        tables=tuple(options.tables),
-        rows=tuple(options.rows),
-        stages=tuple(options.stages),
-        everything=options.everything,
-        rerun=options.rerun,
-    )
+    return _selection(paper, options)
 
 
-def _selection(paper: str, options: Where) -> Selection:
+def _selection(paper: str, options: Where, **others: Any) -> Selection:
+    """Return the selection that the flags describe. Flags and fields have the same names."""
     from assemble.reporting.tables import load
     from assemble.stages.given import find_given
     from assemble.stages.request import Selection
 
     check_environment()
-    given, absent = find_given(load(paper), options.scale, options.released, options.given)
-    return Selection(
-        scale=options.scale,
-        hardware=options.hardware,
-        runs=(options.runs or runs_root()).resolve(),
-        data=(options.data or data_root()).resolve(),
-        isa=options.isa,
-        given=given,
-        absent=absent,
-    )
+    names = {field.name for field in fields(Selection)}
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(options).items() if name in names}
+    values["given"], values["absent"] = find_given(load(paper), options.scale, options.released, options.given)
+    values["runs"] = (options.runs or runs_root()).resolve()
+    values["data"] = (options.data or data_root()).resolve()
+    return Selection(**{**values, **others})
 
 
 Jobs = Annotated[
@@ -253,6 +242,8 @@ def plan(
             lines: Iterable[str] = itertools.chain(first, ["", *needs.lines()])
         else:
             lines = estimating.estimate_lines(runs, utilization)
+            if selection.hardware == "cpu" and selection.scale in ("paper", "single"):
+                print("--hardware cpu: estimates for one GPU that takes the whole batch; --hardware gpu8 has eight")
         for line in lines:
             print(line, flush=True)
     else:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from assemble.commands.parsing import Option, PaperNames, at_least, one_of
 from assemble.reporting import code, records
 from assemble.reporting.draws import INSTRUCTION_SETS, NATIVE
-from assemble.reporting.papers import Paper, checkout, existing_papers, paper_named, runs_root
+from assemble.reporting.papers import Paper, checkout, papers_named, runs_root
 from assemble.reporting.progress import duration
 from common.errors import StageError
 from common.files import write_atomically
@@ -57,7 +57,7 @@ def verify(
         raise StageError("--precision tf32 needs an NVIDIA GPU: add --device cuda")
     accelerators = _gpu() if device == "cuda" else []
     precisions = precision or (["32", "tf32", "bf16"] if accelerators else ["32"])
-    chosen = [paper_named(name) for name in papers] or existing_papers()
+    chosen = papers_named(papers)
     folder, began = folder or runs_root() / "verify", time.monotonic()
     jobs = jobs or default_jobs("gpu1" if accelerators else "cpu")
     width = max(len(paper.title) for paper in chosen)

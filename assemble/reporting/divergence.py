@@ -43,6 +43,8 @@ UNCOMMITTED = "uncommitted changes"
 
 #: A record and its curves.
 RunWithCurves = tuple[Record, Curves]
+#: A user's record and its curves, the recorded runs of its stage, and the bands of their curves.
+Compared = tuple[Record, Curves, list[Record], dict[str, "Band"]]
 
 
 @dataclass(frozen=True)
@@ -113,43 +115,32 @@ def diverging(mine: Iterable[RunWithCurves], reference: Iterable[RunWithCurves])
     by_stage: dict[str, list[RunWithCurves]] = {}
     for run in reference:
         by_stage.setdefault(run[0].stage, []).append(run)
-    by_draw: dict[Draw, list[_Compared]] = {}
+    by_draw: dict[Draw, list[Compared]] = {}
     for record, curves in sorted(mine, key=lambda run: run[0].started):
         # Exclude the run itself, which may have been promoted.
         base = by_stage.get(record.stage.partition("+")[0], ())
         others = [run for run in base if (run[0].seed, run[0].started) != (record.seed, record.started)]
         seeds = {peer.seed: theirs for peer, theirs in others}  # Roundings of one seed are not independent.
         if curves and (bands := _bands([*seeds.values()])):
-            compared = _Compared(record, curves, [peer for peer, _ in others], bands)
-            by_draw.setdefault(record.draw, []).append(compared)
+            by_draw.setdefault(record.draw, []).append((record, curves, [peer for peer, _ in others], bands))
     return [divergence for compared in by_draw.values() for divergence in _of_draw(compared)]
 
 
-@dataclass(frozen=True)
-class _Compared:
-    """One of the user's stages, and its recorded runs with their bands."""
-
-    record: Record
-    curves: Curves
-    others: list[Record]
-    bands: dict[str, Band]
-
-
-def _of_draw(stages: Sequence[_Compared]) -> list[Divergence]:
-    cells = sum(band.values.shape[1] for stage in stages for band in stage.bands.values())
+def _of_draw(stages: Sequence[Compared]) -> list[Divergence]:
+    cells = sum(band.values.shape[1] for *_, bands in stages for band in bands.values())
     divergences: dict[str, Divergence] = {}
-    for stage in stages:
-        steps = {name: band.left_by(stage.curves.get(name, []), cells) for name, band in stage.bands.items()}
+    for record, curves, others, bands in stages:
+        steps = {name: band.left_by(curves.get(name, []), cells) for name, band in bands.items()}
         left = {name: step for name, step in steps.items() if step is not None}
         curve = min(left, key=lambda name: left[name], default="")
-        parents = [divergences.get(parent["stage"]) for parent in stage.record.parents.values()]
-        divergences[stage.record.stage] = Divergence(
-            stage.record.stage,
-            stage.record.draw,
-            max(band.steps[-1] for band in stage.bands.values()),
+        parents = [divergences.get(parent["stage"]) for parent in record.parents.values()]
+        divergences[record.stage] = Divergence(
+            record.stage,
+            record.draw,
+            max(band.steps[-1] for band in bands.values()),
             left.get(curve),
             curve,
-            differences(stage.record, stage.others),
+            differences(record, others),
             next((parent.stage for parent in parents if parent and parent.reported), ""),
         )
     return [*divergences.values()]

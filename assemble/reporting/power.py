@@ -15,6 +15,8 @@ from assemble.reporting.claims import CONFIDENCE, seed_means
 from assemble.reporting.tables import Metric, Row, part_named
 from common.errors import ReportingError, nearest
 
+#: Probability of separating the rows.
+POWER = 0.8
 #: Largest number of runs to consider.
 MOST_RUNS = 10_000
 

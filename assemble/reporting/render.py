@@ -123,6 +123,11 @@ class View:
     notes: tuple[str, ...]
     provenance: str
 
+    @property
+    def paired(self) -> bool:
+        """Check whether any cell has several values, such as a published and a measured one."""
+        return any(len(kinds) > 1 for kinds in self.kinds.values())
+
 
 def view(result: TableResult, yours: TableResult | None = None) -> View:
     """Lay out a filled table without empty rows and columns. `yours` is the same table filled from the user's runs."""
@@ -234,9 +239,8 @@ def table_markdown(result: TableResult, said: Collection[str] = (), cells: bool 
     if cells:
         lines += ["", "| | " + " | ".join(_escape(heading(metric)) for metric in shown.metrics) + " |"]
         lines.append("|---|" + "---:|" * len(shown.metrics))
-    paired = any(len(kinds) > 1 for kinds in shown.kinds.values())
     for row, row_cells in shown.rows if cells else ():
-        texts = [_pair(values) if paired else values[-1].text for values in row_cells]
+        texts = [_cell_text(values, shown.paired) for values in row_cells]
         counts = {len(value.cell.values) for values in row_cells for value in values if value.cell.values}
         draws = f" (n={counts.pop()})" if len(counts) == 1 else ""
         # If all cells of a row have the same unusual number of draws, show it only at the label.
@@ -248,14 +252,16 @@ def table_markdown(result: TableResult, said: Collection[str] = (), cells: bool 
         lines += ["", *[f"- {note}" for note in notes]]
     usual = usual_draws(result)
     facts = ["One draw" if usual == 1 else f"{usual} draws"] if usual else []
-    facts += [f"Cells are *published / measured{' / difference' if result.given else ''}*"] if paired else []
+    facts += [f"Cells are *published / measured{' / difference' if result.given else ''}*"] if shown.paired else []
     facts += _origin(result)
     facts += [] if cells else [f"`assemble tables {paper_named(result.records[0].paper).short}` prints the values"]
     return "\n".join([*lines, "", f"<sub>{html.escape('. '.join(facts), quote=False)}.</sub>"])
 
 
-def _pair(values: Sequence[Value]) -> str:
+def _cell_text(values: Sequence[Value], paired: bool) -> str:
     """Return `81.5 / 50.0 ± 1.4`, with a dash for a missing value, or a single dash if all are missing."""
+    if not paired:
+        return values[-1].text
     texts = [DASH] * (values[0].kind != PUBLISHED) + [value.text for value in values]
     return DASH if set(texts) == {DASH} else " / ".join(texts)
 
@@ -510,56 +516,37 @@ def write(pages: Mapping[Path, str | None]) -> list[Path]:
 # ---- terminal
 
 
-def rich_table(shown: View, width: int) -> RichTable:
-    """Lay out a table for a terminal. If its columns don't fit, the values of a metric share a column."""
-    kinds = [list(shown.kinds[metric.id]) for metric in shown.metrics]
-    most: list[str] = max(kinds, key=len, default=[])
-    shared = len(most) > 1 and sum(map(len, kinds)) * NARROW > width
-    order = f" Cells are {' / '.join(most)}." if shared else ""
+def rich_table(shown: View) -> RichTable:
+    """Lay out a table for a terminal. The values of a metric share a column, as in Markdown."""
+    kinds: tuple[str, ...] = max(shown.kinds.values(), key=len, default=())
+    order = f" Cells are {' / '.join(kinds)}." if shown.paired else ""
     table = RichTable(
         title=escape(f"{shown.title} ({shown.scale})"),
         box=box.SIMPLE_HEAD,
         caption=escape(shown.caption + order),
     )
     table.add_column("", overflow="fold")
-    for metric, values in zip(shown.metrics, kinds):
-        for kind in [""] if shared or len(values) == 1 else values:
-            style = "dim" if kind == PUBLISHED else ""
-            words = f", {kind}" if kind else ""
-            table.add_column(escape(heading(metric) + words), justify="right", style=style, overflow="fold")
+    for metric in shown.metrics:
+        table.add_column(escape(heading(metric)), justify="right", overflow="fold")
     for row, cells in shown.rows:
-        texts = map(_pair, cells) if shared else (value.text for values in cells for value in values)
-        table.add_row(escape(row_text(row)), *map(escape, texts))
+        table.add_row(escape(row_text(row)), *(escape(_cell_text(values, shown.paired)) for values in cells))
     return table
 
 
-NARROW = 12
-"""Width of a terminal's column for `difference` and its margins."""
-WIDE = 140
-"""Terminal width at which all cells of a claim fit on one line."""
-
-
-def rich_judged(judged: Sequence[Judged], width: int) -> RichTable:
-    """Write claims or checks for the terminal, grouped by table. On narrow terminals, cells are below each claim."""
-    wide = width >= WIDE
-    table = RichTable(box=box.SIMPLE_HEAD if wide else None, show_header=wide)
-    heads = list(judged_cells(judged[0]))
-    if len({claim.origin for claim in judged}) > 1:  # the heading of each table says whose weights were measured
-        heads = [head.replace("ours", "measured") for head in heads]
-    for name in heads if wide else heads[:1]:
-        table.add_column(name)
+def rich_judged(judged: Sequence[Judged]) -> RichTable:
+    """Write claims or checks for the terminal, grouped by table."""
+    table = RichTable(box=box.SIMPLE_HEAD)
+    heads = judged_cells(judged[0])
+    several = len({claim.origin for claim in judged}) > 1  # then the heading of each table says whose weights it is of
+    for head in heads:
+        table.add_column(head.replace("ours", "measured") if several else head)
     for (name, scale, origin), group in groupby(judged, key=lambda j: (j.table, j.scale, j.origin)):
         where = ", ".join(filter(None, (f"{name} ({scale})", origin)))
         table.add_row(f"[bold]{escape(where)}[/]")
         for claim in group:
             text, *middle, verdict = map(escape, judged_cells(claim).values())
-            cells = [*middle, f"[{VERDICT_COLORS[claim.verdict]}]{verdict}[/]"]
-            if wide:
-                table.add_row(Padding(text, (0, 0, 0, 2)), *cells)
-            else:
-                table.add_row(Padding(text, (0, 0, 0, 2)))
-                labeled = [f"{head.split(' (')[0]} {cell}" for head, cell in zip(heads[1:], cells[:-1]) if cell]
-                table.add_row(Padding("  ".join([cells[-1], *labeled]), (0, 0, 0, 6)))
+            colored = f"[{VERDICT_COLORS[claim.verdict]}]{verdict}[/]"
+            table.add_row(Padding(text, (0, 0, 0, 2)), *middle, colored)
     return table
 
 
@@ -573,22 +560,14 @@ def print_table(filled: Filled, console: Console, measured_only: bool = False) -
         return
     if measured_only:  # The summary prints the claims.
         claims, checks = [], _run(checks)
-    console.print(rich_table(shown, console.width))
+    console.print(rich_table(shown))
     for note in shown.notes:
         console.print(f"- {note}", markup=False, style="dim")
     for judged in filter(None, (claims, checks)):
-        console.print(rich_judged(judged, console.width))
+        console.print(rich_judged(judged))
     if not measured_only:
         console.print(f"provenance: {shown.provenance}\n", markup=False, style="dim")
 
 
 def _run(judged: Sequence[Judged]) -> list[Judged]:
     return [claim for claim in judged if claim.verdict != NOT_RUN]
-
-
-def print_tables(filled: Sequence[Filled], console: Console) -> None:
-    for f in filled:
-        print_table(f, console)
-    for heading, lines in remarks(filled).items():
-        for line in (f"{heading}:", *lines):
-            console.print(line, markup=False, style="dim")

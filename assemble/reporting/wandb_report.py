@@ -60,26 +60,6 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> w
     return _report(f"{paper.title}: published and measured", entity, blocks)
 
 
-def overview_report(papers: Sequence[tuple[Paper, Sequence[Record]]], entity: str = "") -> wr.Report:
-    """Build the report of all papers: claims with verdicts, and panels of each paper's first table."""
-    blocks: list[Any] = [wr.TableOfContents()]
-    for paper, records in papers:
-        source = load(paper.name)
-        blocks.append(wr.H2(paper.title))
-        if filled := [f for f in render.fill_best(source, records) if f.result.measured]:
-            scales = {f.result.scale for f in filled}
-            judged = [f for f in render.fill_all(source, records) if f.result.scale in scales]
-            items: list[Any] = [
-                f"{j.verdict} at {j.scale}: {j.check.text} (paper: {j.paper}; {j.origin or 'ours'}: {j.outcome})"
-                for f in judged
-                for j in f.claims
-            ]
-            blocks += [wr.UnorderedList(items=items), _table_panels(source, filled[0])]
-        else:
-            blocks.append(wr.P("Nothing was measured yet."))
-    return _report("Representation Assemble: overview", entity, blocks)
-
-
 def _report(title: str, entity: str, blocks: list[Any]) -> wr.Report:
     return wr.Report(project=project(), entity=entity, title=title, blocks=blocks, width="fluid")
 
@@ -98,14 +78,12 @@ def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), colum
 
 
 def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
-    """Build a run set per row, a chart per metric, and separate charts of published values."""
+    """Build a run set per row and a chart per metric."""
     result = filled.result
     table, scale = result.table, result.scale
     metrics = [metric for metric in table.metrics if not metric.hidden]
-    # Runs at other scales don't log published values.
     kind, given = "given" if result.given else "table", {stage for r in result.records for stage in r.given}
-    kinds = (kind, "published") if scale == "paper" else (kind,)
-    keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in kinds]
+    keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics]
     runsets = []
     stages_of = {r.label: {m.id: source.instances(table, r, m, scale, given) for m in metrics} for r in result.rows}
     for row in result.rows:
@@ -120,9 +98,6 @@ def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
         better = ", lower is better" if metric.better == "down" else ""
         title = f"{metric.title}, measured at {scale}{result.origin and f', {result.origin}'}{better}"
         panels.append(_bars(title, f"{kind}/{table.id}/{metric.id}"))
-        published = any(metric.id in row.published and stages_of[row.label][metric.id] for row in result.rows)
-        if published and render.is_paired(result, metric):
-            panels.append(_bars(f"{metric.title}, published", f"published/{table.id}/{metric.id}"))
     return wr.PanelGrid(runsets=runsets, panels=panels)
 
 

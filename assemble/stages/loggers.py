@@ -232,12 +232,12 @@ def run_name(stage: str, scale: str, draw: str, arguments: Sequence[str]) -> str
     return " ".join([f"{base}-{scale}-{draw}", *overrides])[:128]
 
 
-def note_files(logger: StageWandbLogger, files: Mapping[str, Path], kind: str, *, used: bool, **about: Any) -> None:
-    """Log files that the run used or made as artifacts by reference. An unchanged file makes no new version."""
+def note_checkpoints(logger: StageWandbLogger, files: Mapping[str, Path], *, used: bool, **about: Any) -> None:
+    """Log checkpoints that the run used or made as artifacts by reference. An unchanged file makes no new version."""
     import wandb
 
     def note(name: str, path: Path) -> None:
-        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name)[:128], kind, metadata=about)
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", name)[:128], "checkpoint", metadata=about)
         artifact.add_reference(path.resolve().as_uri(), checksum=False)
         # `use_artifact` would wait for the server, and refuse to work offline.
         logger.experiment._log_artifact(artifact, is_user_created=True, use_after_commit=used)

@@ -57,11 +57,8 @@ def _in_one_line(value: object) -> str:
 
 
 def fit(request: StageRequest, unless_done: bool) -> int:
-    if is_main_process():
-        if ours := request.configuration.describe_ours():
-            print(f"values that the paper's sources don't give, as set here: {ours}")
-        if missing := _missing_weights(request):
-            print(f"warning: {missing}", file=sys.stderr, flush=True)
+    if is_main_process() and (missing := _missing_weights(request)):
+        print(f"warning: {missing}", file=sys.stderr, flush=True)
     metrics = run_stage(request, unless_done).metrics
     if is_main_process():
         _print_metrics(metrics)

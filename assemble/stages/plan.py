@@ -14,7 +14,7 @@ from assemble.reporting.papers import paper_named, working_folder
 from assemble.reporting.progress import duration
 from assemble.reporting.records import config_hash
 from assemble.reporting.results import find_promoted
-from assemble.reporting.tables import StageInstance, expand, load
+from assemble.reporting.tables import StageInstance, expand
 from assemble.stages.configuration import RunConfiguration
 from assemble.stages.given import Given, started
 from assemble.stages.request import (
@@ -58,12 +58,10 @@ def plan_stages(paper: str, selection: Selection) -> list[Planned]:
         stages = ", ".join([*selection.given, *selection.absent])
         raise ReportingError(f"--released, --given: no selected stage starts from {stages}")
     if not instances:
-        if not any(selection.scale in table.scales for table in load(name).tables):
-            raise ReportingError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
-        if given := ", ".join([*selection.tables, *selection.rows]):
-            raise ReportingError(
-                f"--tables, --rows: {given} has nothing to run at the scale {selection.scale!r}; set --scale"
-            )
+        raise ReportingError(
+            f"{paper_named(name).title}: no selected table or row has stages at scale {selection.scale}; change "
+            "--scale, --tables or --rows, or add --everything"
+        )
     requests = [request for seed in selection.seeds for request in requests_for(name, instances, selection, seed)]
     planned: dict[tuple[int, str], Planned] = {}
     for request in requests:
@@ -94,13 +92,6 @@ def chosen(paper: str, selection: Selection) -> tuple[list[StageInstance], int]:
 def other_code(planned: Sequence[Planned]) -> str:
     """Say in a sentence which stages other code trained. Return an empty text if there are none."""
     return code.sentence([item.changed for item in planned])
-
-
-def count_by_request(paper: str, selection: Selection) -> int:
-    """Count the tables that a selection omits, in whole or in part, because they run only on request."""
-    narrowed = selection.everything or selection.tables or selection.rows or selection.stages or selection.given
-    tables, scale = () if narrowed else load(paper).tables, selection.scale
-    return sum(any(table.made_by_request(row, scale) for row in table.rows) for table in tables)
 
 
 def state_of(request: StageRequest) -> tuple[bool, str]:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from operator import itemgetter
 from typing import Any
 
 from assemble.reporting import records
@@ -30,10 +29,8 @@ from assemble.stages.plan import (
     Planned,
     check_configurations,
     chosen,
-    count_by_request,
     expected_text,
     fit_arguments,
-    given_arguments,
     other_code,
     plan_stages,
     seconds_by_records,
@@ -172,8 +169,6 @@ def say(text: str) -> None:
 
 
 def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jobs: int) -> None:
-    if on_request := count_by_request(paper.name, selection):
-        say(f"--everything adds {on_request} tables or parts of tables")
     waiting = [item for item in planned if not item.done]
     given = sum(item.request.given is not None for item in planned)
     _, left_out = chosen(paper.name, selection)
@@ -185,14 +180,6 @@ def _announce(paper: Paper, planned: Sequence[Planned], selection: Selection, jo
         + f", {len(planned) - len(waiting) - given} done, {len(waiting)} to run"
         + (f", {left_out * len(selection.seeds)} left out (--everything trains them)" if left_out else "")
     )
-    values, request = max(((len(i.run.values_of_ours()), i.request) for i in planned), key=itemgetter(0))
-    if values:
-        name = f"{paper.short}/{request.recipe} --scale {selection.scale}"
-        say(f"  values that the paper's sources don't give: {values}; `assemble show {name}` lists them")
-    if selection.scale == "paper" and waiting and not selection.rehearsal:
-        command = ["plan", paper.short, "--scale", "paper", "--hardware", selection.hardware, "--estimate"]
-        given_files = [*given_arguments(selection.given), "--data", str(selection.data)] if given else []
-        say(f"  to estimate memory and hours: assemble {shlex.join([*command, *given_files])}")
     if waiting:
         seconds, measured_here = seconds_by_records(planned)
         expected = expected_text(seconds_left(seconds, waiting, jobs), measured_here)

@@ -110,11 +110,6 @@ class StageRequest:
             return self.given.path
         return self.directory / "checkpoints" / f"{name}.ckpt"
 
-    @property
-    def published(self) -> bool:
-        """Check whether the stage's numbers are comparable with published ones."""
-        return self.scale == "paper" and not self.rehearsal
-
     @functools.cached_property
     def configuration(self) -> RunConfiguration:
         """Return the merged configuration, without the parents' paths."""

@@ -164,7 +164,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
             "given": given,
             "hardware": request.hardware,
         },
-        whole=request.published,
+        whole=request.scale == "paper",
         notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
     )
     if wandb is not None:
@@ -173,7 +173,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
             record = finished_record(parent)
             parent_id = (record and record.wandb_run_id) or run_id(parent)
             used[f"{parent_id}-{run.start_from}"] = parent.checkpoint(run.start_from)
-        loggers.note_files(wandb, used, "checkpoint", used=True)
+        loggers.note_checkpoints(wandb, used, used=True)
     return wandb
 
 
@@ -186,8 +186,7 @@ def _summary_of(request: StageRequest, metrics: Mapping[str, float | None]) -> d
         for name, value in summaries(request.directory / "metrics.csv").items()
         if name.endswith((":min", ":max"))
     }
-    summary = {**metrics, **cells, **ends}
-    return {k: v for k, v in summary.items() if request.published or not k.startswith("published/")}
+    return {**metrics, **cells, **ends}
 
 
 def _record_of(
@@ -242,12 +241,10 @@ def _record_of(
 
 
 def _note_results(wandb: StageWandbLogger, request: StageRequest, record: records.Record) -> None:
-    """Log the stage's checkpoints and record to its W&B run."""
+    """Log the stage's checkpoints to its W&B run."""
     about = {"config_hash": record.config_hash, "lineage_hash": request.lineage, "steps": record.steps}
     kept = {f"{wandb.version}-{path.stem}": path for path in _checkpoints(request)}
-    loggers.note_files(wandb, kept, "checkpoint", used=False, **about)
-    written = {f"{wandb.version}-record": request.directory / "record.json"}
-    loggers.note_files(wandb, written, "record", used=False, **about)
+    loggers.note_checkpoints(wandb, kept, used=False, **about)
 
 
 def _checkpoints(request: StageRequest) -> list[Path]:

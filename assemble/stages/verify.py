@@ -9,7 +9,6 @@ file replaces a computation.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from assemble.reporting import records
+from assemble.reporting.curves import read_points
 from assemble.reporting.draws import NATIVE, instruction_sets_here
 from assemble.reporting.papers import Paper, checkout
 from assemble.stages import stopping
@@ -153,7 +153,9 @@ def record(paper: Paper, folder: Path, rehearsal: bool, jobs: int, show: Callabl
                 log = chosen[isa].runs / "log.txt"
                 raise StageError(f"{stage} fails or logs different quantities with --isa {isa}: see {log}")
     spread: Values = {}
-    made = Fingerprint({**_provenance(), "roundings": here}, code_of(paper, rehearsal), spread, values)
+    about: dict[str, Any] = {"revision": records.git_state(checkout())["revision"], "cpu": records.processor()}
+    about |= {"versions": records.versions(), "roundings": here}
+    made = Fingerprint(about, code_of(paper, rehearsal), spread, values)
     for stage, quantities in values.items():
         for name, curve in quantities.items():
             for step, value in curve.items():
@@ -166,14 +168,6 @@ def record(paper: Paper, folder: Path, rehearsal: bool, jobs: int, show: Callabl
 
 def _shape(quantities: Mapping[str, Mapping[str, float]]) -> dict[str, list[str]]:
     return {name: list(curve) for name, curve in quantities.items()}
-
-
-def _provenance() -> dict[str, Any]:
-    return {
-        "revision": records.git_state(checkout())["revision"],
-        "cpu": records.hardware()["cpu"],
-        "versions": records.versions(),
-    }
 
 
 def code_of(paper: Paper, rehearsal: bool = False) -> dict[str, str]:
@@ -262,12 +256,8 @@ def measure(
 
 def logged(request: StageRequest) -> dict[str, dict[str, float]]:
     """Read the curves and measurements of a finished stage, with eight digits."""
-    values: dict[str, dict[str, float]] = {}
-    with (request.directory / "metrics.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["name"] != "epoch":
-                values.setdefault(row["name"], {})[row["step"]] = float(f"{float(row['value']):.8g}")
-    return values
+    curves = read_points(request.directory / "metrics.csv")
+    return {name: {f"{x:.0f}": float(f"{y:.8g}") for x, y in points} for name, points in curves.items()}
 
 
 def _finished(requests: Sequence[StageRequest]) -> list[StageRequest]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,10 +19,15 @@ class RandomTensors:
         self._generator = torch.Generator().manual_seed(0)
 
     def normal(self, *shape: int) -> Tensor:
-        return torch.zeros(shape) if self.empty else torch.randn(shape, generator=self._generator)
+        return self._zeros(shape) if self.empty else torch.randn(shape, generator=self._generator)
 
     def uniform(self, *shape: int) -> Tensor:
-        return torch.zeros(shape) if self.empty else torch.rand(shape, generator=self._generator)
+        return self._zeros(shape) if self.empty else torch.rand(shape, generator=self._generator)
+
+    @staticmethod
+    def _zeros(shape: tuple[int, ...]) -> Tensor:
+        # Unlike NumPy, torch.zeros writes the zeros.
+        return torch.from_numpy(np.zeros(shape, np.float32))
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Draw uniform random integers in [low, high), int64."""

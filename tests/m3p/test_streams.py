@@ -16,6 +16,7 @@ from papers.m3p import captions
 from papers.m3p.captions import file_identity, stream_tokens
 from papers.m3p.streams import LanguageStream, MultitaskSteps, Schedule, draw_sources, language_probabilities
 from tests.m3p.tiny import GOLDEN, values
+from tests.machine import LONG
 
 TEXTS = ["a dog and a cat", "", "ein hund", "un chien rouge et un chat", "犬 と 猫", "狗 和 猫", "pes a kočka"]
 
@@ -135,6 +136,7 @@ def test_tokens_of_many_texts_are_kept(
 def test_a_file_that_was_just_changed_has_no_identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "en.train.txt"
     path.write_text("a dog\n", encoding="utf-8")
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", LONG)
     assert file_identity(path) is None
-    monkeypatch.setattr(captions, "settled", lambda stamp: True)
+    monkeypatch.setattr("common.files.SETTLED_SECONDS", 0.0)
     assert str(path) in str(file_identity(path))

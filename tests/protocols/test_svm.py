@@ -17,6 +17,7 @@ from tests.protocols.parts import (
     Samples,
     audio_encoder,
     average_precisions_of,
+    distributed_trainer,
     image_encoder,
     loader,
     pictures,
@@ -146,6 +147,6 @@ class TestMultiLabelSVM:
 
 def test_several_devices_are_refused(tmp_path: Path) -> None:
     module = SoundSVM(audio_encoder(), {"conv5x": 2}, folds=1)
-    run = trainer(tmp_path, devices=2, strategy="ddp_fork")
+    run = distributed_trainer(tmp_path)
     with pytest.raises(Exception, match=r"trainer\.devices"):
         run.test(module, [loader(sounds(6, 1, 1, noise)) for noise in (1, 2)], verbose=False)

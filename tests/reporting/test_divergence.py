@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from assemble.reporting.curves import Curves, read_points
+from assemble.reporting.curves import Curves
 from assemble.reporting.divergence import Band, Divergence, RunWithCurves, differences, diverging, recorded
 from assemble.reporting.papers import paper_named
 from assemble.reporting.records import Record
 from assemble.reporting.results import place_of, write_results
-from assemble.stages.run import run_stage
-from common.data.datasets.kinetics import Kinetics400
-from common.data.transforms import VideoTransform
 from tests.reporting.conftest import Capsys, MakeRecord, Saved
 from tests.reporting.test_commands import run
-from tests.stages import request
 
 STEPS = range(10, 670, 10)
 DATA = {"training": {"samples": 60, "skipped": 0, "fingerprint": "f0"}}
@@ -177,56 +172,3 @@ def test_what_the_command_prints(saved: Saved, reference: list[Record], project:
     assert status == 1
     assert "cannot be judged: fewer than 3 recorded runs have curves" in out
     assert "no curves to compare at" in out
-
-
-#: Train for 28 steps at the smoke scale, and log every second step.
-LAYER = {"trainer": {"max_epochs": 4, "limit_train_batches": 1.0, "log_every_n_steps": 2}}
-
-
-def trained(runs: Path, seed: int, *overrides: str, edited: bool = False) -> RunWithCurves:
-    stage = request("avid/avid", runs, *overrides, seed=seed, layer=LAYER)
-    record = run_stage(stage)
-    code = {**record.code, **({"papers/avid_cma/loss.py": "edited"} if edited else {})}
-    # Reset the name of the stage, because the layer's overrides changed it.
-    return dataclasses.replace(record, stage="avid", code=code), read_points(stage.directory / "metrics.csv")
-
-
-def swapped(patch: pytest.MonkeyPatch) -> None:
-    whole = VideoTransform.together
-    patch.setattr(VideoTransform, "together", lambda *given: [clip[[2, 1, 0]] for clip in whole(*given)])
-
-
-def half_missing(patch: pytest.MonkeyPatch) -> None:
-    whole = Kinetics400.listing
-    patch.setattr(Kinetics400, "listing", lambda *given: (found := whole(*given)).subset(range(0, len(found), 2)))
-
-
-def middle_crop(patch: pytest.MonkeyPatch) -> None:
-    whole = VideoTransform.adapted
-    patch.setattr(VideoTransform, "adapted", lambda self, training, frames: whole(self, False, frames))
-
-
-@pytest.mark.slow
-def test_planted_faults_and_honest_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def cause(seed: int, *overrides: str, plant: Callable[..., None] = lambda _: None, **code: bool) -> str:
-        with monkeypatch.context() as patch:
-            plant(patch)
-            return diverging([trained(tmp_path / str(seed), seed, *overrides, **code)], reference)[0].cause
-
-    reference = [trained(tmp_path / str(seed), seed) for seed in range(8)]
-    faults = [
-        ("code", cause(20, plant=swapped, edited=True)),
-        ("code", cause(21, plant=swapped, edited=True)),
-        ("code", cause(22, plant=middle_crop, edited=True)),
-        ("code", cause(23, plant=middle_crop, edited=True)),
-        ("data", cause(24, plant=half_missing)),
-        ("data", cause(25, plant=half_missing)),
-        ("configuration", cause(26, "--model.learning_rate", "4e-4")),
-        ("configuration", cause(27, "--model.learning_rate", "4e-4")),
-        ("configuration", cause(28, "--trainer.max_epochs", "3")),
-        ("configuration", cause(29, "--data.video.crop", "16")),
-    ]
-    assert sum(expected == found for expected, found in faults) >= 8, faults
-    # The honest runs have other code too, so a run outside the band would count as a code change.
-    honest = [cause(seed, edited=True) for seed in range(10, 20)]
-    assert honest.count("chance") >= 9

@@ -48,7 +48,6 @@ def test_the_command(project: Path, make_record: MakeRecord, capsys: Capsys) -> 
         (("--metric", "usf"), "no table has 'usf' of NEW-one and base: did you mean 'ucf'?"),
         (("--metric", "esc"), "fewer than two recorded runs"),
         (("--table", "transfr"), "did you mean 'transfer'?"),
-        (("--power", "1"), "--power is a probability"),
         (("--gap", "nan"), "--gap is a finite number"),
     ):
         assert main([*command, *changed]) == 2

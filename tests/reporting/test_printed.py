@@ -22,7 +22,7 @@ from tests.reporting.test_report import PIXEL
 COMMANDS = (
     "tables mct", "tables mct --runs RUNS --scale smoke", "claims mct --runs RUNS",
     "compare mct --runs RUNS", "compare mct --runs RUNS --curves",
-    "power mct --row NEW-one --over base --metric UCF --gap 0.01 --power 0.9",
+    "power mct --row NEW-one --over base --metric UCF --gap 0.01",
     "runs --runs RUNS", "runs --runs RUNS --diff base+1f2e3d mini/seed0/base", "report mct --runs RUNS",
     "wandb-report mct --offline", "promote mct --runs RUNS",
 )  # fmt: skip

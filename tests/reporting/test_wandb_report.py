@@ -69,13 +69,9 @@ def test_without_a_key_the_reports_are_files(project: Path, saved: Saved, capsys
     assert run("wandb-report", "--runs", str(project / "runs")) == 0
     out = capsys.readouterr().out
     assert "not sent: no key" in out
-    for path in (project / "runs" / "mct" / "wandb-report.json", project / "runs" / "wandb-report.json"):
-        assert f"wrote: {path}" in out
-        assert json.loads(path.read_text())["spec"]["blocks"]
-    assert "not run at mini: One helps (paper: +0.5; ours: not measured" in path.read_text()
-    path.unlink()
-    assert run("wandb-report", "mct", "--offline") == 0
-    assert not (project / "runs" / "wandb-report.json").exists()  # only a report of all papers writes this file
+    path = project / "runs" / "mct" / "wandb-report.json"
+    assert f"wrote: {path}" in out
+    assert json.loads(path.read_text())["spec"]["blocks"]
 
 
 @pytest.fixture

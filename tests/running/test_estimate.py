@@ -139,6 +139,15 @@ def test_several_devices_share_the_batch_and_exchange_gradients() -> None:
         estimate(odd)
 
 
+def test_an_empty_batch_takes_no_memory() -> None:
+    if not (pages := Path("/proc/self/statm")).exists():
+        pytest.skip("only Linux counts resident pages in /proc")
+    before = int(pages.read_text().split()[1])
+    batch = RandomTensors(empty=True).normal(64, 2**20)  # 256 MiB
+    assert batch.shape == (64, 2**20)
+    assert int(pages.read_text().split()[1]) - before < 4096
+
+
 def test_hours_follow_from_the_card_and_the_precision() -> None:
     card = CARDS[1]
     seconds = 40e12 / 312e12 / 0.5
@@ -226,6 +235,8 @@ def test_the_plan_shows_an_estimate_of_every_configuration_once(
     assert len({len(line) for line in lines[:-1]}) == 1
     assert "50% of" in lines[-1]
     assert main([*command, "3"]) == 2
+    assert main(["plan", "mct", "--scale", "paper", "--stages", "mct", "--estimate", "--runs", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("--hardware cpu: estimates for one GPU that takes the whole batch")
 
 
 def test_with_given_weights_the_cheapest_stage_comes_first(

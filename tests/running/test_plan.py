@@ -15,12 +15,11 @@ import pytest
 
 from assemble.commands.main import main
 from assemble.reporting import code, records
-from assemble.reporting.papers import paper_named, working_folder
+from assemble.reporting.papers import working_folder
 from assemble.reporting.records import Record
 from assemble.stages import needs as needing
 from assemble.stages import plan as planning
 from assemble.stages import reproduce as schedule
-from assemble.stages.given import Given
 from assemble.stages.plan import Planned, fit_arguments, plan_stages, render_plan
 from assemble.stages.request import Selection
 from common.data.datasets.esc50 import write_esc50
@@ -106,27 +105,6 @@ def test_stages_run_after_their_parents_and_a_failure_stops_only_its_children(
         "run   seed 2  esc@avid  esc50_svm  2.0 min  its record is malformed",
         "expected time of stages to run, 3 in parallel: 2.5 min (a guess: no record of this processor)",
     ]
-
-
-def test_values_without_a_source_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = Selection(scale="smoke", runs=tmp_path, data=tmp_path)
-    schedule._announce(paper_named("mct"), plan_stages("mct", wanted), wanted, 1)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "sources don't give" in line]
-    assert line.endswith("; `assemble show mct/shared_128_128 --scale smoke` lists them")
-
-
-def test_the_command_for_memory_and_hours_names_the_given_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "my weights"
-    folder.mkdir()
-    (folder / "a.pth").write_bytes(b"x")
-    given = {"avid": Given(folder / "a.pth", "https://example.org")}
-    wanted = Selection("paper", runs=tmp_path, data=tmp_path, stages=("esc@avid",), given=given)
-    planned = plan_stages("avid_cma", wanted)
-    schedule._announce(paper_named("avid"), planned, wanted, 1)
-    command = f"assemble plan avid --scale paper --hardware cpu --estimate --released '{folder}' --data {tmp_path}"
-    assert f"  to estimate memory and hours: {command}\n" in capsys.readouterr().out
 
 
 def test_a_plan_as_commands(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from assemble.commands.main import main
 from assemble.reporting import code
 from assemble.reporting.records import read
-from assemble.stages import loggers, run, stopping
+from assemble.stages import folder, run, stopping, training
 from assemble.stages import preempt as preemption
 from assemble.stages.request import StageRequest
 from assemble.stages.run import run_stage
@@ -47,7 +47,8 @@ SLURM = {
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow a slow machine more time to reach the next check or checkpoint before the stage is killed."""
+    """Allow a slow machine more time to reach the next check or checkpoint, and to end loaders, which hold the lock."""
+    monkeypatch.setattr(folder, "LOCK_PATIENCE", LONG)
     monkeypatch.setattr(stopping, "PATIENCE", LONG)
     monkeypatch.setattr(preemption, "SAVING", 20 * LONG)
 
@@ -327,6 +328,19 @@ def _run_rank(rank: int, stage: StageRequest, moment: str, port: str) -> None:
     run_stage(stage)
 
 
+def _start_rank(rank: int, stage: StageRequest, moment: str, port: str) -> int:
+    """Run a rank in a new process, and return the ID of this process."""
+    if process := os.fork():
+        return process
+    status = 1
+    try:
+        _run_rank(rank, stage, moment, port)
+    except (Preempted, SystemExit) as stop:
+        status = stop.status if isinstance(stop, Preempted) else stop.code
+    finally:
+        os._exit(status)
+
+
 @pytest.mark.parametrize(
     ("name", "moment", "step"),
     [
@@ -345,26 +359,22 @@ def test_two_ranks_end_soon_after_the_same_step(
     stage, port = request(name, tmp_path, *without, layer=over(_layer(), 2)), free_port()
     group = os.fork()
     if group == 0:
-        status = 1
-        try:
-            os.setpgid(0, 0)
-            rank = 0 if os.fork() else 1
-            _run_rank(rank, stage, moment, port)
-        except (Preempted, SystemExit) as stop:
-            status = stop.status if isinstance(stop, Preempted) else stop.code
-        finally:
-            (tmp_path / f"status{rank}").write_text(str(status), encoding="utf-8")
-            os._exit(status)
+        os.setpgid(0, 0)
+        signal.signal(signal.SIGTERM, lambda *_: None)  # ranks would keep ignoring a signal that is ignored here
+        # If one rank started the other and ended first, the other would end with it.
+        processes = [_start_rank(rank, stage, moment, port) for rank in range(2)]
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+        (tmp_path / "statuses").write_text(str(statuses), encoding="utf-8")
+        os._exit(0)
     try:
         until((tmp_path / "reached").exists)
-        until(lambda: not group_runs(group), "a rank waits", 40)
+        until(lambda: not group_runs(group), "a rank waits", LONG / 2)
     finally:
         with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(group, 0)[1])
-    assert status == 128 + signal.SIGTERM
+        os.waitpid(group, 0)
     # If rank 1 returned an error, the launcher would kill rank 0 before rank 0 saved the checkpoint.
-    assert (tmp_path / "status1").read_text(encoding="utf-8") == "0"
+    assert (tmp_path / "statuses").read_text(encoding="utf-8") == str([128 + signal.SIGTERM, 0])
     assert "Traceback" not in capfd.readouterr().out
     last = stage.directory / "checkpoints" / "last.ckpt"
     assert (torch.load(last, weights_only=True)["global_step"] if last.exists() else None) == step
@@ -454,10 +464,9 @@ def test_a_run_is_closed_before_its_job_is_requeued(tmp_path: Path, job: Path, m
     """Close the W&B run before requeuing, since SLURM ends W&B's process with the job."""
     order: list[str] = []
     monkeypatch.setattr(preemption, "_requeue", lambda: order.append("requeue"))
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setattr(loggers.StageWandbLogger, "finish", lambda *_, **__: order.append("finish"))
-    with monkeypatch.context() as patch:
-        _signal_at(signal.SIGUSR1, 2, patch)
-        with pytest.raises(Preempted):
-            run_stage(request("avid/avid_joint", tmp_path, layer=_layer(1)))
+    logger = Mock(**{"finish.side_effect": lambda *_, **__: order.append("finish")})
+    monkeypatch.setattr(training, "_wandb_of", lambda *_: logger)
+    _signal_at(signal.SIGUSR1, 2, monkeypatch)
+    with pytest.raises(Preempted):
+        run_stage(request("avid/avid_joint", tmp_path, layer=_layer(1)))
     assert order[:2] == ["finish", "requeue"]

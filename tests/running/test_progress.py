@@ -19,7 +19,7 @@ from rich import get_console
 from assemble.commands.run import print_filled
 from assemble.reporting.progress import FILE, Watch, duration, read
 from assemble.reporting.records import Record
-from assemble.stages.plan import count_by_request, seconds_left
+from assemble.stages.plan import seconds_left
 from assemble.stages.request import Selection
 from common.files import console
 from common.training import callbacks
@@ -86,6 +86,7 @@ def test_the_line_of_a_running_stage(tmp_path: Path) -> None:
 def test_a_terminal_shows_all_stages_at_once_and_clears_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: dict[str, Any] = {}
     monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("time.time", lambda: 0.0)
     monkeypatch.setattr("rich.live.Live", lambda **options: shown.update(options) or nullcontext())
     with Watch() as watch:
         for name in ("avid", "cma"):
@@ -125,7 +126,6 @@ def test_a_table_does_not_wait_for_rows_by_request(
     tables.write_text(text.replace("model: better,", "model: better, by_request: [mini],"), encoding="utf-8")
     for everything in (True, False):
         wanted = Selection(scale="mini", runs=project / "runs", everything=everything)
-        assert count_by_request("mct", wanted) == (0 if everything else 1)
         printed: set[str] = set()
         for stage in ("base", "ucf_1@base", "esc@base"):
             save(make_record(stage, 0, 50.0, metrics={"test/top1": 50.0, "test/loss": 1.0}))
