@@ -20,7 +20,6 @@ from common import files
 from common.errors import printable
 
 if TYPE_CHECKING:
-    from assemble.reporting.records import Record
     from assemble.reporting.tables import StageInstance
 
 
@@ -40,14 +39,6 @@ def _list_papers() -> None:
     papers = existing_papers()
     print_rows(("paper", "title", "what it does"), [(paper.short, paper.title, paper.about) for paper in papers])
     print(f"`assemble list {papers[0].short}` shows a paper's tables, rows, stages and recipes")
-
-
-def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[Record]]:
-    """Return the records of local runs, then the promoted records."""
-    from assemble.reporting.records import find
-    from assemble.reporting.results import find_promoted
-
-    return find(runs, paper.name, scale), find_promoted(paper.name, scale)
 
 
 def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
@@ -82,9 +73,10 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
 
 
 def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[StageInstance]) -> None:
-    from assemble.reporting.records import expected_seconds
+    from assemble.reporting.records import expected_seconds, find
+    from assemble.reporting.results import find_promoted
 
-    here, promoted = _records(paper, scale, runs)
+    here, promoted = find(runs, paper.name, scale), find_promoted(paper.name, scale)
     seconds = expected_seconds([stage.id for stage in instances], here, promoted)
     rows = []
     for stage in instances:

@@ -16,7 +16,7 @@ from assemble.reporting.records import config_hash
 from assemble.reporting.results import find_promoted
 from assemble.reporting.tables import StageInstance, expand
 from assemble.stages.configuration import RunConfiguration
-from assemble.stages.given import Given, started
+from assemble.stages.given import started
 from assemble.stages.request import (
     Selection,
     StageRequest,
@@ -167,22 +167,15 @@ def default_jobs(hardware: str) -> int:
 
 def fit_arguments(request: StageRequest) -> list[str]:
     """Return the command-line arguments for `assemble` that run one planned stage."""
+    folders = {str(given.path.parent): None for given in request.files.values() if given.source}
+    named = [f"{stage}={given.path}" for stage, given in request.files.items() if not given.source]
     return [
         "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []), *(["--rerun"] if request.rerun else []),
-        *given_arguments(request.files),
+        *(word for folder in folders for word in ("--released", folder)),
+        *(word for file in named for word in ("--given", file)),
         "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), "--unless_done",
     ]  # fmt: skip
-
-
-def given_arguments(files: Mapping[str, Given]) -> list[str]:
-    """Return the flags that name the files of given stages."""
-    released = {str(given.path.parent): None for given in files.values() if given.source}
-    named = [f"{stage}={given.path}" for stage, given in files.items() if not given.source]
-    return [
-        *(word for folder in released for word in ("--released", folder)),
-        *(word for file in named for word in ("--given", file)),
-    ]
 
 
 def check_configurations(requests: Sequence[StageRequest]) -> None:

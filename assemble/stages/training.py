@@ -45,7 +45,13 @@ def train_and_test(
     sessions = Sessions(records.git_state(checkout()), partial(_on_resume, request, metrics_file))
     cli = _build_stage(request, config, sessions, preemption, metrics_file)
     trainer = cli.trainer
-    wandb = _begin_output(request, cli, sessions.git) if main_process else None
+    wandb = None
+    if main_process:
+        resolved = cli.resolved()
+        # Write $RUN instead of the folder, so that a run with this file as --config doesn't write into it.
+        kept = records.portable(resolved, [(str(request.directory), "$RUN")])
+        write_atomically(request.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
+        wandb = _wandb_of(request, resolved, sessions.git)
     if wandb is not None:
         trainer.loggers = [metrics_file, wandb, *trainer.loggers[1:]]
         preemption.close = partial(wandb.finish, 1)
@@ -109,15 +115,6 @@ def _build_stage(
     if (end_ranks := getattr(trainer.strategy.launcher, "kill", None)) is not None:
         stopping.at_end(lambda _: end_ranks(signal.SIGKILL))
     return cli
-
-
-def _begin_output(request: StageRequest, cli: StageCLI, git: Mapping[str, Any]) -> StageWandbLogger | None:
-    """Write the resolved configuration and begin the W&B run."""
-    resolved = cli.resolved()
-    # Write $RUN instead of the folder, so that a run with this file as --config doesn't write into it.
-    kept = records.portable(resolved, [(str(request.directory), "$RUN")])
-    write_atomically(request.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
-    return _wandb_of(request, resolved, git)
 
 
 @contextmanager
