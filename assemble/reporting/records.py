@@ -417,7 +417,7 @@ def _git(root: Path, *arguments: str) -> str | None:
             ["git", "--no-optional-locks", "-C", str(root), *arguments],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=300,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

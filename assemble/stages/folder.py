@@ -24,7 +24,7 @@ from common.errors import StageError
 from common.files import cache_folder, digest, lock, make_folder, sweep, write_atomically
 
 #: Seconds to wait for a stage's lock.
-LOCK_PATIENCE = 6.0
+LOCK_PATIENCE = 30.0
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def claimed(request: StageRequest) -> Iterator[None]:
             f"{request.stage} cannot write into {path.parent}: {error.strerror}; give another folder with --runs"
         ) from None
     with opened as file:
-        # Loader processes of a killed run hold the lock for up to a second.
+        # Loader processes of a killed run hold the lock for a second, or for longer on a busy machine.
         deadline, held = time.monotonic() + LOCK_PATIENCE, None
         while held is None:
             try:
