@@ -217,6 +217,10 @@ class Record:
     def folder(self, root: Path) -> Path:
         return run_folder(root, self.paper, self.scale, self.draw, self.stage, bool(self.given))
 
+    def saved(self, digest: str | None) -> bool:
+        """Check whether one of the checkpoints has this digest. Old records list none, so assume that it has."""
+        return not self.checkpoints or digest in self.checkpoints.values()
+
     @property
     def of_authors(self) -> bool:
         """Check that every given stage, if any, uses the authors' weights."""

@@ -126,11 +126,11 @@ def _write_identity(request: StageRequest) -> None:
 
 def _digest_of(field: str, child: StageRequest) -> str:
     """Return the digest of the parent's checkpoint for a field. Refuse a digest that the parent's record lacks."""
-    name, parent, path = child.configuration.start_from, child.parents[field], child.start(field)
+    parent, path = child.parents[field], child.start(field)
     assert path is not None
     record = finished_record(parent)
     content = digest(path, "sha256")
-    if record is not None and record.checkpoints.get(name, content) != content:
+    if record is not None and not record.saved(content):
         raise StageError(
             f"{child.stage} starts from {path}, which was replaced after {parent.stage} finished: restore the file, or "
             f"delete {parent.directory} to train {parent.stage} again"

@@ -128,9 +128,7 @@ def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tupl
 def _lost_checkpoints(request: StageRequest, done: Collection[tuple[int, str]]) -> Iterator[tuple[str, str, str]]:
     """Yield a row for each finished parent whose checkpoint is missing. Without a child to run, nobody needs it."""
     for name, parent in request.parents.items():
-        path = request.start(name)
-        if parent.given is None and parent.key in done and path is not None and not path.is_file():
-            problem = f"missing: {path}; restore it, or delete {parent.directory} to train {parent.stage} again"
+        if parent.given is None and parent.key in done and (problem := request.lost_start(name)):
             yield f"checkpoint of {parent.stage}", "", problem
 
 
