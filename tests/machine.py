@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,10 @@ def runs(pid: int) -> bool:
 
 def descendants(pid: int) -> list[int]:
     """Return the processes that a process started, directly or indirectly."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(word) for path in tasks for word in path.read_text(encoding="ascii").split()]
+    children: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread just ended
+            children += map(int, path.read_text(encoding="ascii").split())
     return [*children, *(below for child in children for below in descendants(child))]
 
 
