@@ -133,11 +133,10 @@ def _lost_checkpoints(request: StageRequest, done: Collection[tuple[int, str]]) 
 
 
 def _status(entry: dict[str, Any], data: Path, statuses: dict[str, DatasetStatus]) -> DatasetStatus:
-    # Ignore the length of clips, since the overview opens no files.
-    arguments = {name: value for name, value in entry["init_args"].items() if name != "common_seconds"}
-    key = f"{entry['class_path']} {arguments}"
+    dataset = dataset_of(entry, data)
+    key = f"{type(dataset)} {vars(dataset)}"
     if key not in statuses:
-        statuses[key] = dataset_of({**entry, "init_args": arguments}, data).status()
+        statuses[key] = dataset.status()
     return statuses[key]
 
 
