@@ -20,7 +20,6 @@ from common import files
 from common.errors import printable
 
 if TYPE_CHECKING:
-    from assemble.reporting.records import Record
     from assemble.reporting.tables import StageInstance
 
 
@@ -30,38 +29,16 @@ def list_(paper: PaperName | None = None, *, scale: Scale = "mini", runs: Runs =
     For each stage, shows how long it takes on this machine and which runs exist.
     """
     if paper is None:
-        _list_papers(scale, runs or runs_root())
+        _list_papers()
     else:
         _list_paper(paper_named(paper), scale, runs or runs_root())
     return 0
 
 
-def _list_papers(scale: str, runs: Path) -> None:
-    from assemble.reporting.records import expected_seconds
-    from assemble.reporting.tables import expand, load
-    from assemble.stages.plan import default_jobs, side_by_side
-    from assemble.stages.recipes import recipes_of
-
-    rows = []
-    for paper in existing_papers():
-        source, (here, promoted) = load(paper.name), _records(paper, scale, runs)
-        parents = {stage.id: stage.parents.values() for stage in expand(source, scale, everything=False)}
-        seconds = expected_seconds(parents, here, promoted)
-        counts = [str(len(source.tables)), str(len(recipes_of(paper.name)))]
-        counts.append(f"{len(parents)}, {len(seconds)} with records")
-        time = duration(side_by_side(seconds, parents, default_jobs("cpu"))) if seconds else "-"
-        rows.append((paper.short, paper.title, *counts, time))
-    print_rows(("paper", "title", "tables", "recipes", f"stages at {scale}", "time, one seed"), rows)
-    print("stages and time are for `make reproduce-<paper>`, without stages that run only on request")
-    print(f"`assemble list {existing_papers()[0].short}` shows a paper's tables, rows, stages and recipes")
-
-
-def _records(paper: Paper, scale: str, runs: Path) -> tuple[list[Record], list[Record]]:
-    """Return the records of local runs, then the promoted records."""
-    from assemble.reporting.records import find
-    from assemble.reporting.results import find_promoted
-
-    return find(runs, paper.name, scale), find_promoted(paper.name, scale)
+def _list_papers() -> None:
+    papers = existing_papers()
+    print_rows(("paper", "title", "what it does"), [(paper.short, paper.title, paper.about) for paper in papers])
+    print(f"`assemble list {papers[0].short}` shows a paper's tables, rows, stages and recipes")
 
 
 def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
@@ -96,9 +73,10 @@ def _list_paper(paper: Paper, scale: str, runs: Path) -> None:
 
 
 def _print_stages(paper: Paper, scale: str, runs: Path, instances: Sequence[StageInstance]) -> None:
-    from assemble.reporting.records import expected_seconds
+    from assemble.reporting.records import expected_seconds, find
+    from assemble.reporting.results import find_promoted
 
-    here, promoted = _records(paper, scale, runs)
+    here, promoted = find(runs, paper.name, scale), find_promoted(paper.name, scale)
     seconds = expected_seconds([stage.id for stage in instances], here, promoted)
     rows = []
     for stage in instances:

@@ -7,7 +7,7 @@ import traceback
 from typing import TYPE_CHECKING, Annotated
 
 from assemble.commands.parsing import Option, PaperNames, Runs, at_least
-from assemble.reporting.papers import existing_papers, paper_named, runs_root
+from assemble.reporting.papers import papers_named, runs_root
 from common import files
 from common.errors import StageError, is_ours
 
@@ -36,7 +36,7 @@ def gpu_check(
 
     from assemble.reporting import records
 
-    measured = [paper_named(name) for name in papers] or existing_papers()
+    measured = papers_named(papers)
     if recipe and len(measured) != 1:
         raise StageError("--recipe needs one paper")
     from assemble.stages.gpu_check import measure

@@ -25,8 +25,8 @@ from assemble.reporting.papers import (
     SCALES,
     Paper,
     checkout,
-    existing_papers,
     paper_named,
+    papers_named,
     runs_root,
 )
 from common import files
@@ -50,7 +50,7 @@ FreshRuns = Annotated[
 
 
 def _names(papers: Sequence[str]) -> list[str]:
-    return [paper.name for paper in [paper_named(name) for name in papers] or existing_papers()]
+    return [paper.name for paper in papers_named(papers)]
 
 
 def tables(

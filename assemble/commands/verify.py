@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from assemble.commands.parsing import Option, PaperNames, at_least, one_of
 from assemble.reporting import code, records
 from assemble.reporting.draws import INSTRUCTION_SETS, NATIVE
-from assemble.reporting.papers import Paper, checkout, existing_papers, paper_named, runs_root
+from assemble.reporting.papers import Paper, checkout, papers_named, runs_root
 from assemble.reporting.progress import duration
 from common.errors import StageError
 from common.files import write_atomically
@@ -57,7 +57,7 @@ def verify(
         raise StageError("--precision tf32 needs an NVIDIA GPU: add --device cuda")
     accelerators = _gpu() if device == "cuda" else []
     precisions = precision or (["32", "tf32", "bf16"] if accelerators else ["32"])
-    chosen = [paper_named(name) for name in papers] or existing_papers()
+    chosen = papers_named(papers)
     folder, began = folder or runs_root() / "verify", time.monotonic()
     jobs = jobs or default_jobs("gpu1" if accelerators else "cpu")
     width = max(len(paper.title) for paper in chosen)
@@ -196,7 +196,7 @@ def _difference_text(difference: Any, fingerprint: Any, values: Any) -> str:
         return f"{stage}: is new, and the fingerprint lacks it"
     place = f"{stage}, step {difference.step}, {difference.quantity}"
     if new is None or old is None:
-        return f"{place}: {'is not logged, but was' if new is None else 'is new'}"
+        return f"{place}: {'has no finite value, but had one' if new is None else 'is new'}"
     digits = 4
     while digits < 9 and f"{new:.{digits}g}" == f"{old:.{digits}g}":
         digits += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ def _headed(file: Path, changed: int) -> Paper:
         block = re.search(r"^paper:.*\n(?:[ #].*\n|\n)*", read_text(file), re.MULTILINE)
         head = parse_yaml(block[0])["paper"] if block else {}
         return Paper(file.parent.name, **{**head, "order": int(head.get("order", 0))})
+
+
+def papers_named(names: Sequence[str]) -> list[Paper]:
+    """Find several papers. No name means all papers."""
+    return [paper_named(name) for name in names] or existing_papers()
 
 
 def paper_named(name: str) -> Paper:

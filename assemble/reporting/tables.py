@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from statistics import fmean
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import (
@@ -546,14 +545,9 @@ def entries(source: Tables, instance: str, scale: str, given: Collection[str] = 
 def summary(
     source: Tables, instance: str, scale: str, metrics: Mapping[str, float | None], given: Collection[str] = ()
 ) -> dict[str, float]:
-    """Return a finished stage's cells: `table/<table>/<metric>` (measured) and `published/<table>/<metric>`.
-
-    If the stage starts from given weights, the measured keys start with `given/` instead of `table/`.
-    """
-    cells: dict[str, float] = {}
-    for table, row, metric in entries(source, instance, scale, given):
+    """Return a finished stage's cells as `table/<table>/<metric>`. From given weights, the keys start with `given/`."""
+    kind, cells = "given" if given else "table", dict[str, float]()
+    for table, _, metric in entries(source, instance, scale, given):
         if (value := metrics.get(metric.key)) is not None:
-            cells[f"{'given' if given else 'table'}/{table.id}/{metric.id}"] = value
-            if metric.id in row.published:
-                cells[f"published/{table.id}/{metric.id}"] = fmean(row.published[metric.id].ends)
+            cells[f"{kind}/{table.id}/{metric.id}"] = value
     return cells

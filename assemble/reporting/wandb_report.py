@@ -78,14 +78,12 @@ def _runset(name: str, paper: str, scale: str, stages: Sequence[str] = (), colum
 
 
 def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
-    """Build a run set per row, a chart per metric, and separate charts of published values."""
+    """Build a run set per row and a chart per metric."""
     result = filled.result
     table, scale = result.table, result.scale
     metrics = [metric for metric in table.metrics if not metric.hidden]
-    # Runs at other scales don't log published values.
     kind, given = "given" if result.given else "table", {stage for r in result.records for stage in r.given}
-    kinds = (kind, "published") if scale == "paper" else (kind,)
-    keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics for kind in kinds]
+    keys = [f"summary:{kind}/{table.id}/{m.id}" for m in metrics]
     runsets = []
     stages_of = {r.label: {m.id: source.instances(table, r, m, scale, given) for m in metrics} for r in result.rows}
     for row in result.rows:
@@ -100,9 +98,6 @@ def _table_panels(source: Tables, filled: render.Filled) -> wr.PanelGrid:
         better = ", lower is better" if metric.better == "down" else ""
         title = f"{metric.title}, measured at {scale}{result.origin and f', {result.origin}'}{better}"
         panels.append(_bars(title, f"{kind}/{table.id}/{metric.id}"))
-        published = any(metric.id in row.published and stages_of[row.label][metric.id] for row in result.rows)
-        if published and render.is_paired(result, metric):
-            panels.append(_bars(f"{metric.title}, published", f"published/{table.id}/{metric.id}"))
     return wr.PanelGrid(runsets=runsets, panels=panels)
 
 

@@ -124,9 +124,6 @@ def resolve(
         raise ConfigurationError(
             "--data.dataset.root is not read, since data.world makes the data: add --data.dataset or --data.world null"
         )
-    ours: Any = merged.get("ours") or ()
-    if not isinstance(ours, list | tuple):
-        raise ConfigurationError(f"{origin('ours', layers)}: 'ours' must be a list of fields, got {ours!r}")
     config = _for_lightning(merged, layers, layers[len(files) :], seed)
     if rehearsal:
         published = resolve(
@@ -135,9 +132,8 @@ def resolve(
         )  # fmt: skip
         deviations += _changes(published.config, config)
     trains, start_from = bool(merged.get("trains", True)), str(merged.get("start_from", "last"))
-    return RunConfiguration(
-        paper, recipe, scale, tuple(layers), config, tuple(deviations), trains, start_from, tuple(ours)
-    )
+    ours = tuple(merged.get("ours") or ())
+    return RunConfiguration(paper, recipe, scale, tuple(layers), config, tuple(deviations), trains, start_from, ours)
 
 
 def _for_lightning(merged: dict[str, Any], layers: list[Layer], changes: list[Layer], seed: int) -> dict[str, Any]:

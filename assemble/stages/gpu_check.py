@@ -19,7 +19,7 @@ from torch.utils import benchmark
 from assemble.reporting import records
 from assemble.reporting.papers import checkout, paper_named
 from assemble.reporting.records import Record
-from assemble.stages.configuration import RunConfiguration, resolve
+from assemble.stages.configuration import resolve
 from assemble.stages.estimate import estimate
 from assemble.stages.synthetic import StopAfter, synthetic_training
 from common.errors import StageError
@@ -82,15 +82,8 @@ def measure(
         ) from None
     waits = sum("called a synchronizing" in str(warning.message) for warning in caught)
     metrics = {"flops": estimated.flops / estimated.accumulated, "matrix_rate": rate, **watch.metrics(waits)}
-    return _record_of(run, metrics, precision, size, steps, started), watch.kernels()
-
-
-def _record_of(
-    run: RunConfiguration, metrics: dict[str, Any], precision: str, size: int, steps: int, started: datetime
-) -> Record:
-    cuda = metrics["peak_bytes"] is not None
     config_hash = records.config_hash(run.config)
-    return Record(
+    record = Record(
         paper=run.paper,
         stage=f"gpu_check_{run.recipe}",
         recipe=run.recipe,
@@ -111,6 +104,7 @@ def _record_of(
         started=started.isoformat(),
         wall_seconds=(datetime.now(UTC) - started).total_seconds(),
     )
+    return record, watch.kernels()
 
 
 def matrix_rate(device: str, precision: str, side: int) -> float:

@@ -14,9 +14,9 @@ from assemble.reporting.papers import paper_named, working_folder
 from assemble.reporting.progress import duration
 from assemble.reporting.records import config_hash
 from assemble.reporting.results import find_promoted
-from assemble.reporting.tables import StageInstance, expand, load
+from assemble.reporting.tables import StageInstance, expand
 from assemble.stages.configuration import RunConfiguration
-from assemble.stages.given import Given, started
+from assemble.stages.given import started
 from assemble.stages.request import (
     Selection,
     StageRequest,
@@ -58,12 +58,10 @@ def plan_stages(paper: str, selection: Selection) -> list[Planned]:
         stages = ", ".join([*selection.given, *selection.absent])
         raise ReportingError(f"--released, --given: no selected stage starts from {stages}")
     if not instances:
-        if not any(selection.scale in table.scales for table in load(name).tables):
-            raise ReportingError(f"{paper_named(name).title} has no table at the scale {selection.scale!r}")
-        if given := ", ".join([*selection.tables, *selection.rows]):
-            raise ReportingError(
-                f"--tables, --rows: {given} has nothing to run at the scale {selection.scale!r}; set --scale"
-            )
+        raise ReportingError(
+            f"{paper_named(name).title}: no selected table or row has stages at scale {selection.scale}; change "
+            "--scale, --tables or --rows, or add --everything"
+        )
     requests = [request for seed in selection.seeds for request in requests_for(name, instances, selection, seed)]
     planned: dict[tuple[int, str], Planned] = {}
     for request in requests:
@@ -169,22 +167,15 @@ def default_jobs(hardware: str) -> int:
 
 def fit_arguments(request: StageRequest) -> list[str]:
     """Return the command-line arguments for `assemble` that run one planned stage."""
+    folders = {str(given.path.parent): None for given in request.files.values() if given.source}
+    named = [f"{stage}={given.path}" for stage, given in request.files.items() if not given.source]
     return [
         "fit", f"{request.paper}/{request.stage}", "--scale", request.scale, "--seed", str(request.seed),
         *(["--isa", request.isa] if request.isa != NATIVE else []), *(["--rerun"] if request.rerun else []),
-        *given_arguments(request.files),
+        *(word for folder in folders for word in ("--released", folder)),
+        *(word for file in named for word in ("--given", file)),
         "--hardware", request.hardware, "--runs", str(request.runs), "--data", str(request.data), "--unless_done",
     ]  # fmt: skip
-
-
-def given_arguments(files: Mapping[str, Given]) -> list[str]:
-    """Return the flags that name the files of given stages."""
-    released = {str(given.path.parent): None for given in files.values() if given.source}
-    named = [f"{stage}={given.path}" for stage, given in files.items() if not given.source]
-    return [
-        *(word for folder in released for word in ("--released", folder)),
-        *(word for file in named for word in ("--given", file)),
-    ]
 
 
 def check_configurations(requests: Sequence[StageRequest]) -> None:

@@ -45,7 +45,13 @@ def train_and_test(
     sessions = Sessions(records.git_state(checkout()), partial(_on_resume, request, metrics_file))
     cli = _build_stage(request, config, sessions, preemption, metrics_file)
     trainer = cli.trainer
-    wandb = _begin_output(request, cli, sessions.git) if main_process else None
+    wandb = None
+    if main_process:
+        resolved = cli.resolved()
+        # Write $RUN instead of the folder, so that a run with this file as --config doesn't write into it.
+        kept = records.portable(resolved, [(str(request.directory), "$RUN")])
+        write_atomically(request.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
+        wandb = _wandb_of(request, resolved, sessions.git)
     if wandb is not None:
         trainer.loggers = [metrics_file, wandb, *trainer.loggers[1:]]
         preemption.close = partial(wandb.finish, 1)
@@ -111,15 +117,6 @@ def _build_stage(
     return cli
 
 
-def _begin_output(request: StageRequest, cli: StageCLI, git: Mapping[str, Any]) -> StageWandbLogger | None:
-    """Write the resolved configuration and begin the W&B run."""
-    resolved = cli.resolved()
-    # Write $RUN instead of the folder, so that a run with this file as --config doesn't write into it.
-    kept = records.portable(resolved, [(str(request.directory), "$RUN")])
-    write_atomically(request.directory / "config.yaml", yaml.safe_dump(kept, sort_keys=False))
-    return _wandb_of(request, resolved, git)
-
-
 @contextmanager
 def _finishing(wandb: StageWandbLogger | None) -> Iterator[None]:
     """Finish the W&B run. Mark the run as failed if the body raises an error."""
@@ -164,7 +161,7 @@ def _wandb_of(request: StageRequest, resolved: dict[str, Any], git: Mapping[str,
             "given": given,
             "hardware": request.hardware,
         },
-        whole=request.published,
+        whole=request.scale == "paper",
         notes="\n".join(filter(None, (run.describe(), run.describe_ours() and f"ours: {run.describe_ours()}"))),
     )
     if wandb is not None:
@@ -186,8 +183,7 @@ def _summary_of(request: StageRequest, metrics: Mapping[str, float | None]) -> d
         for name, value in summaries(request.directory / "metrics.csv").items()
         if name.endswith((":min", ":max"))
     }
-    summary = {**metrics, **cells, **ends}
-    return {k: v for k, v in summary.items() if request.published or not k.startswith("published/")}
+    return {**metrics, **cells, **ends}
 
 
 def _record_of(
