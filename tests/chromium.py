@@ -38,6 +38,7 @@ def opened(address: str, profile: Path) -> Iterator[Any]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(DRIVER))
     driver.set_page_load_timeout(LONG)
+    driver.set_script_timeout(LONG)
     try:
         driver.get(address)
         yield driver

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import signal
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-#: Timeout in seconds that is long enough for any step, even on a slow machine.
-LONG = 600.0
+#: Timeout in seconds that is long enough for any step, even on a slow machine. It ends before pytest's limit.
+LONG = 500.0
 
 
 def until(condition: Callable[[], Any], what: str = "", seconds: float = LONG) -> Any:
@@ -36,8 +40,10 @@ def runs(pid: int) -> bool:
 
 def descendants(pid: int) -> list[int]:
     """Return the processes that a process started, directly or indirectly."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    children = [int(word) for path in tasks for word in path.read_text(encoding="ascii").split()]
+    children: list[int] = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):  # the thread just ended
+            children += map(int, path.read_text(encoding="ascii").split())
     return [*children, *(below for child in children for below in descendants(child))]
 
 
@@ -45,6 +51,24 @@ def group_runs(group: int) -> bool:
     """Check whether any process of a group runs."""
     found = map(_status, Path("/proc").glob("[0-9]*"))
     return any(state not in "ZX" and own == str(group) for state, _, own, *_ in found)
+
+
+def send_when_caught(process: subprocess.Popen[Any], number: int, send: Callable[[int, int], object] = os.kill) -> bool:
+    """Send a signal when a process catches SIGTERM. Return False if the process ends before.
+
+    At another time, the signal would end the process at once.
+    """
+    while process.poll() is None:
+        os.kill(process.pid, signal.SIGSTOP)  # nothing must change between the check and the signal
+        caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8"))
+        catches = caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+        if catches:
+            send(process.pid, number)
+        os.kill(process.pid, signal.SIGCONT)
+        if catches:
+            return True
+        time.sleep(0.05)
+    return False
 
 
 def promised(what: str) -> bool:

@@ -126,6 +126,10 @@ def parse(command: Command, name: str, given: Sequence[str]) -> functools.partia
         if rest[0].startswith("--"):
             hint = f": {nearest(rest[0], [flag for flag in parser._option_string_actions if flag.startswith('--')])}"
         parser.error(f"unrecognized arguments: {' '.join(rest)}{hint}")
+    place = values.get(places[0]) if rest else None
+    flag = next((argument for argument in rest if argument.startswith("--") and "=" not in argument), None)
+    if isinstance(place, str) and flag and given.index(flag) < given.index(place):
+        parser.error(f"give {places[0]} before {flag}, whose value was read as the {places[0]}")
     defaults = {parameter.name: parameter.default for parameter in parameters}
     positional = [values.pop(place, defaults[place]) for place in places]
     for group, kind in groups.items():

@@ -196,7 +196,7 @@ def _difference_text(difference: Any, fingerprint: Any, values: Any) -> str:
         return f"{stage}: is new, and the fingerprint lacks it"
     place = f"{stage}, step {difference.step}, {difference.quantity}"
     if new is None or old is None:
-        return f"{place}: {'is not logged, but was' if new is None else 'is new'}"
+        return f"{place}: {'has no finite value, but had one' if new is None else 'is new'}"
     digits = 4
     while digits < 9 and f"{new:.{digits}g}" == f"{old:.{digits}g}":
         digits += 1

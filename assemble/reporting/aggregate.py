@@ -123,11 +123,8 @@ def select(records: Iterable[Record], paper: str, scale: str, given: bool = Fals
         for start in record.parents.values():
             key = (start["stage"], record.draw)
             parent = kept.get(key)
-            checkpoints = parent.checkpoints.values() if parent else ()  # old records have none
-            if key in newest and (
-                parent is None
-                or parent.lineage_hash != start["lineage_hash"]
-                or (checkpoints and start.get("digest") not in checkpoints)
+            if key in newest and not (
+                parent and parent.lineage_hash == start["lineage_hash"] and parent.saved(start.get("digest"))
             ):
                 return start["stage"]
         return None

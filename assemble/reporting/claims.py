@@ -13,6 +13,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from scipy.special import stdtrit
+
 from assemble.reporting.aggregate import TableResult
 from assemble.reporting.draws import Draw, by_seed
 from assemble.reporting.predicates import CellName, Comparison
@@ -162,8 +164,6 @@ def interval_of(values: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % confidence interval of the mean by Student's t, or None for fewer than two values."""
     if len(values) < 2:
         return None
-    from scipy.special import stdtrit
-
     mean = statistics.fmean(values)
     half = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(values) / math.sqrt(len(values))
     return mean - half, mean + half

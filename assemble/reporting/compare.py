@@ -18,6 +18,7 @@ from statistics import fmean, median, variance
 from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
+from scipy.special import chdtri, stdtr, stdtrit
 
 from assemble.reporting.aggregate import Cell, collect
 from assemble.reporting.claims import seed_means
@@ -127,8 +128,6 @@ class Compared:
 def _compared(
     table: Table, row: Row, metric: Metric, scale: str, mine: Cell, reference: Cell, share: float | None
 ) -> Compared:
-    from scipy.special import stdtr, stdtrit
-
     tolerance, last_digit = metric.tolerance.get(scale), 0.5 * 10.0**-metric.decimals
     same = _same_seed(mine, reference, share, (tolerance or 0.0) / 4, last_digit)
     fewer = _per_seed(mine) - _per_seed(reference)  # A mean of fewer roundings varies more.
@@ -177,8 +176,6 @@ def _rounding(reference: Cell, share: float | None) -> tuple[float, int]:
 
 def _share(references: Iterable[Cell]) -> float | None:
     """Return the rounding variance divided by the variance over seeds (median over cells), or None if unknown."""
-    from scipy.special import chdtri
-
     shares = []
     for cell in references:
         means, (rounding, degrees) = seed_means(cell.values), _rounding(cell, None)
@@ -194,8 +191,6 @@ def _same_seed(mine: Cell, reference: Cell, share: float | None, floor: float, l
     The prediction is the seed's recorded mean, shrunk towards the mean over seeds. It shrinks by the share of rounding
     in the variance of the seed's mean.
     """
-    from scipy.special import stdtr, stdtrit
-
     measured, recorded = by_seed(mine.values), by_seed(reference.values)
     if share is None or len(recorded) < 2 or not measured.keys() & recorded.keys():
         return None

@@ -217,6 +217,10 @@ class Record:
     def folder(self, root: Path) -> Path:
         return run_folder(root, self.paper, self.scale, self.draw, self.stage, bool(self.given))
 
+    def saved(self, digest: str | None) -> bool:
+        """Check whether one of the checkpoints has this digest. Old records list none, so assume that it has."""
+        return not self.checkpoints or digest in self.checkpoints.values()
+
     @property
     def of_authors(self) -> bool:
         """Check that every given stage, if any, uses the authors' weights."""
@@ -417,7 +421,7 @@ def _git(root: Path, *arguments: str) -> str | None:
             ["git", "--no-optional-locks", "-C", str(root), *arguments],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=300,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

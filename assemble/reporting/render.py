@@ -537,7 +537,7 @@ def rich_judged(judged: Sequence[Judged]) -> RichTable:
     """Write claims or checks for the terminal, grouped by table."""
     table = RichTable(box=box.SIMPLE_HEAD)
     heads = judged_cells(judged[0])
-    several = len({claim.origin for claim in judged}) > 1  # then the heading of each table says whose weights it is of
+    several = len({claim.origin for claim in judged}) > 1  # the heading of each table says whose weights were measured
     for head in heads:
         table.add_column(head.replace("ours", "measured") if several else head)
     for (name, scale, origin), group in groupby(judged, key=lambda j: (j.table, j.scale, j.origin)):

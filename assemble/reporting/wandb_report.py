@@ -57,10 +57,7 @@ def paper_report(paper: Paper, records: Sequence[Record], entity: str = "") -> w
         }
         for title, some in panels.items():
             blocks += [wr.H2(title), wr.PanelGrid(runsets=runs, panels=some)]
-    return _report(f"{paper.title}: published and measured", entity, blocks)
-
-
-def _report(title: str, entity: str, blocks: list[Any]) -> wr.Report:
+    title = f"{paper.title}: published and measured"
     return wr.Report(project=project(), entity=entity, title=title, blocks=blocks, width="fluid")
 
 

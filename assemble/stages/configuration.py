@@ -28,7 +28,7 @@ from assemble.stages.layers import SWITCHES, Layer, classes_in, leaves, load_yam
 from assemble.stages.overrides import check_given, check_lengths, field_layers, parse_overrides
 from assemble.stages.recipes import REHEARSAL, hardware_layer, limit_devices, overlay_layers, recipe_layers, scales_of
 from common.errors import ConfigurationError, nearest
-from common.types import class_at
+from common.types import arguments_of, class_at, outside
 
 #: Keys of a YAML layer that only the stack reads, not LightningCLI.
 #: `most_devices` is the largest number of devices per node that can share the recipe's groups of samples.
@@ -230,8 +230,6 @@ def check_keys(config: dict[str, Any], layers: Sequence[Layer]) -> None:
 
 def check_arguments(config: dict[str, Any], layers: Sequence[Layer]) -> None:
     """Refuse classes that cannot be imported, unknown arguments of classes, and arguments that are out of range."""
-    from common.types import arguments_of, outside
-
     parts = [("trainer", "lightning.pytorch.Trainer", config.get("trainer") or {})]
     parts += [
         (f"{path}.init_args", str(node["class_path"]), node.get("init_args") or {})

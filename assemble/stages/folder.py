@@ -24,7 +24,7 @@ from common.errors import StageError
 from common.files import cache_folder, digest, lock, make_folder, sweep, write_atomically
 
 #: Seconds to wait for a stage's lock.
-LOCK_PATIENCE = 6.0
+LOCK_PATIENCE = 30.0
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def claimed(request: StageRequest) -> Iterator[None]:
             f"{request.stage} cannot write into {path.parent}: {error.strerror}; give another folder with --runs"
         ) from None
     with opened as file:
-        # Loader processes of a killed run hold the lock for up to a second.
+        # Loader processes of a killed run hold the lock for a second, or for longer on a busy machine.
         deadline, held = time.monotonic() + LOCK_PATIENCE, None
         while held is None:
             try:
@@ -126,11 +126,11 @@ def _write_identity(request: StageRequest) -> None:
 
 def _digest_of(field: str, child: StageRequest) -> str:
     """Return the digest of the parent's checkpoint for a field. Refuse a digest that the parent's record lacks."""
-    name, parent, path = child.configuration.start_from, child.parents[field], child.start(field)
+    parent, path = child.parents[field], child.start(field)
     assert path is not None
     record = finished_record(parent)
     content = digest(path, "sha256")
-    if record is not None and record.checkpoints.get(name, content) != content:
+    if record is not None and not record.saved(content):
         raise StageError(
             f"{child.stage} starts from {path}, which was replaced after {parent.stage} finished: restore the file, or "
             f"delete {parent.directory} to train {parent.stage} again"

@@ -199,7 +199,7 @@ def _start(directory: Path, mode: Any, whole: bool, about: Mapping[str, Any]) ->
         mode=mode,
         resume="allow" if mode == "online" else None,
         settings=wandb.Settings(
-            init_timeout=20,
+            init_timeout=60,
             # If the network dies, unsent data stay in the folder.
             finish_timeout=120 if whole else 30,
             silent=mode == "offline",

@@ -128,18 +128,15 @@ def _read_by(item: Planned, statuses: dict[str, DatasetStatus]) -> Iterator[tupl
 def _lost_checkpoints(request: StageRequest, done: Collection[tuple[int, str]]) -> Iterator[tuple[str, str, str]]:
     """Yield a row for each finished parent whose checkpoint is missing. Without a child to run, nobody needs it."""
     for name, parent in request.parents.items():
-        path = request.start(name)
-        if parent.given is None and parent.key in done and path is not None and not path.is_file():
-            problem = f"missing: {path}; restore it, or delete {parent.directory} to train {parent.stage} again"
+        if parent.given is None and parent.key in done and (problem := request.lost_start(name)):
             yield f"checkpoint of {parent.stage}", "", problem
 
 
 def _status(entry: dict[str, Any], data: Path, statuses: dict[str, DatasetStatus]) -> DatasetStatus:
-    # Ignore the length of clips, since the overview opens no files.
-    arguments = {name: value for name, value in entry["init_args"].items() if name != "common_seconds"}
-    key = f"{entry['class_path']} {arguments}"
+    dataset = dataset_of(entry, data)
+    key = f"{type(dataset)} {vars(dataset)}"
     if key not in statuses:
-        statuses[key] = dataset_of({**entry, "init_args": arguments}, data).status()
+        statuses[key] = dataset.status()
     return statuses[key]
 
 

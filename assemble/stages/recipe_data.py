@@ -35,17 +35,21 @@ def entries_read(section: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def dataset_of(entry: dict[str, Any], data: Path) -> MediaDataset:
-    """Build the data set that a mapping names, in the folder `data`."""
+    """Build the data set that a mapping names, in the folder `data`, without the clips' minimum length.
+
+    To check this length, a listing would open every file.
+    """
     substituted = substitute(entry, {"DATA": str(data)})
-    dataset: MediaDataset = class_at(substituted["class_path"])(**(substituted.get("init_args") or {}))
+    arguments = {n: value for n, value in (substituted.get("init_args") or {}).items() if n != "common_seconds"}
+    dataset: MediaDataset = class_at(substituted["class_path"])(**arguments)
     return dataset
 
 
 def datasets_of(paper: str, data: Path) -> list[MediaDataset]:
     """Return the distinct data sets of a paper's published recipes."""
     configs = [resolve(paper, recipe, scale="paper").config for recipe in _published_recipes(paper)]
-    entries = {str(entry): entry for config in configs for entry in dataset_entries(config.get("data"))}
-    return [dataset_of(entry, data) for entry in entries.values()]
+    datasets = [dataset_of(entry, data) for config in configs for entry in dataset_entries(config.get("data"))]
+    return [*{f"{type(dataset)} {vars(dataset)}": dataset for dataset in datasets}.values()]
 
 
 def files_of(paper: str, data: Path) -> list[FileStatus]:

@@ -110,6 +110,13 @@ class StageRequest:
             return self.given.path
         return self.directory / "checkpoints" / f"{name}.ckpt"
 
+    def lost_start(self, name: str) -> str:
+        """Say what to do about a field's checkpoint if the file is missing, else return an empty text."""
+        path, parent = self.start(name), self.parents[name]
+        if path is None or path.is_file():
+            return ""
+        return f"missing: {path}; restore it, or delete {parent.directory} to train {parent.stage} again"
+
     @functools.cached_property
     def configuration(self) -> RunConfiguration:
         """Return the merged configuration, without the parents' paths."""
@@ -165,8 +172,7 @@ def trained_again(stage: StageRequest, digests: Mapping[str, str]) -> str:
     """Name a parent that was trained again since it had these `digests`. Return an empty text if there is none."""
     for name, parent in stage.parents.items():
         record = _own_record(parent)
-        digest = record and record.checkpoints.get(stage.configuration.start_from)
-        if digest and digest != digests.get(name):
+        if record and not record.saved(digests.get(name)):
             return parent.stage
     return ""
 

@@ -140,11 +140,8 @@ def stage_configuration(request: StageRequest, required: bool = True) -> dict[st
                 f"first run `assemble reproduce {paper_named(request.paper).short} "
                 f"--scale {request.scale} --stages {parent.stage}` with the same --seeds, --hardware and --runs"
             )
-        if required and not path.is_file():
-            raise StageError(
-                f"{request.stage} starts from {path} ({name}), which is missing: restore it, or delete "
-                f"{parent.directory} to train {parent.stage} again"
-            )
+        if required and (problem := request.lost_start(name)):
+            raise StageError(f"{request.stage} starts from {parent.stage} ({name}): {problem}")
         if path.is_file():
             config = merge(config, place(config, name, str(path)))
     return config

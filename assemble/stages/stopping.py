@@ -93,7 +93,7 @@ class _Listener:
         # Print in a thread: the main thread may hold the lock of a stream.
         last = threading.Thread(target=self._last_words, daemon=True)
         last.start()
-        last.join(30.0 if STOP.received == REQUEUE_SIGNAL else 2.0)
+        last.join(30.0 if STOP.received == REQUEUE_SIGNAL else 10.0)
         # If a rank fails, its launcher kills rank 0, which may be requeueing.
         os._exit(128 + (STOP.received or signal.SIGTERM) if is_main_process() else 0)
 

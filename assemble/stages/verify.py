@@ -22,7 +22,7 @@ from typing import Any
 
 from assemble.reporting import records
 from assemble.reporting.curves import read_points
-from assemble.reporting.draws import NATIVE, instruction_sets_here
+from assemble.reporting.draws import NATIVE, instruction_sets_here, use
 from assemble.reporting.papers import Paper, checkout
 from assemble.stages import stopping
 from assemble.stages.plan import plan_stages
@@ -266,7 +266,6 @@ def _finished(requests: Sequence[StageRequest]) -> list[StageRequest]:
 
 def _run(paper: str, selection: str, jobs: str, precision: str) -> int:
     """Run the stages in a new process, which has not imported torch."""
-    from assemble.reporting.draws import use
     from assemble.stages.rehearse import rehearse
     from assemble.stages.reproduce import run_paper
 

@@ -78,10 +78,6 @@ def kept_at(listing: Listing) -> Path:
     return cache_folder() / "durations" / f"{listing.name}-{key}.npy"
 
 
-def is_measured(listing: Listing) -> bool:
-    return not np.isnan(_kept(listing)).any()
-
-
 def _kept(listing: Listing) -> npt.NDArray[np.float64]:
     with contextlib.suppress(OSError, ValueError, EOFError):  # a damaged cache is measured again
         measured = np.load(kept_at(listing))

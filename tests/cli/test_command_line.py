@@ -40,7 +40,7 @@ def test_help_lists_and_tables_do_not_import_torch(arguments: list[str]) -> None
         "finally: print('LOADED', [name for name in ('torch', 'lightning') if name in sys.modules])"
     )
     command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=project_root(), timeout=LONG, check=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=project_root(), timeout=LONG, check=True)
     assert done.stdout.endswith("LOADED []\n")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from assemble.commands.main import main
 from assemble.reporting.papers import existing_papers
-from assemble.stages.recipe_data import files_of
+from assemble.stages.recipe_data import datasets_of, files_of
 from common.data.overview import released_files
 from common.data.regions import RegionFeatures
 from common.data.text_features import FeatureStore
@@ -38,6 +38,11 @@ def test_every_file_that_a_recipe_reads_is_described(tmp_path: Path):
     assert "weights/t5-base" in named["vx2text"]
     assert "audioset/unbalanced_train-100k.txt" in named["avid_cma"]
     assert not any(status.present for own in named.values() for status in own.values())
+
+
+def test_a_data_set_of_several_recipes_is_read_once(tmp_path: Path) -> None:
+    titles = [dataset.full_title for dataset in datasets_of("avid_cma", tmp_path)]  # probes take shorter clips
+    assert titles.count("Kinetics-400") == 1
 
 
 def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

@@ -157,6 +157,21 @@ def test_listed_files_that_are_missing_are_counted(kind: type[MediaDataset], tmp
     assert any("listed" in note and "are missing, such as" in note for note in dataset.status().notes)
 
 
+def test_empty_files_and_broken_links_do_not_count_as_found(tmp_path: Path):
+    dataset = UCF101(WRITERS[UCF101](tmp_path / "data"))
+    first, *others = [clip.path for clip in dataset.listing("train", 1)]
+    first.write_bytes(b"")
+    count = len(others) + 1
+    note = f"train 1: 1 of {count} clips that were looked at are empty or broken links, such as {first.name}"
+    assert note in dataset.status().notes
+    for path in others:
+        path.unlink()
+        path.symlink_to(tmp_path / "nowhere.avi")
+    status = dataset.status()
+    assert "train 1" not in status.counts
+    assert f"UCF-101: train 1: {count} of {count} clips that were looked at are empty" in status.problems[0]
+
+
 # -------------------------------------------------------------------------------------------------------- Kinetics-400
 def test_kinetics_splits_number_the_classes_alike_when_one_lacks_a_class(tmp_path: Path):
     write_kinetics(tmp_path, ["archery", "bowling", "yoga"], 1, folders=["train"])

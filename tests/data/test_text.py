@@ -147,8 +147,8 @@ for kind in KINDS:
 
 def test_learning_gives_the_same_in_every_process() -> None:
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
-    done = subprocess.run([sys.executable, "-c", LEARN], env=environment, capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    done = subprocess.run([sys.executable, "-c", LEARN], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == [learnt(kind).content.hex() for kind in KINDS]
 
 

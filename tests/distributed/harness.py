@@ -60,7 +60,7 @@ def run_distributed(function: Callable[..., Any], world_size: int = 2, *args: An
                     try:
                         succeeded, value = pipes[rank].recv()
                     except EOFError:
-                        processes[rank].join(1)
+                        processes[rank].join(LONG)
                         raise AssertionError(f"rank {rank} died with code {processes[rank].exitcode}") from None
                     if not succeeded:
                         raise AssertionError(f"rank {rank} raised:\n{value}")

@@ -40,7 +40,8 @@ def _task(command: list[str], environment: dict[str, str]) -> str:
     """Run a command in a new process, and return its output."""
     os.environ.update(environment)
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert main(command) == 0
+        status = main(command)
+    assert status == 0, printed.getvalue()
     return printed.getvalue()
 
 
@@ -116,6 +117,10 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,bf_interval=1
 MpiDefault=none
+MessageTimeout=100
+BatchStartTimeout=500
+KillWait=500
+UnkillableStepTimeout=500
 MailProg=/bin/true
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=4 RealMemory=1000
@@ -143,6 +148,7 @@ class Cluster:
             ["slurmctld", "-D", "-i"],
             ["slurmd", "-D"],
         ]
+        self.address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}  # the host's name may not resolve
         self.daemons = []
         for command in commands:
             with (folder / f"{command[0]}.out").open("wb") as out:
@@ -151,8 +157,7 @@ class Cluster:
         until(lambda: "idle" in self.ask("sinfo", "-h", "-o", "%T"))
 
     def environment(self, **more: str) -> dict[str, str]:
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}  # the host's name may not resolve
-        return _environment(SLURM_CONF=str(self.file), **address, **more)
+        return _environment(SLURM_CONF=str(self.file), **self.address, **more)
 
     def ask(self, *command: str, **more: str) -> str:
         done = subprocess.run(
@@ -161,7 +166,7 @@ class Cluster:
         return (done.stdout + done.stderr).strip()
 
     def state(self, job: str) -> str:
-        return re.search(r"JobState=(\w+)", self.ask("scontrol", "show", "job", job))[1]  # type: ignore[index]
+        return until(lambda: re.search(r"JobState=(\w+)", self.ask("scontrol", "show", "job", job)))[1]
 
     def close(self) -> None:
         self.ask("scancel", "--user=root", "--full", "--signal=KILL")
@@ -226,15 +231,15 @@ def test_slurm_requeues_and_cancels_a_stage_with_loaders(cluster: Cluster, tmp_p
     text = log.read_text(encoding="utf-8")
     saved = re.search(r"stopped by SIGUSR1 after step (\d+) and saved", text)
     assert saved is not None, text
-    assert text.count(f"job {job} was requeued") == 1
+    assert text.count(f"job {job} was requeued") == 1, text
     cluster.ask("scontrol", "update", f"JobId={job}", "StartTime=now")  # by default, SLURM waits for two minutes
     until(lambda: trains(int(saved[1]) + 3))
     cluster.ask("scancel", job)
     until(lambda: cluster.state(job) == "CANCELLED" and "stopped by SIGTERM" in log.read_text(encoding="utf-8"))
     text = log.read_text(encoding="utf-8")
     assert f"resumes from step {saved[1]}" in text
-    assert "stopped by SIGTERM after step " in text
-    assert "Traceback" not in text
+    assert "stopped by SIGTERM after step " in text, text
+    assert "Traceback" not in text, text
     runs = [path.stem for path in tmp_path.rglob("run-*.wandb")]
     assert len(runs) == 2
     assert len(set(runs)) == 1
@@ -247,5 +252,6 @@ def test_slurm_runs_a_stage_with_two_tasks(cluster: Cluster, tmp_path: Path) -> 
     options = ["--parsable", "--nodes=1", "--ntasks-per-node=2", f"--output={log}"]
     job = cluster.ask("sbatch", *options, f"--wrap=srun --kill-on-bad-exit=1 {fit}")
     until(lambda: cluster.state(job) not in ("PENDING", "RUNNING", "COMPLETING"))
-    assert log.read_text(encoding="utf-8").count("record: ") == 1
+    text = log.read_text(encoding="utf-8")
+    assert text.count("record: ") == 1, text
     assert len(list(tmp_path.rglob("record.json"))) == 1

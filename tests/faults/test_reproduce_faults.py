@@ -23,7 +23,7 @@ from assemble.stages.plan import plan_stages
 from assemble.stages.request import Selection
 from common.errors import Preempted, StageError
 from tests.distributed.harness import ending_as_a_group
-from tests.machine import LONG, runs, until
+from tests.machine import LONG, runs, send_when_caught, until
 
 
 def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
@@ -32,18 +32,19 @@ def test_termination_leaves_no_worker_behind(tmp_path: Path) -> None:
     A second SIGTERM changes nothing.
     """
     command = [sys.executable, "-m", "assemble", "reproduce", "mct", "--scale", "smoke", "--jobs", "2"]
-    options = ["--stages", "moco_v2", "mct", "--runs", str(tmp_path)]
+    # With many seeds, the command isn't finished before the signal comes.
+    options = ["--stages", "moco_v2", "mct", "--seeds", *map(str, range(8)), "--runs", str(tmp_path)]
     process = subprocess.Popen(
         [*command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     with ending_as_a_group(process):
-        # When both folders are locked, both workers have begun.
+        # When two folders are locked, both workers have begun.
         until(lambda: len(list(tmp_path.rglob(".*.lock"))) >= 2 or process.poll() is not None)
         process.terminate()
         time.sleep(0.3)
-        process.terminate()
+        send_when_caught(process, signal.SIGTERM)
         output, _ = process.communicate(timeout=LONG)
-        assert process.returncode == 143
+        assert process.returncode == 143, output
         assert "stopped; rerun the command to resume" in output
 
 
@@ -75,6 +76,7 @@ class _Begun:
         asked: list[int] = []
         before = signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
         (self.folder / f"began {self.trains}").touch()
+        until((self.folder / f"began {not self.trains}").exists)  # each stage gets a worker
         while self.trains and not asked:
             time.sleep(0.05)
         if self.trains:
@@ -97,7 +99,6 @@ def test_a_worker_that_saved_does_not_wait_for_one_that_is_gone(tmp_path: Path) 
         workers += pool._processes.values()  # type: ignore[attr-defined]
         assert len(workers) == 2
         assert isinstance(ended.exception(LONG), StageError)
-        until((tmp_path / "began True").exists)
         for worker in workers:
             worker.terminate()
         stopping.start()

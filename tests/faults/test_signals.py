@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from typing import Any
 from tests.distributed.harness import ending_as_a_group, free_port
 from tests.distributed.small_mct import small_layer
 from tests.distributed.stages import over
-from tests.machine import LONG, until
+from tests.machine import LONG, send_when_caught, until
 
 #: A program that runs a command and gives a stage three seconds to save. The ranks run the same file.
 IMPATIENT = """
@@ -47,23 +46,14 @@ def _stop(process: subprocess.Popen[str], after: float, number: int) -> None:
         assert process.returncode == 0, output
         return  # this run was faster than the timed run
     except subprocess.TimeoutExpired:
-        # Wait until the process catches SIGTERM. An earlier signal would end the process at once.
-        until(lambda: process.poll() is not None or _listens(process.pid))
-        if process.returncode is not None:
-            return
         # A terminal sends Ctrl-C to every process.
-        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        if not send_when_caught(process, number, os.killpg if number == signal.SIGINT else os.kill):
+            return
     with ending_as_a_group(process):
         output, _ = process.communicate(timeout=LONG)
         assert process.returncode in (128 + number, -number), output
         assert "FAILED" not in output
         assert "Traceback" not in output
-
-
-def _listens(pid: int) -> bool:
-    """Check whether a process catches SIGTERM."""
-    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(encoding="utf-8"))
-    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def _results(runs: Path) -> dict[str, Any]:

@@ -76,32 +76,32 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
+def a_record(stage: str = "esc@base", seed: int = 0, value: float = 50.0, **fields: Any) -> Record:
+    """Make a valid record. Keyword arguments replace the record's fields."""
+    config = fields.pop("config", {"seed_everything": seed, "model": {"rate": 0.1}, "data": {"root": "/somewhere"}})
+    values: dict[str, Any] = {
+        "paper": "mct",
+        "stage": stage,
+        "recipe": stage.split("@")[0],
+        "job": "probe",
+        "row": stage.split("@")[1] if "@" in stage else None,
+        "scale": "mini",
+        "seed": seed,
+        "metrics": {"test/top1": value},
+        "config_hash": records.config_hash(config),
+        "lineage_hash": "0" * 12,
+        "config": config,
+        "git": {"revision": "a" * 40, "dirty": False},
+        "started": "2026-01-02T03:04:05Z",
+        "hardware": {"cpu": "Some CPU", "cores": 2, "memory_gib": 4.0, "accelerators": []},
+        "wall_seconds": 60.0,
+    }
+    return Record(**(values | fields))
+
+
 @pytest.fixture
 def make_record() -> MakeRecord:
-    """Return a function that makes a valid record. Keyword arguments replace the record's fields."""
-
-    def make(stage: str = "esc@base", seed: int = 0, value: float = 50.0, **fields: Any) -> Record:
-        config = fields.pop("config", {"seed_everything": seed, "model": {"rate": 0.1}, "data": {"root": "/somewhere"}})
-        values: dict[str, Any] = {
-            "paper": "mct",
-            "stage": stage,
-            "recipe": stage.split("@")[0],
-            "job": "probe",
-            "row": stage.split("@")[1] if "@" in stage else None,
-            "scale": "mini",
-            "seed": seed,
-            "metrics": {"test/top1": value},
-            "config_hash": records.config_hash(config),
-            "lineage_hash": "0" * 12,
-            "config": config,
-            "git": {"revision": "a" * 40, "dirty": False},
-            "started": "2026-01-02T03:04:05Z",
-            "hardware": {"cpu": "Some CPU", "cores": 2, "memory_gib": 4.0, "accelerators": []},
-            "wall_seconds": 60.0,
-        }
-        return Record(**(values | fields))
-
-    return make
+    return a_record
 
 
 @pytest.fixture

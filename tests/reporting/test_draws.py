@@ -104,5 +104,5 @@ def test_torch_obeys() -> None:
         "from assemble.reporting.draws import use; use('sse41'); import torch;"
         "print(torch.backends.cpu.get_cpu_capability())"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.strip() == "DEFAULT"

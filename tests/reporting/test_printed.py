@@ -97,6 +97,7 @@ def test_what_commands_print(
     (running / "identity.json").write_text("{}")
     os.utime(running / "identity.json", (0, 0))
     (running / "progress.json").write_text('{"step": 30, "share": 0.25, "loss": 1.5, "left": 75.0}')
+    os.utime(running / "progress.json", (4e9, 4e9))  # after two minutes, the stage would count as stopped
     for stage, value in (("ucf_1@base", 51.0), ("ucf_1@better", 40.0), ("esc@base", 25.0)):
         media = [f"media/{name}" for name in MEDIA] if stage.endswith("base") else []
         folder = saved(stage, 0, value, started="2026-02-03T04:05:06Z", media=media)

@@ -22,8 +22,8 @@ from assemble.reporting.records import Record, RecordError, config_hash
 from assemble.reporting.results import find_promoted, promoted_curves, write_results
 from assemble.stages.plan import plan_stages
 from assemble.stages.request import Selection
-from tests.reporting.conftest import AUTHORS, Capsys, MakeRecord, Save, Saved, out_of_date
-from tests.reporting.test_records import CONFIGS, METRICS, a_record
+from tests.reporting.conftest import AUTHORS, Capsys, MakeRecord, Save, Saved, a_record, out_of_date
+from tests.reporting.test_records import CONFIGS, METRICS
 
 PAPERS = [paper.name for paper in existing_papers()]
 
