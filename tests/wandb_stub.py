@@ -45,7 +45,6 @@ class StoredRun:
         fields: from the last upsert that had them: displayName, groupName, jobType, tags, notes, project.
         config: the configuration, without W&B's {"value": ...} around each value.
         files: file name, such as `wandb-history.jsonl` -> line number -> line of a streamed file.
-        uploads: content of the uploaded files.
         exit_code: None until the run ended.
         used: names of the artifacts that the run used.
     """
@@ -53,7 +52,6 @@ class StoredRun:
     fields: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[int, str]] = field(default_factory=dict)
-    uploads: dict[str, bytes] = field(default_factory=dict)
     exit_code: int | None = None
     used: list[str] = field(default_factory=list)
 
@@ -277,12 +275,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         content = self._body()
-        _, kind, owner, name = self.path.split("/", 3)
-        with self.stub.lock:
-            if kind == "manifest":
+        _, kind, owner, _ = self.path.split("/", 3)
+        if kind == "manifest":
+            with self.stub.lock:
                 self.stub.artifacts[int(owner)].manifest = json.loads(content)
-            elif kind == "put":
-                self.stub.run(owner).uploads[name] = content
         self._reply({})
 
     def do_POST(self) -> None:

@@ -39,6 +39,10 @@ def gpu_check(
     measured = papers_named(papers)
     if recipe and len(measured) != 1:
         raise StageError("--recipe needs one paper")
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise StageError("--device cuda: torch finds no GPU on this machine; --device cpu --small runs the same code")
     from assemble.stages.gpu_check import measure
 
     heads = ("paper", "recipe", "card", "batch", "ms/step", "TFLOP/s", "of the card's rate", "peak GB", "idle", "waits")

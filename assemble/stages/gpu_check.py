@@ -21,7 +21,7 @@ from assemble.reporting.papers import checkout, paper_named
 from assemble.reporting.records import Record
 from assemble.stages.configuration import resolve
 from assemble.stages.estimate import estimate
-from assemble.stages.synthetic import StopAfter, synthetic_training
+from assemble.stages.synthetic import StopAfter, quiet, synthetic_training
 from common.errors import StageError
 from common.training.callbacks import StepSeed
 from common.training.examples import RandomTensors
@@ -57,8 +57,6 @@ def measure(
     """
     name = paper_named(paper).name
     cuda = device == "cuda"
-    if cuda and not torch.cuda.is_available():
-        raise StageError("--device cuda: torch finds no GPU on this machine; --device cpu --small runs the same code")
     run = resolve(name, recipe or paper_named(paper).recipe, scale=scale, hardware="gpu8", arguments=arguments)
     small = scale == "smoke"
     size = size or (4 if small else max(int(run.config["data"]["init_args"]["batch_size"]) // DEVICES, 2))
@@ -74,7 +72,7 @@ def measure(
     estimated = estimate(run, size)
     rate = matrix_rate(device, precision, side=8192 if cuda else 256)
     try:
-        with warnings.catch_warnings(record=True, action="always") as caught:
+        with quiet(), warnings.catch_warnings(record=True, action="always") as caught:
             synthetic_training(run, trainer, RandomTensors(), size).run()
     except torch.OutOfMemoryError as error:
         raise StageError(

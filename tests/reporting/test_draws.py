@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from assemble.reporting import draws, records
-from assemble.reporting.aggregate import collect
 from assemble.reporting.draws import INSTRUCTION_SETS, Draw, machine_isa, use
-from assemble.reporting.tables import load
 from common.errors import StageError
 from tests.reporting.conftest import MakeRecord, Save, Saved
 
@@ -40,21 +38,6 @@ def test_a_record_without_rounding_is_native_and_others_lie_apart(
     assert save(rounding) == project / "runs/mct/mini/seed0-sse41/esc@base"
     saved()
     assert [r.draw for r in records.find(project / "runs", "mct")] == [Draw(0), Draw(0, "sse41")]
-
-
-def test_roundings_of_a_seed_are_draws_of_their_own(project: Path, make_record: MakeRecord) -> None:
-    found = [
-        make_record("esc@base", 0, 10.0),
-        make_record("esc@base", 0, 20.0, hardware=rounded("sse41")),
-        # The parent has the same draw.
-        make_record("base", 0, lineage_hash="n", hardware=rounded("avx2")),
-        make_record(
-            "esc@base", 0, 30.0, hardware=rounded("avx2"), parents={"x": {"stage": "base", "lineage_hash": "n"}}
-        ),
-    ]
-    cell = collect(load("mct"), "mini", found)[0].cells["New", "esc"]
-    assert cell.values == {Draw(0): 10.0, Draw(0, "sse41"): 20.0, Draw(0, "avx2"): 30.0}
-    assert cell.spread == pytest.approx(10.0)
 
 
 def test_what_the_environment_asks_for_must_be_what_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,12 @@ def test_a_step_is_measured_kept_and_shown(tmp_path: Path, capsys: pytest.Captur
     assert "gpu_check_moco_v2" in capsys.readouterr().out
 
 
+def test_a_missing_gpu_is_named_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert main(["gpu-check"]) == 2
+    assert capsys.readouterr().err.count("torch finds no GPU") == 1
+
+
 def test_a_gpu_has_kernels_and_a_cpu_has_operations() -> None:
     events = [
         SimpleNamespace(
