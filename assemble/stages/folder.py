@@ -43,17 +43,20 @@ def claimed(request: StageRequest) -> Iterator[None]:
         ) from None
     with opened as file:
         # Loader processes of a killed run hold the lock for a second, or for longer on a busy machine.
-        deadline, held = time.monotonic() + LOCK_PATIENCE, None
+        waited, held = 0.0, None
         while held is None:
             try:
                 held = lock(file, wait=False)
             except BlockingIOError:
-                if time.monotonic() > deadline:
+                if waited >= LOCK_PATIENCE:
                     raise StageError(
                         f"{request.stage} ({request.draw}) is already running in another process, which locks {path}; "
                         "wait for it, or stop it"
                     ) from None
-                time.sleep(0.2)
+                time.sleep(1)
+                waited += 1
+                if waited == 2:
+                    print(f"  {request.stage}: waits for another process, which locks {path}", flush=True)
         if not held:
             print(f"  {request.stage}: {path.parent} does not support locks: don't run this stage twice at once")
         yield

@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from assemble.reporting import records
-from assemble.stages.folder import prepare_folder
+from assemble.stages import folder as folders
+from assemble.stages.folder import claimed, prepare_folder
 from assemble.stages.plan import state_of
 from assemble.stages.request import identity_of
 from assemble.stages.run import run_stage
@@ -173,3 +174,15 @@ def test_a_change_that_is_taken_back_finds_its_finished_run(tmp_path: Path, caps
     (stage.directory / "identity.json").write_text("[]")
     with pytest.raises(StageError, match=r"identity\.json cannot be read"):
         prepare_folder(stage)
+
+
+def test_a_second_command_waits_for_the_stage_says_so_and_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(folders, "LOCK_PATIENCE", 2.0)
+    stage = request("avid/avid_joint", tmp_path)
+    with claimed(stage), pytest.raises(StageError, match="already running in another process"), claimed(stage):
+        pass
+    assert "avid_joint: waits for another process, which locks " in capsys.readouterr().out
+    with claimed(stage):
+        pass
