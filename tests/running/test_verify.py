@@ -37,7 +37,7 @@ def test_one_stage_of_each_recipe_is_recorded(rehearsal: bool) -> None:
     for paper in existing_papers():
         recorded = verify.read(paper, rehearsal)
         planned = verify.plan_stages(paper.name, verify.selection(paper, Path("none"), rehearsal=rehearsal))
-        assert list(recorded.stages) == [item.request.stage for item in planned]
+        assert sorted(recorded.stages) == sorted(item.request.stage for item in planned)
         everything = Selection("paper" if rehearsal else "smoke", rehearsal=rehearsal)
         recipes = {item.request.recipe for item in verify.plan_stages(paper.name, everything)}
         assert {item.request.recipe for item in planned} == recipes
