@@ -133,10 +133,31 @@ def seconds_left(seconds_of: Mapping[str, float], left: Sequence[Planned], jobs:
     """Estimate the time to run the stages in `left`, `jobs` at a time. A stage without records gets the mean time."""
     if not seconds_of:
         return None if left else 0.0
+    ordered = start_order(left, seconds_of, jobs)
+    parents = {item.request.key: [parent.key for parent in item.request.parents.values()] for item in ordered}
+    return side_by_side(_seconds_by_key(ordered, seconds_of), parents, jobs)
+
+
+def start_order(planned: Sequence[Planned], seconds_of: Mapping[str, float], jobs: int) -> list[Planned]:
+    """Order stages by seed, then by the time until their last descendant ends, longest first, so that no worker idles.
+
+    One worker keeps the order of the tables, which prints the first table sooner. Parents must come first.
+    """
+    if jobs == 1 or not seconds_of:
+        return list(planned)
+    seconds = _seconds_by_key(planned, seconds_of)
+    after = dict.fromkeys(seconds, 0.0)  # time from a stage's end to the end of its last descendant
+    for item in reversed(planned):
+        key = item.request.key
+        for parent in item.request.parents.values():
+            after[parent.key] = max(after.get(parent.key, 0.0), seconds[key] + after[key])
+    seeds = list(dict.fromkeys(seed for seed, _ in seconds))
+    return sorted(planned, key=lambda item: (seeds.index((key := item.request.key)[0]), -seconds[key] - after[key]))
+
+
+def _seconds_by_key(planned: Sequence[Planned], seconds_of: Mapping[str, float]) -> dict[tuple[int, str], float]:
     mean = sum(seconds_of.values()) / len(seconds_of)
-    requests = [item.request for item in left]
-    seconds = {request.key: seconds_of.get(request.stage, mean) for request in requests}
-    return side_by_side(seconds, {request.key: [p.key for p in request.parents.values()] for request in requests}, jobs)
+    return {item.request.key: seconds_of.get(item.request.stage, mean) for item in planned}
 
 
 def expected_text(left: float | None, measured_here: bool) -> str:

@@ -35,6 +35,7 @@ from assemble.stages.plan import (
     plan_stages,
     seconds_by_records,
     seconds_left,
+    start_order,
 )
 from assemble.stages.request import Selection, StageRequest, finished_record
 from common.errors import STOP, OtherCodeError, Preempted, StageError, is_ours, message
@@ -55,7 +56,8 @@ def run_paper(
     `keep` uses stages that other code trained, and resumes stages that other code began.
     """
     planned = _stages_to_run(paper, selection, keep, skip_missing)
-    queue = _Queue(planned, [item for item in planned if not item.done], jobs)
+    waiting = [item for item in planned if not item.done]
+    queue = _Queue(planned, start_order(waiting, seconds_by_records(planned)[0], jobs), jobs)
     _announce(paper_named(paper), planned, selection, queue.jobs)
     if not queue.waiting:
         return {}

@@ -19,7 +19,7 @@ from rich import get_console
 from assemble.commands.run import print_filled
 from assemble.reporting.progress import FILE, Watch, duration, read
 from assemble.reporting.records import Record
-from assemble.stages.plan import seconds_left
+from assemble.stages.plan import seconds_left, start_order
 from assemble.stages.request import Selection
 from common.files import console
 from common.training import callbacks
@@ -146,3 +146,18 @@ def test_stages_wait_for_their_parents_and_for_a_worker() -> None:
     assert seconds_left(known, [stage("probe")], 2) == 20
     assert seconds_left(known, [], 2) == 0
     assert seconds_left({}, [stage("new")], 2) is None
+
+
+def test_the_longest_chains_start_first_in_each_seed() -> None:
+    def stage(name: str, *parents: str, seed: int = 0) -> Any:
+        named = {parent: SimpleNamespace(key=(seed, parent)) for parent in parents}
+        return SimpleNamespace(request=SimpleNamespace(stage=name, key=(seed, name), parents=named))
+
+    known = {"short": 10.0, "probe": 1.0, "long": 50.0, "start": 20.0, "end": 20.0}
+    planned = [stage("short"), stage("probe", "short"), stage("start"), stage("end", "start"), stage("long")]
+    ordered = [item.request.stage for item in start_order(planned, known, 2)]
+    assert ordered == ["long", "start", "end", "short", "probe"]
+    assert seconds_left(known, planned, 2) == 51  # in the plan's order, 80
+    assert start_order(planned, known, 1) == start_order(planned, {}, 2) == planned
+    seeds = start_order([stage("short"), stage("long", seed=1)], known, 2)
+    assert [item.request.stage for item in seeds] == ["short", "long"]
