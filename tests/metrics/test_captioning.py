@@ -125,8 +125,10 @@ def test_missing_meteor_is_none_and_one_line(monkeypatch: pytest.MonkeyPatch, ca
         raise JavaUnavailable("no `java` on the PATH")
 
     monkeypatch.setattr(scoring, "meteor", missing)
+    scoring._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING):
-        scores = score_captions({0: "a dog"}, {0: ["a dog"]})
+        for _ in range(2):
+            scores = score_captions({0: "a dog"}, {0: ["a dog"]})
     assert scores.corpus["meteor"] is None
     assert scores.items["meteor"] is None
     assert "meteor" not in scores.measured

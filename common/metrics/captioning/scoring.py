@@ -9,6 +9,7 @@ import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from common.metrics.captioning.caption_set import CaptionSet, Floats
@@ -82,8 +83,14 @@ def score_captions(
         try:
             corpus["meteor"], items["meteor"] = meteor(captions)
         except JavaUnavailable as problem:
-            logger.warning("METEOR is not measured: %s", problem)
+            _warn_once(f"METEOR is not measured: {problem}")
     return CaptionScores(ids, corpus, items)
+
+
+@cache
+def _warn_once(text: str) -> None:
+    # A stage scores the same captions by several protocols.
+    logger.warning(text)
 
 
 Protocol = Literal["coco", "tvc", "avsd_1ref", "avsd7", "avsd8"]
